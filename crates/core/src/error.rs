@@ -1,0 +1,131 @@
+use std::error::Error as StdError;
+use std::fmt;
+
+/// A boxed error of somebody else's.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// What kind of thing went wrong; decides what the caller does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A URL, option or combination of options that cannot work.
+    Config,
+    /// The start-up checks found settings under which a message could be lost or take effect twice.
+    Unsafe,
+    /// The broker or store cannot be reached, or the connection broke.
+    Connection,
+    /// Credentials are missing or are not allowed to do this.
+    Permission,
+    /// The queue, table or account does not exist.
+    NotFound,
+    /// The service asked us to slow down.
+    Throttled,
+    /// No answer in time: it may or may not have happened.
+    Timeout,
+    /// The message itself cannot be taken: its form, its size, its characters.
+    Message,
+    /// The broker took the message but has no queue for it.
+    Unroutable,
+    /// The source, sink or store was closed.
+    Closed,
+    /// The store could not do it (disk full, corrupt file, failed commit).
+    Store,
+    /// Anything else.
+    Other,
+}
+
+/// What happened, to which queue and message, and whether trying again can help.
+///
+/// `Display` gives one line; [`source`](StdError::source) the cause. No secret appears in either.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    retryable: bool,
+    what: String,
+    queue: Option<String>,
+    message: Option<String>,
+    cause: Option<BoxError>,
+}
+
+impl Error {
+    /// An error of `kind`, with a sentence that says what happened and, where it helps, what to do.
+    /// Connection, throttling and time-out errors are retryable unless told otherwise.
+    pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
+        Self {
+            kind,
+            retryable: matches!(
+                kind,
+                ErrorKind::Connection | ErrorKind::Throttled | ErrorKind::Timeout
+            ),
+            what: what.into(),
+            queue: None,
+            message: None,
+            cause: None,
+        }
+    }
+
+    /// A [`Config`](ErrorKind::Config) error.
+    pub fn config(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Config, what)
+    }
+
+    /// Says whether trying again can help.
+    #[must_use]
+    pub fn retryable(mut self, retryable: bool) -> Self {
+        self.retryable = retryable;
+        self
+    }
+
+    /// Names the queue.
+    #[must_use]
+    pub fn on_queue(mut self, queue: impl Into<String>) -> Self {
+        self.queue = Some(queue.into());
+        self
+    }
+
+    /// Names the message.
+    #[must_use]
+    pub fn on_message(mut self, message: impl Into<String>) -> Self {
+        self.message = Some(message.into());
+        self
+    }
+
+    /// Adds the error that caused this one.
+    #[must_use]
+    pub fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// What kind of error it is.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        if let Some(queue) = &self.queue {
+            write!(f, " [queue {queue}]")?;
+        }
+        if let Some(message) = &self.message {
+            write!(f, " [message {message}]")?;
+        }
+        if let Some(cause) = &self.cause {
+            write!(f, ": {cause}")?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|e| e as _)
+    }
+}

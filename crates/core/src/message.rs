@@ -1,0 +1,202 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Text attributes of a message, sorted by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attributes(BTreeMap<String, String>);
+
+impl Attributes {
+    /// The value of `name`, if it is there.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// Sets `name` to `value` and returns what was there before.
+    pub fn insert(&mut self, name: impl Into<String>, value: impl Into<String>) -> Option<String> {
+        self.0.insert(name.into(), value.into())
+    }
+
+    /// Takes `name` out.
+    pub fn remove(&mut self, name: &str) -> Option<String> {
+        self.0.remove(name)
+    }
+
+    /// All attributes, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(k, v)| (k.as_str(), v.as_str()))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Attributes {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        Self(
+            pairs
+                .into_iter()
+                .map(|(k, v)| (k.into(), v.into()))
+                .collect(),
+        )
+    }
+}
+
+/// A message as every broker can carry it: what a [`Source`](crate::Source) delivers and a
+/// [`Sink`](crate::Sink) publishes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Message {
+    /// The payload.
+    pub body: Bytes,
+    /// Text attributes.
+    pub attributes: Attributes,
+    /// The id that the *producer* chose and repeats when it retries: a RabbitMQ `message_id`, an SQS
+    /// `MessageDeduplicationId`, a Service Bus `MessageId`. Never an id that the broker makes up per publish.
+    pub dedup_id: Option<String>,
+    /// Messages of one group take effect one after another: SQS message group, Pub/Sub ordering key,
+    /// Service Bus session. `None`: in no order with any other.
+    pub group: Option<String>,
+    /// The id that the *broker* gave, for logs and errors; a sink ignores it.
+    pub broker_id: Option<String>,
+    /// When it was published, by the broker's or the producer's clock.
+    pub published_at: Option<SystemTime>,
+}
+
+impl Message {
+    /// A message with this payload and nothing else.
+    pub fn new(body: impl Into<Bytes>) -> Self {
+        Self {
+            body: body.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Sets [`dedup_id`](Self::dedup_id).
+    #[must_use]
+    pub fn with_dedup_id(mut self, id: impl Into<String>) -> Self {
+        self.dedup_id = Some(id.into());
+        self
+    }
+
+    /// Sets [`group`](Self::group).
+    #[must_use]
+    pub fn with_group(mut self, group: impl Into<String>) -> Self {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Adds one attribute.
+    #[must_use]
+    pub fn with_attribute(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.attributes.insert(name, value);
+        self
+    }
+
+    /// Bytes of payload, attributes and ids: what bounds on bytes count.
+    pub fn size(&self) -> usize {
+        let text = |s: &Option<String>| s.as_ref().map_or(0, String::len);
+        let attributes: usize = self.attributes.iter().map(|(k, v)| k.len() + v.len()).sum();
+        self.body.len() + attributes + text(&self.dedup_id) + text(&self.group)
+    }
+
+    /// What people call this message: its dedup id, else the broker's id.
+    pub fn label(&self) -> &str {
+        self.dedup_id
+            .as_deref()
+            .or(self.broker_id.as_deref())
+            .unwrap_or("(no id)")
+    }
+}
+
+/// What a source needs in order to settle or extend one delivery; opaque to everyone else.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Receipt {
+    /// A number that is valid within one epoch of the source: a channel, a link, a row's lease.
+    Tag {
+        /// The channel, link or lease that the tag belongs to.
+        epoch: u64,
+        /// The number within the epoch.
+        tag: u64,
+    },
+    /// Text that the broker gave: a receipt handle, an ack id.
+    Handle(Arc<str>),
+}
+
+/// The broker's promise not to give a delivery to anyone else for now.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Lease {
+    /// When it ends, on the local monotonic clock, reckoned from *before* the request that began it.
+    /// `None`: it has no end of its own.
+    pub until: Option<Instant>,
+    /// Cancelled when the source learns that the lease is gone (a channel that died, a session lock that was lost).
+    pub lost: Option<CancellationToken>,
+}
+
+impl Lease {
+    /// A lease that ends at `until` and no sooner.
+    pub fn until(until: Instant) -> Self {
+        Self {
+            until: Some(until),
+            lost: None,
+        }
+    }
+
+    /// Ties the lease to something that can die earlier.
+    #[must_use]
+    pub fn tied_to(mut self, lost: CancellationToken) -> Self {
+        self.lost = Some(lost);
+        self
+    }
+}
+
+/// One delivery of a message, under a lease.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Delivery {
+    /// What was delivered.
+    pub message: Arc<Message>,
+    /// How to settle it.
+    pub receipt: Receipt,
+    /// How long it is ours.
+    pub lease: Lease,
+    /// Which delivery of this message this is, from 1, where the broker counts.
+    pub attempt: Option<u32>,
+    /// Why the adapter could not read it whole (a header of an unknown form, say). The pipeline dead-letters such a
+    /// delivery with this reason.
+    pub malformed: Option<String>,
+}
+
+impl Delivery {
+    /// A delivery with no count.
+    pub fn new(message: Message, receipt: Receipt, lease: Lease) -> Self {
+        Self {
+            message: Arc::new(message),
+            receipt,
+            lease,
+            attempt: None,
+            malformed: None,
+        }
+    }
+
+    /// Sets [`attempt`](Self::attempt).
+    #[must_use]
+    pub fn with_attempt(mut self, attempt: u32) -> Self {
+        self.attempt = Some(attempt);
+        self
+    }
+
+    /// Sets [`malformed`](Self::malformed).
+    #[must_use]
+    pub fn with_malformed(mut self, reason: impl Into<String>) -> Self {
+        self.malformed = Some(reason.into());
+        self
+    }
+}

@@ -1,0 +1,149 @@
+use std::str::FromStr;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::Error;
+
+/// The parameters of a URL, taken out one by one; what is left at the end is an error. Every adapter reads its URL with
+/// this, so that a misspelt parameter is never silently a default.
+#[derive(Debug)]
+pub struct Params {
+    given: Vec<(String, String)>,
+    known: Vec<&'static str>,
+}
+
+impl Params {
+    /// The parameters of `url`.
+    ///
+    /// # Errors
+    /// A parameter that is given twice.
+    pub fn of(url: &Url) -> Result<Self, Error> {
+        let mut given: Vec<(String, String)> = Vec::new();
+        for (name, value) in url.query_pairs() {
+            if given.iter().any(|(seen, _)| *seen == name) {
+                return Err(Error::config(format!(
+                    "the URL gives `{name}` twice; give it once"
+                )));
+            }
+            given.push((name.into_owned(), value.into_owned()));
+        }
+        Ok(Self {
+            given,
+            known: Vec::new(),
+        })
+    }
+
+    /// The text of parameter `name`.
+    pub fn text(&mut self, name: &'static str) -> Option<String> {
+        self.known.push(name);
+        let at = self.given.iter().position(|(given, _)| given == name)?;
+        Some(self.given.swap_remove(at).1)
+    }
+
+    /// Parameter `name` as a number, a `true`/`false`, or whatever else parses; `form` says in the error what was
+    /// expected.
+    ///
+    /// # Errors
+    /// It is there and does not parse.
+    pub fn parsed<T: FromStr>(
+        &mut self,
+        name: &'static str,
+        form: &str,
+    ) -> Result<Option<T>, Error> {
+        self.text(name)
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| Error::config(format!("`{name}={text}` is not {form}")))
+            })
+            .transpose()
+    }
+
+    /// Parameter `name` as a duration: a whole number with `ms`, `s`, `m`, `h` or `d`.
+    ///
+    /// # Errors
+    /// It is there and has another form.
+    pub fn duration(&mut self, name: &'static str) -> Result<Option<Duration>, Error> {
+        self.text(name)
+            .map(|text| {
+                parse_duration(&text).ok_or_else(|| {
+                    Error::config(format!(
+                        "`{name}={text}` is not a duration; write it like 500ms, 30s, 5m, 2h or 7d"
+                    ))
+                })
+            })
+            .transpose()
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// A parameter that nobody asked for; the error lists those that exist.
+    pub fn finish(self) -> Result<(), Error> {
+        match self.given.first() {
+            None => Ok(()),
+            Some((name, _)) => Err(Error::config(format!(
+                "unknown parameter `{name}` in the URL; known here: {}",
+                self.known.join(", ")
+            ))),
+        }
+    }
+}
+
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let number: u64 = text[..digits].parse().ok()?;
+    let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs);
+    match &text[digits..] {
+        "ms" => Some(Duration::from_millis(number)),
+        "s" => seconds(1),
+        "m" => seconds(60),
+        "h" => seconds(3_600),
+        "d" => seconds(86_400),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(query: &str) -> Params {
+        Params::of(&Url::parse(&format!("x://h/?{query}")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn unknown_parameters_are_named_with_the_known_ones() {
+        let mut params = params("prefetsch=10");
+        assert_eq!(params.text("prefetch"), None);
+        let error = params.finish().unwrap_err().to_string();
+        assert!(
+            error.contains("prefetsch") && error.contains("known here: prefetch"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn durations_have_units_and_do_not_overflow() {
+        assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
+        assert_eq!(parse_duration("7d"), Some(Duration::from_secs(604_800)));
+        for bad in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "1.5s",
+            "99999999999999999999s",
+            "18446744073709551615d",
+            "5 s",
+        ] {
+            assert_eq!(parse_duration(bad), None, "{bad}");
+        }
+        assert!(params("wait=soon").duration("wait").is_err());
+    }
+
+    #[test]
+    fn a_parameter_given_twice_is_refused() {
+        assert!(Params::of(&Url::parse("x://h/?a=1&a=2").unwrap()).is_err());
+    }
+}

@@ -1,0 +1,39 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::{Error, Message};
+
+/// A queue to publish to: dead letters, an outbox, tests.
+///
+/// All methods may be called concurrently. Each tries once: the caller retries, with the same dedup id.
+#[async_trait]
+pub trait Sink: Send + Sync + 'static {
+    /// The queue's name, for logs and errors. It holds no secret.
+    fn name(&self) -> &str;
+
+    /// Publishes each message; one result per message, in the same order. `Ok` means that the broker has confirmed that
+    /// it keeps the message durably in a queue. Messages of one group are published in the order given.
+    ///
+    /// Dropping the future leaves each message either published or not.
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>>;
+
+    /// Waits for what is under way, then closes. Closing twice is harmless.
+    ///
+    /// # Errors
+    /// The connection broke before everything was confirmed.
+    async fn close(&self) -> Result<(), Error>;
+}
+
+#[async_trait]
+impl<S: Sink + ?Sized> Sink for Arc<S> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        (**self).publish(batch).await
+    }
+    async fn close(&self) -> Result<(), Error> {
+        (**self).close().await
+    }
+}

@@ -1,0 +1,188 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::{Delivery, Error, Receipt};
+
+/// How much one [`Source::receive`] may return, and how long it may wait for the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// At most this many messages; at least 1.
+    pub messages: usize,
+    /// Stop adding messages once their sizes reach this; the first message is returned whatever its size.
+    pub bytes: usize,
+    /// Return empty-handed after this long.
+    pub wait: Duration,
+}
+
+/// What to do with one delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// It took effect: never deliver it again.
+    Ack,
+    /// Give it back; it may be delivered again once `delay` has passed.
+    Nack {
+        /// Zero: at once. Anything else needs [`Capabilities::delayed_nack`].
+        delay: Duration,
+    },
+    /// Move it to the queue's own dead-letter queue; needs [`Capabilities::dead_letter`].
+    DeadLetter {
+        /// Why, for whoever reads the dead-letter queue.
+        reason: String,
+    },
+}
+
+/// One delivery and what to do with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settlement {
+    /// Which delivery.
+    pub receipt: Receipt,
+    /// What to do with it.
+    pub action: Action,
+}
+
+/// A source's answer for one delivery, to a settlement or an extension.
+#[derive(Debug)]
+pub enum Answer {
+    /// It was done: confirmed by the broker where [`Capabilities::confirms_settle`] says so, otherwise handed to the
+    /// connection in full.
+    Applied,
+    /// The lease had ended; nothing was done and the message is or will be delivered again.
+    LeaseLost,
+    /// It may or may not have been done. Asking again is harmless while the lease lasts.
+    Unknown(Error),
+}
+
+impl Answer {
+    /// Whether it was done.
+    pub fn is_applied(&self) -> bool {
+        matches!(self, Self::Applied)
+    }
+}
+
+/// Who keeps the messages of one group in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ordering {
+    /// Nobody: messages have no group, or it is only a hint.
+    #[default]
+    None,
+    /// The source delivers in order to *one* consumer at a time, but does not hold back the rest of a group while its
+    /// head is out: a message given back may come after its successors, so the pipeline retries it in place.
+    Delivery,
+    /// The broker withholds a group while an earlier message of it is leased or delayed, so a head that is given back
+    /// with all that follows it comes back in order.
+    Group,
+}
+
+/// What a source can and cannot do. The conformance suite proves each claim, and asserts that what is not claimed is
+/// missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// The broker answers settlements, so `Applied` means that it knows.
+    pub confirms_settle: bool,
+    /// [`Source::extend`] works.
+    pub extend: bool,
+    /// Leases end by the clock (otherwise with the connection alone).
+    pub timed_lease: bool,
+    /// [`Action::Nack`] takes a delay.
+    pub delayed_nack: bool,
+    /// [`Action::DeadLetter`] works, with its reason.
+    pub dead_letter: bool,
+    /// [`Delivery::attempt`] is filled in.
+    pub counts_attempts: bool,
+    /// Order within a group.
+    pub ordering: Ordering,
+}
+
+/// The live queue's own settings, as far as the broker lets them be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Inspection {
+    /// How long a delivery is leased.
+    pub lease: Option<Duration>,
+    /// How long after its publication a message can still be delivered again.
+    pub retention: Option<Duration>,
+    /// After how many deliveries the broker gives up on a message by itself.
+    pub max_deliveries: Option<u32>,
+    /// Where the broker puts what it gives up on; `None` where it has no such place.
+    pub dead_letter: Option<String>,
+    /// How long the broker itself suppresses duplicates.
+    pub dedup_window: Option<Duration>,
+    /// Whether the queue keeps groups in order.
+    pub ordered: Option<bool>,
+    /// Settings that could not be read, each with the reason, for people.
+    pub unknown: Vec<String>,
+}
+
+/// A queue to take messages from: one per broker, thin. It has no retry, dedup or batching policy of its own; the
+/// pipeline has.
+///
+/// All methods may be called concurrently. None blocks the thread. Each tries once: the caller retries.
+#[async_trait]
+pub trait Source: Send + Sync + 'static {
+    /// The queue's name, for keys, logs and errors. It never changes and holds no secret.
+    fn name(&self) -> &str;
+
+    /// What this source can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Waits for at least one delivery and returns what is there, within `limit`; empty after [`Limit::wait`].
+    ///
+    /// Cancel safe: a delivery that was fetched for a dropped call is returned by a later call, or comes again when its
+    /// lease ends. Repeating an idempotent wait after a retryable error is the caller's part.
+    ///
+    /// # Errors
+    /// [`Closed`](crate::ErrorKind::Closed) after [`close`](Self::close); connection errors are retryable, a queue that
+    /// does not exist is not.
+    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error>;
+
+    /// Settles each delivery; one answer per settlement, in the same order, whatever happens to the others. Within one
+    /// group the settlements take effect as if made in the order given.
+    ///
+    /// Idempotent. Dropping the future leaves each settlement either made or not made.
+    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer>;
+
+    /// Prolongs leases so that they end `lease` from now; one answer per receipt, in the same order.
+    /// Without [`Capabilities::extend`] every answer is a non-retryable [`Answer::Unknown`].
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer>;
+
+    /// Reads the live queue's settings.
+    ///
+    /// # Errors
+    /// The queue does not exist, or may not be looked at.
+    async fn inspect(&self) -> Result<Inspection, Error>;
+
+    /// Stops receiving and gives back, in order, whatever is not settled. Every receipt is `LeaseLost` afterwards.
+    /// Closing twice is harmless.
+    ///
+    /// # Errors
+    /// The broker could not be told; the leases then end by themselves.
+    async fn close(&self) -> Result<(), Error>;
+}
+
+#[async_trait]
+impl<S: Source + ?Sized> Source for Arc<S> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+        (**self).receive(limit).await
+    }
+    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+        (**self).settle(batch).await
+    }
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+        (**self).extend(batch, lease).await
+    }
+    async fn inspect(&self) -> Result<Inspection, Error> {
+        (**self).inspect().await
+    }
+    async fn close(&self) -> Result<(), Error> {
+        (**self).close().await
+    }
+}

@@ -1,0 +1,185 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::{Error, Fingerprint, KeyDigest};
+
+/// A fencing token: of two claims on one key, the later has the higher token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Token(pub u64);
+
+/// Who claims: one random number per running pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner(pub u64);
+
+impl Owner {
+    /// A new owner, different from every other for all practical purposes.
+    pub fn random() -> Self {
+        Self(fastrand::u64(1..i64::MAX as u64))
+    }
+}
+
+/// A wish to own one key for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Digest of scope and dedup key.
+    pub key: KeyDigest,
+    /// Digest of the payload.
+    pub fingerprint: Fingerprint,
+}
+
+/// The store's answer to a [`Claim`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claimed {
+    /// The key is ours until the lease ends.
+    New {
+        /// Higher than every token given for this key before.
+        token: Token,
+        /// The key was taken over from a claim that had been marked as started and expired without a release: its
+        /// effect may or may not have happened.
+        uncertain: bool,
+    },
+    /// It took effect before.
+    Done {
+        /// What was recorded with it.
+        outcome: Option<Bytes>,
+    },
+    /// Someone else owns the key.
+    Busy {
+        /// When to ask again: the rest of the owner's lease, by the store's clock.
+        retry_in: Duration,
+    },
+    /// The key was used for another payload.
+    Conflict,
+}
+
+/// A claim that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The key.
+    pub key: KeyDigest,
+    /// The token it was claimed with.
+    pub token: Token,
+}
+
+/// The record that a message took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The claim under which it did.
+    pub held: Held,
+    /// Digest of the payload.
+    pub fingerprint: Fingerprint,
+    /// What to hand to later duplicates.
+    pub outcome: Option<Bytes>,
+    /// How long the record is kept at least.
+    pub retention: Duration,
+}
+
+/// The token is no longer the key's newest: somebody took the key over, or it is done already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fenced;
+
+/// One verdict per entry of a batch.
+pub type Verdicts = Vec<Result<(), Fenced>>;
+
+/// Where it is remembered which messages took effect.
+///
+/// One record per key: absent, claimed by an owner under a token until a time, or done. Expiry is judged by the store's
+/// own clock. Every call takes a batch, answers each entry in the same order, and treats the batch as if its entries
+/// came one after another (two claims on one key: the second is `Busy`).
+///
+/// Only `complete` must be durable when it returns. A claim may be forgotten if the store itself crashes; tokens stay
+/// monotonic even so.
+///
+/// All methods may be called concurrently and by many processes. Each tries once: the caller retries. An error means
+/// that the batch may or may not have been applied.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Claims keys for `lease`. A live claim of the *same* owner is taken over with a higher token, so a claim whose
+    /// answer was lost can be asked for again.
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error>;
+
+    /// Prolongs claims so that they end `lease` from now. A claim that expired but was not taken over is renewed.
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error>;
+
+    /// Marks claims as started, so that a takeover after expiry says [`uncertain`](Claimed::New::uncertain).
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error>;
+
+    /// Turns claims into durable records. An expired claim that was not taken over completes.
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error>;
+
+    /// Gives claims up: the keys are as if never claimed.
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error>;
+
+    /// Removes at most `limit` records whose retention has passed, and returns how many it removed. Never a claim that
+    /// is live.
+    async fn prune(&self, limit: usize) -> Result<usize, Error>;
+}
+
+/// A store whose transactions can carry the user's effects beside the record.
+#[async_trait]
+pub trait TransactionalStore: Store {
+    /// The transaction that handlers get as `&mut Tx`.
+    type Tx: Transaction;
+
+    /// Begins a transaction. It may wait for others to end when it is first used.
+    async fn begin(&self) -> Result<Self::Tx, Error>;
+}
+
+/// A database transaction that several messages may share, one after another. Each message's *part* ends in
+/// [`complete`](Self::complete) or [`undo`](Self::undo). Dropping the transaction undoes everything.
+#[async_trait]
+pub trait Transaction: Send + 'static {
+    /// Ends the current part: records that its message took effect, under its token. If it is `Fenced`, or an error, the
+    /// part is undone.
+    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error>;
+
+    /// Undoes what was done since the last part ended.
+    async fn undo(&mut self) -> Result<(), Error>;
+
+    /// Commits every completed part, durably. On an error it may or may not have been committed; redelivery tells.
+    async fn commit(self) -> Result<(), Error>;
+}
+
+#[async_trait]
+impl<S: Store + ?Sized> Store for Arc<S> {
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        (**self).claim(owner, batch, lease).await
+    }
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        (**self).renew(batch, lease).await
+    }
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        (**self).start(batch).await
+    }
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        (**self).complete(batch).await
+    }
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        (**self).release(batch).await
+    }
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        (**self).prune(limit).await
+    }
+}
+
+#[async_trait]
+impl<S: TransactionalStore + ?Sized> TransactionalStore for Arc<S> {
+    type Tx = S::Tx;
+
+    async fn begin(&self) -> Result<Self::Tx, Error> {
+        (**self).begin().await
+    }
+}
