@@ -1,0 +1,1 @@
+//! Write one handler; run it on any queue; every message takes effect once.

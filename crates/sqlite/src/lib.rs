@@ -1,0 +1,1 @@
+//! SQLite for onlyonce: dedup store, transactions that carry effects, and an embedded durable queue.

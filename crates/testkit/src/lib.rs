@@ -1,0 +1,1 @@
+//! Public conformance suites for any onlyonce source and store.
