@@ -2,6 +2,7 @@
 
 mod error;
 mod key;
+pub mod memory;
 mod message;
 mod params;
 mod sink;

@@ -37,8 +37,8 @@ pub enum Claimed {
     New {
         /// Higher than every token given for this key before.
         token: Token,
-        /// The key was taken over from a claim that had been marked as started and expired without a release: its
-        /// effect may or may not have happened.
+        /// The key was taken over from a claim that had been marked as started and was neither completed nor released:
+        /// its effect may or may not have happened. The mark outlives takeovers, until a claim is completed or released.
         uncertain: bool,
     },
     /// It took effect before.
@@ -51,7 +51,7 @@ pub enum Claimed {
         /// When to ask again: the rest of the owner's lease, by the store's clock.
         retry_in: Duration,
     },
-    /// The key was used for another payload.
+    /// The key was used for another payload: by a record, or by a claim that was not released, live or expired.
     Conflict,
 }
 
@@ -88,7 +88,7 @@ pub type Verdicts = Vec<Result<(), Fenced>>;
 ///
 /// One record per key: absent, claimed by an owner under a token until a time, or done. Expiry is judged by the store's
 /// own clock. Every call takes a batch, answers each entry in the same order, and treats the batch as if its entries
-/// came one after another (two claims on one key: the second is `Busy`).
+/// came one after another (two claims on one key: the second is `Busy`, although its owner is the same).
 ///
 /// Only `complete` must be durable when it returns. A claim may be forgotten if the store itself crashes; tokens stay
 /// monotonic even so.
@@ -97,8 +97,8 @@ pub type Verdicts = Vec<Result<(), Fenced>>;
 /// that the batch may or may not have been applied.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Claims keys for `lease`. A live claim of the *same* owner is taken over with a higher token, so a claim whose
-    /// answer was lost can be asked for again.
+    /// Claims keys for `lease`. A live claim of the *same* owner that an *earlier call* made is taken over with a higher
+    /// token, so a claim whose answer was lost can be asked for again.
     async fn claim(
         &self,
         owner: Owner,

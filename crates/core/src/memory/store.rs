@@ -1,0 +1,222 @@
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::{MemoryTx, later};
+use crate::{
+    Claim, Claimed, Completion, Error, Fenced, Fingerprint, Held, KeyDigest, Owner, Store, Token,
+    TransactionalStore, Verdicts,
+};
+
+/// A store in memory; clones share one set of records. Its transactions carry [effects](MemoryTx::push) that become
+/// visible in [`effects`](Self::effects) with the record, or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore {
+    records: Arc<Mutex<Records>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    by_key: HashMap<KeyDigest, Record>,
+    /// Ends of retention, so that pruning looks only at what it removes.
+    expiries: BTreeSet<(Instant, KeyDigest)>,
+    /// One counter for all keys: a key that was released and forgotten still never sees a lower token.
+    last_token: u64,
+    pub(super) effects: Vec<Bytes>,
+}
+
+#[derive(Debug)]
+struct Record {
+    fingerprint: Fingerprint,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Claimed {
+        owner: Owner,
+        token: Token,
+        until: Instant,
+        started: bool,
+    },
+    Done {
+        outcome: Option<Bytes>,
+    },
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Every effect that was committed, in that order.
+    pub fn effects(&self) -> Vec<Bytes> {
+        self.lock().effects.clone()
+    }
+
+    /// Forgets all claims and keeps all records: what a crash of a real store may do.
+    pub fn forget_claims(&self) {
+        let done = |record: &Record| matches!(record.state, State::Done { .. });
+        self.lock().by_key.retain(|_, record| done(record));
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn each<T>(
+        &self,
+        batch: &[T],
+        one: impl FnMut(&mut Records, &T) -> Result<(), Fenced>,
+    ) -> Verdicts {
+        let (mut records, mut one) = (self.lock(), one);
+        batch.iter().map(|entry| one(&mut records, entry)).collect()
+    }
+}
+
+impl Records {
+    /// `first` is the first token that this batch can give: a claim with such a token was made by the batch itself.
+    fn claim(&mut self, owner: Owner, claim: &Claim, until: Instant, first: Token) -> Claimed {
+        let now = Instant::now();
+        let mut uncertain = false;
+        if let Some(record) = self.by_key.get(&claim.key) {
+            if record.fingerprint != claim.fingerprint {
+                return Claimed::Conflict;
+            }
+            match &record.state {
+                State::Done { outcome } => {
+                    return Claimed::Done {
+                        outcome: outcome.clone(),
+                    };
+                }
+                State::Claimed {
+                    owner: holder,
+                    token,
+                    until,
+                    ..
+                } if *until > now && (*holder != owner || *token >= first) => {
+                    return Claimed::Busy {
+                        retry_in: *until - now,
+                    };
+                }
+                State::Claimed { started, .. } => uncertain = *started,
+            }
+        }
+        self.last_token += 1;
+        let token = Token(self.last_token);
+        let record = Record {
+            fingerprint: claim.fingerprint,
+            state: State::Claimed {
+                owner,
+                token,
+                until,
+                // Kept: if this claim expires too, the next must still hear of it.
+                started: uncertain,
+            },
+        };
+        self.by_key.insert(claim.key, record);
+        Claimed::New { token, uncertain }
+    }
+
+    /// The lease and the started mark of the claim, if its token is still the newest.
+    fn held(&mut self, held: &Held) -> Result<(&mut Instant, &mut bool), Fenced> {
+        match self.by_key.get_mut(&held.key).map(|r| &mut r.state) {
+            Some(State::Claimed {
+                token,
+                until,
+                started,
+                ..
+            }) if *token == held.token => Ok((until, started)),
+            _ => Err(Fenced),
+        }
+    }
+
+    pub(super) fn verify(&mut self, held: &Held) -> Result<(), Fenced> {
+        self.held(held).map(|_| ())
+    }
+
+    pub(super) fn complete(&mut self, completion: &Completion) -> Result<(), Fenced> {
+        self.verify(&completion.held)?;
+        let key = completion.held.key;
+        let expires = later(Instant::now(), completion.retention);
+        self.expiries.insert((expires, key));
+        let record = Record {
+            fingerprint: completion.fingerprint,
+            state: State::Done {
+                outcome: completion.outcome.clone(),
+            },
+        };
+        self.by_key.insert(key, record);
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        let mut records = self.lock();
+        let first = Token(records.last_token + 1);
+        let until = later(Instant::now(), lease);
+        let claim = |one| records.claim(owner, one, until, first);
+        Ok(batch.iter().map(claim).collect())
+    }
+
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        let end = later(Instant::now(), lease);
+        Ok(self.each(batch, |records, held| {
+            records.held(held).map(|(until, _)| *until = end)
+        }))
+    }
+
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        Ok(self.each(batch, |records, held| {
+            records.held(held).map(|(_, started)| *started = true)
+        }))
+    }
+
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        Ok(self.each(batch, Records::complete))
+    }
+
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        Ok(self.each(batch, |records, held| {
+            records.verify(held)?;
+            records.by_key.remove(&held.key);
+            Ok(())
+        }))
+    }
+
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        let mut records = self.lock();
+        let now = Instant::now();
+        let mut removed = 0;
+        while removed < limit
+            && let Some(&(at, key)) = records.expiries.first()
+            && at <= now
+        {
+            records.expiries.pop_first();
+            records.by_key.remove(&key);
+            removed += 1;
+        }
+        Ok(removed)
+    }
+}
+
+#[async_trait]
+impl TransactionalStore for MemoryStore {
+    type Tx = MemoryTx;
+
+    async fn begin(&self) -> Result<MemoryTx, Error> {
+        Ok(MemoryTx::new(self.clone()))
+    }
+}

@@ -1,0 +1,73 @@
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::MemoryStore;
+use crate::{Completion, Error, ErrorKind, Fenced, Transaction};
+
+/// A transaction of a [`MemoryStore`]. It is optimistic: no claim waits for it, and its tokens are verified again, all at
+/// once, when it commits.
+#[derive(Debug)]
+pub struct MemoryTx {
+    store: MemoryStore,
+    parts: Vec<Part>,
+    /// Effects of the part that has not ended.
+    open: Vec<Bytes>,
+}
+
+#[derive(Debug)]
+struct Part {
+    completion: Completion,
+    effects: Vec<Bytes>,
+}
+
+impl MemoryTx {
+    pub(super) fn new(store: MemoryStore) -> Self {
+        Self {
+            store,
+            parts: Vec::new(),
+            open: Vec::new(),
+        }
+    }
+
+    /// Adds an effect to the current part.
+    pub fn push(&mut self, effect: impl Into<Bytes>) {
+        self.open.push(effect.into());
+    }
+}
+
+#[async_trait]
+impl Transaction for MemoryTx {
+    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+        let effects = std::mem::take(&mut self.open);
+        let key = completion.held.key;
+        let again = self.parts.iter().any(|p| p.completion.held.key == key);
+        if again || self.store.lock().verify(&completion.held).is_err() {
+            return Ok(Err(Fenced));
+        }
+        self.parts.push(Part {
+            completion: completion.clone(),
+            effects,
+        });
+        Ok(Ok(()))
+    }
+
+    async fn undo(&mut self) -> Result<(), Error> {
+        self.open.clear();
+        Ok(())
+    }
+
+    async fn commit(self) -> Result<(), Error> {
+        let mut records = self.store.lock();
+        let held = |part: &Part| part.completion.held;
+        if let Some(part) = (self.parts.iter()).find(|p| records.verify(&held(p)).is_err()) {
+            let what = format!("{:?} was taken over before the commit", held(part).key);
+            return Err(Error::new(ErrorKind::Store, what).retryable(true));
+        }
+        for part in self.parts {
+            let completed = records.complete(&part.completion);
+            debug_assert_eq!(completed, Ok(()), "verified under the same lock");
+            records.effects.extend(part.effects);
+        }
+        Ok(())
+    }
+}
