@@ -1,18 +1,28 @@
 //! The broker-agnostic heart of onlyonce.
 
 mod error;
+mod handler;
 mod key;
 pub mod memory;
 mod message;
 mod params;
+mod pipeline;
 mod sink;
 mod source;
 mod store;
 
 pub use error::{BoxError, Error, ErrorKind};
+pub use handler::{
+    Context, Failure, FromMessage, Handler, HandlerError, HandlerService, IntoOutcome, Json, NoTx,
+    Outcome, Parts, Rejection, Request, State, TxFn, WithTx,
+};
 pub use key::{DedupKey, Fingerprint, IDEMPOTENCY_KEY, KeyDigest, KeyPolicy, Scope};
 pub use message::{Attributes, Delivery, Lease, Message, Receipt};
 pub use params::Params;
+pub use pipeline::{
+    Builder, Counters, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE,
+    DEAD_LETTER_REASON, Hazard, Pipeline, Report, RetryPolicy, Uncertain,
+};
 pub use sink::Sink;
 pub use source::{Action, Answer, Capabilities, Inspection, Limit, Ordering, Settlement, Source};
 pub use store::{

@@ -1,0 +1,12 @@
+//! Handlers: plain async functions whose parameters say what they need of the message.
+
+mod extract;
+mod failure;
+mod service;
+
+pub(crate) use extract::States;
+pub use extract::{Context, FromMessage, Json, Parts, Rejection, State};
+pub(crate) use failure::OnFailure;
+pub use failure::{Failure, HandlerError, IntoOutcome, Outcome};
+pub(crate) use service::{Callable, TxSlot, callable};
+pub use service::{Handler, HandlerService, NoTx, Request, TxFn, WithTx};

@@ -1,0 +1,150 @@
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::{Instant, sleep};
+
+use crate::{Claim, Claimed, Held, Store};
+
+use super::backoff::Backoff;
+use super::counters::add;
+use super::engine::Engine;
+use super::in_flight::Flight;
+
+/// At most so many claims in one call to the store.
+const BATCH: usize = 1_000;
+/// A store whose answer says "busy for no time" is asked again after this.
+const BUSY_AT_LEAST: Duration = Duration::from_millis(10);
+const CONFLICT: &str = "conflict: the dedup key was used before, for another payload";
+
+type Arrived = UnboundedReceiver<Vec<Flight>>;
+type Heads = UnboundedReceiver<Flight>;
+
+/// Takes whatever waits: batches that have just come, then heads of lanes that have no claim yet.
+async fn next_batch(arrived: &mut Arrived, heads: &mut Heads) -> Option<Vec<Flight>> {
+    let mut batch = tokio::select! {
+        Some(batch) = arrived.recv() => batch,
+        Some(head) = heads.recv() => vec![head],
+        else => return None,
+    };
+    while batch.len() < BATCH {
+        if let Ok(head) = heads.try_recv() {
+            batch.push(head);
+        } else if let Ok(more) = arrived.try_recv() {
+            batch.extend(more);
+        } else {
+            break;
+        }
+    }
+    Some(batch)
+}
+
+impl<Tx: Send + 'static> Engine<Tx> {
+    /// The claim stage: asks the store whose each message is.
+    pub(crate) async fn claim_stage(
+        &self,
+        store: &dyn Store,
+        mut arrived: Arrived,
+        mut heads: Heads,
+    ) {
+        while let Some(mut batch) = next_batch(&mut arrived, &mut heads).await {
+            for flight in &mut batch {
+                if let Some(claim) = flight.claim
+                    && flight.key_guard.is_none()
+                {
+                    flight.key_guard = self.keys.enter(claim.key);
+                }
+            }
+            self.claim_batch(store, batch).await;
+        }
+    }
+
+    /// Claims the messages whose keys are entered; the others come along, to keep their places.
+    async fn claim_batch(&self, store: &dyn Store, mut batch: Vec<Flight>) {
+        let mut backoff = Backoff::new();
+        while !batch.is_empty() {
+            let entered = batch.iter().filter(|flight| flight.key_guard.is_some());
+            let claims: Vec<Claim> = entered.filter_map(|flight| flight.claim).collect();
+            let sent = Instant::now();
+            let lease = self.options.claim_lease;
+            let error = match self.within(store.claim(self.owner, &claims, lease)).await {
+                Ok(answers) => return self.claimed(batch, answers, sent + lease),
+                Err(error) => error,
+            };
+            tracing::warn!(queue = &*self.queue, %error, "claims failed");
+            if !error.is_retryable() {
+                self.fail(error);
+            }
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => {
+                    let last_first = batch.into_iter().rev();
+                    return last_first.for_each(|flight| self.give_back(flight, Duration::ZERO));
+                }
+                () = sleep(backoff.next()) => batch.retain(|flight| flight.lease.leased()),
+            }
+        }
+    }
+
+    fn claimed(&self, batch: Vec<Flight>, answers: Vec<Claimed>, until: Instant) {
+        let mut answers = answers.into_iter();
+        let mut go_on = Vec::with_capacity(batch.len());
+        for flight in batch {
+            let answer = match (&flight.key_guard, flight.claim) {
+                (Some(_), Some(claim)) => answers.next().map(|answer| (claim, answer)),
+                _ => None,
+            };
+            go_on.extend(match answer {
+                Some((claim, answer)) => self.answered(flight, claim, answer, until),
+                None => self.wait_for_key(flight),
+            });
+        }
+        self.lanes.push(go_on);
+    }
+
+    /// What the store's answer means; returns the flight if it goes on to its lane.
+    fn answered(
+        &self,
+        mut flight: Flight,
+        claim: Claim,
+        answer: Claimed,
+        until: Instant,
+    ) -> Option<Flight> {
+        match answer {
+            Claimed::New { token, uncertain } => {
+                let key = claim.key;
+                flight.lease.claimed(Held { key, token }, until);
+                flight.uncertain = uncertain;
+                return Some(flight);
+            }
+            Claimed::Done { outcome } if self.on_duplicate.is_some() => {
+                flight.key_guard = None;
+                flight.replay = Some(outcome);
+                return Some(flight);
+            }
+            Claimed::Done { .. } => self.duplicate(flight),
+            Claimed::Busy { .. } if flight.in_lane() => {
+                // It asks again when its turn comes.
+                flight.key_guard = None;
+                return Some(flight);
+            }
+            Claimed::Busy { retry_in } => {
+                flight.key_guard = None;
+                self.postpone(flight, retry_in.max(BUSY_AT_LEAST));
+            }
+            Claimed::Conflict => {
+                add(&self.counters.conflicts, 1);
+                flight.key_guard = None;
+                self.dead_letter(flight, CONFLICT);
+            }
+        }
+        None
+    }
+
+    /// The key is busy within this pipeline: a message of a group waits in its lane, one whose turn it is for the key.
+    fn wait_for_key(&self, flight: Flight) -> Option<Flight> {
+        match flight.claim {
+            Some(claim) if !flight.in_lane() => self.keys.wait(claim.key, flight),
+            _ => Some(flight),
+        }
+    }
+}

@@ -1,0 +1,68 @@
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::sleep;
+
+use crate::{Completion, Error, Fenced, Outcome, Store};
+
+use super::backoff::Backoff;
+use super::counters::add;
+use super::engine::Engine;
+use super::in_flight::Flight;
+
+/// At most so many records in one call to the store.
+const BATCH: usize = 1_000;
+
+impl<Tx: Send + 'static> Engine<Tx> {
+    /// Records whatever waits, in one durable write, and only then lets it be acked.
+    pub(crate) async fn complete_stage(
+        &self,
+        store: &dyn Store,
+        mut receiver: UnboundedReceiver<(Flight, Outcome)>,
+    ) {
+        let mut batch = Vec::new();
+        while receiver.recv_many(&mut batch, BATCH).await > 0 {
+            let (flights, completions): (Vec<_>, Vec<_>) = batch
+                .drain(..)
+                .filter_map(|(flight, outcome)| {
+                    let completion = self.completion(&flight, outcome)?;
+                    Some((flight, completion))
+                })
+                .unzip();
+            match self.complete_batch(store, &completions).await {
+                Ok(verdicts) => flights
+                    .into_iter()
+                    .zip(verdicts)
+                    .for_each(|(flight, verdict)| self.completed(flight, verdict)),
+                Err(error) => flights
+                    .into_iter()
+                    .for_each(|flight| self.in_doubt(flight, &error)),
+            }
+        }
+    }
+
+    /// Tries until the store answers or the first of the claims has ended.
+    async fn complete_batch(
+        &self,
+        store: &dyn Store,
+        completions: &[Completion],
+    ) -> Result<Vec<Result<(), Fenced>>, Error> {
+        let mut backoff = Backoff::new();
+        let give_up = tokio::time::Instant::now() + self.options.claim_lease;
+        loop {
+            match self.within(store.complete(completions)).await {
+                Err(error) if error.is_retryable() && tokio::time::Instant::now() < give_up => {
+                    tracing::warn!(queue = &*self.queue, %error, "completion failed; trying again");
+                    sleep(backoff.next()).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    pub(crate) fn completed(&self, flight: Flight, verdict: Result<(), Fenced>) {
+        match verdict {
+            Ok(()) => self.applied(flight),
+            // Settle nothing: whoever took the key over settles, or the redelivery finds the record.
+            Err(Fenced) => add(&self.counters.fenced, 1),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::sleep;
+
+use crate::{Action, Error, Message, Sink};
+
+use super::Mode;
+use super::backoff::Backoff;
+use super::counters::add;
+use super::engine::Engine;
+use super::in_flight::Flight;
+
+/// At most so many dead letters in one call to the sink.
+const BATCH: usize = 100;
+/// A reason is cut here: brokers bound the size of attributes.
+const REASON: usize = 1_000;
+
+/// Attribute of a dead letter: why it is there.
+pub const DEAD_LETTER_REASON: &str = "onlyonce-reason";
+/// Attribute of a dead letter: the queue it was taken from.
+pub const DEAD_LETTER_QUEUE: &str = "onlyonce-queue";
+/// Attribute of a dead letter: the consumer that gave up on it.
+pub const DEAD_LETTER_CONSUMER: &str = "onlyonce-consumer";
+/// Attribute of a dead letter: the attempts made.
+pub const DEAD_LETTER_ATTEMPTS: &str = "onlyonce-attempts";
+
+type Dead = Vec<(Flight, String)>;
+
+impl<Tx: Send + 'static> Engine<Tx> {
+    /// Moves messages to the dead-letter queue: confirmed there before they are acked here. No record is kept of them
+    /// in the store, so that a redrive runs them again.
+    pub(crate) async fn dead_letter_stage(
+        &self,
+        mut receiver: UnboundedReceiver<(Flight, String)>,
+    ) {
+        let mut batch = Vec::new();
+        while receiver.recv_many(&mut batch, BATCH).await > 0 {
+            let batch = std::mem::take(&mut batch);
+            match self.sink.clone() {
+                Some(sink) => self.publish_dead(&*sink, batch).await,
+                None => self.dead_letter_at_source(batch).await,
+            }
+        }
+    }
+
+    async fn publish_dead(&self, sink: &dyn Sink, mut batch: Dead) {
+        let mut backoff = Backoff::new();
+        while !batch.is_empty() {
+            let letters: Vec<Message> = batch.iter().map(|dead| self.letter(dead)).collect();
+            let results = sink.publish(&letters).await;
+            let mut again = Vec::new();
+            let mut confirmed = Vec::new();
+            for ((flight, reason), result) in batch.into_iter().zip(results) {
+                match result {
+                    Ok(()) => confirmed.push((flight, reason)),
+                    Err(error) if error.is_retryable() && flight.lease.leased() => {
+                        tracing::warn!(queue = sink.name(), message = flight.label(), %error, "dead letter not confirmed; trying again");
+                        again.push((flight, reason));
+                    }
+                    Err(error) => self.not_dead_lettered(flight, &reason, &error),
+                }
+            }
+            self.dead_lettered(confirmed, |_| Action::Ack).await;
+            batch = again;
+            if !batch.is_empty() {
+                sleep(backoff.next()).await;
+            }
+        }
+    }
+
+    async fn dead_letter_at_source(&self, batch: Dead) {
+        if self.mode == Mode::AtMostOnce || !self.capabilities.dead_letter {
+            for (flight, reason) in batch {
+                let error = Error::config("there is no dead-letter queue");
+                self.not_dead_lettered(flight, &reason, &error);
+            }
+            return;
+        }
+        self.dead_lettered(batch, |reason| Action::DeadLetter { reason })
+            .await;
+    }
+
+    async fn dead_lettered(&self, batch: Dead, action: impl Fn(String) -> Action) {
+        add(&self.counters.dead_lettered, batch.len());
+        self.release(batch.iter().map(|(flight, _)| flight)).await;
+        for (flight, reason) in batch {
+            tracing::warn!(queue = &*self.queue, message = flight.label(), %reason, "dead-lettered");
+            self.settle(flight, action(reason));
+        }
+    }
+
+    /// The message stays where it is: it is kept rather than lost.
+    fn not_dead_lettered(&self, flight: Flight, reason: &str, error: &Error) {
+        tracing::error!(queue = &*self.queue, message = flight.label(), %reason, %error, "cannot be dead-lettered");
+        if self.mode == Mode::AtMostOnce {
+            add(&self.counters.lost, 1);
+        } else {
+            self.postpone(flight, self.options.retry.max_delay);
+        }
+    }
+
+    fn letter(&self, (flight, reason): &(Flight, String)) -> Message {
+        let mut letter = Message::clone(&flight.delivery.message);
+        let reason: String = reason
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(REASON)
+            .collect();
+        letter.attributes.insert(DEAD_LETTER_REASON, reason);
+        letter.attributes.insert(DEAD_LETTER_QUEUE, &*self.queue);
+        letter
+            .attributes
+            .insert(DEAD_LETTER_CONSUMER, &*self.consumer);
+        let attempts = flight.attempt().to_string();
+        letter.attributes.insert(DEAD_LETTER_ATTEMPTS, attempts);
+        letter
+    }
+}

@@ -1,0 +1,249 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::handler::{Callable, OnFailure, States};
+use crate::{
+    Action, Capabilities, Claim, Completion, Context, Error, ErrorKind, Failure, Fingerprint,
+    KeyDigest, Ordering as GroupOrder, Outcome, Owner, Parts, Scope, Sink, Source, Store,
+    TransactionalStore,
+};
+
+use super::Mode;
+use super::budget::Budget;
+use super::builder::OnDuplicate;
+use super::counters::{Counters, add};
+use super::in_flight::{Flight, InFlight, LeaseState};
+use super::keeper::Keeper;
+use super::keys::Keys;
+use super::lanes::Lanes;
+use super::options::Options;
+
+/// The ways out of a stage and into the next. The channels have no bound of their own: each item carries its share of
+/// the [`Budget`].
+pub(crate) struct Stages {
+    /// A batch that has just come.
+    pub(crate) arrived: UnboundedSender<Vec<Flight>>,
+    /// Ack now, and hand back what the broker confirmed.
+    pub(crate) confirm: UnboundedSender<Confirm>,
+    pub(crate) complete: UnboundedSender<(Flight, Outcome)>,
+    pub(crate) settle: UnboundedSender<(Flight, Action)>,
+    /// Release the claim, then nack with this delay; in the order given.
+    pub(crate) give_back: UnboundedSender<Vec<(Flight, Duration)>>,
+    pub(crate) dead_letter: UnboundedSender<(Flight, String)>,
+}
+
+/// A flight to be acked before it runs, and who waits for it.
+pub(crate) type Confirm = (Flight, oneshot::Sender<Flight>);
+
+/// What all stages share.
+pub(crate) struct Engine<Tx> {
+    pub(crate) mode: Mode,
+    pub(crate) options: Options,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) capabilities: Capabilities,
+    /// The source's lease, where it has one that ends by the clock.
+    pub(crate) lease: Option<Duration>,
+    pub(crate) store: Option<Arc<dyn Store>>,
+    pub(crate) transactions: Option<Arc<dyn TransactionalStore<Tx = Tx>>>,
+    pub(crate) sink: Option<Arc<dyn Sink>>,
+    pub(crate) handler: Callable<Tx>,
+    pub(crate) on_duplicate: Option<OnDuplicate>,
+    pub(crate) states: States,
+    pub(crate) owner: Owner,
+    pub(crate) scope: Scope,
+    pub(crate) queue: Arc<str>,
+    pub(crate) consumer: Arc<str>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) budget: Arc<Budget>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) lanes: Arc<Lanes>,
+    pub(crate) stages: Stages,
+    /// Stop receiving.
+    pub(crate) stop: CancellationToken,
+    /// Stop handlers too.
+    pub(crate) cancel: CancellationToken,
+    /// What made the pipeline stop, if something did.
+    pub(crate) fatal: Mutex<Option<Error>>,
+    pub(crate) arrivals: AtomicU64,
+    /// Mean duration of a handler, in nanoseconds.
+    pub(crate) handler_nanos: AtomicU64,
+}
+
+impl<Tx: Send + 'static> Engine<Tx> {
+    /// Takes a delivery in: identifies it and gives it its place in the budget.
+    pub(crate) fn admit(&self, delivery: crate::Delivery) -> Flight {
+        let message = &delivery.message;
+        let key = self.options.key.choose(message);
+        let claim = match (&key, &self.store) {
+            (Some(key), Some(_)) => Some(Claim {
+                key: KeyDigest::new(&self.scope, key),
+                fingerprint: Fingerprint::of(&message.body),
+            }),
+            _ => None,
+        };
+        let seq = self.arrivals.fetch_add(1, Ordering::Relaxed);
+        let lease = LeaseState::of(&delivery);
+        let renewable = self.capabilities.extend && delivery.lease.until.is_some();
+        let kept = (renewable || claim.is_some()).then(|| self.keeper.keep(seq, lease.clone()));
+        Box::new(InFlight {
+            seq,
+            key,
+            claim,
+            retries: 0,
+            uncertain: false,
+            replay: None,
+            turn: None,
+            key_guard: None,
+            _kept: kept,
+            lease,
+            _permit: self.budget.take(message.size()),
+            delivery,
+        })
+    }
+
+    pub(crate) fn parts(&self, flight: &InFlight) -> Parts {
+        Parts {
+            message: flight.delivery.message.clone(),
+            context: Context {
+                queue: self.queue.clone(),
+                consumer: self.consumer.clone(),
+                key: flight.key.clone(),
+                attempt: flight.attempt(),
+            },
+            states: self.states.clone(),
+        }
+    }
+
+    pub(crate) fn completion(&self, flight: &InFlight, outcome: Outcome) -> Option<Completion> {
+        Some(Completion {
+            held: flight.lease.held()?,
+            fingerprint: flight.claim?.fingerprint,
+            outcome: outcome.0,
+            retention: self.options.retention,
+        })
+    }
+
+    /// A call to the store, with an end: half a claim's lease.
+    pub(crate) async fn within<T>(
+        &self,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let limit = self.options.claim_lease / 2;
+        timeout(limit, call).await.unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Timeout,
+                format!("the store did not answer within {limit:?}"),
+            ))
+        })
+    }
+
+    /// Ends the pipeline with `error`, after a drain. The first error counts.
+    pub(crate) fn fail(&self, error: Error) {
+        tracing::error!(queue = &*self.queue, %error, "stopping");
+        let mut fatal = self.fatal.lock().unwrap_or_else(PoisonError::into_inner);
+        fatal.get_or_insert(error);
+        drop(fatal);
+        self.stop.cancel();
+    }
+
+    /// Tells the broker; where it has been told already there is nothing left to do.
+    pub(crate) fn settle(&self, flight: Flight, action: Action) {
+        if self.mode != Mode::AtMostOnce {
+            let _ = self.stages.settle.send((flight, action));
+        }
+    }
+
+    /// The message took effect: its lane goes on, the broker is told.
+    pub(crate) fn applied(&self, mut flight: Flight) {
+        add(&self.counters.applied, 1);
+        flight.lease.unclaim();
+        flight.key_guard = None;
+        flight.turn = None;
+        self.settle(flight, Action::Ack);
+    }
+
+    /// The message took effect before.
+    pub(crate) fn duplicate(&self, mut flight: Flight) {
+        add(&self.counters.duplicates, 1);
+        flight.turn = None;
+        self.settle(flight, Action::Ack);
+    }
+
+    pub(crate) fn dead_letter(&self, mut flight: Flight, reason: impl Into<String>) {
+        flight.turn = None;
+        let _ = self.stages.dead_letter.send((flight, reason.into()));
+    }
+
+    /// Gives a message back, and with it, in order, all that waits behind it: they must not overtake it.
+    pub(crate) fn give_back(&self, flight: Flight, delay: Duration) {
+        let rest = flight.turn.as_ref().map(|turn| turn.rest());
+        let mut batch: Vec<_> = rest
+            .into_iter()
+            .flatten()
+            .rev()
+            .map(|later| (later, Duration::ZERO))
+            .collect();
+        add(&self.counters.given_back, batch.len() + 1);
+        batch.push((flight, delay));
+        let _ = self.stages.give_back.send(batch);
+    }
+
+    /// Tries again later: in place where the delay is short or the broker could not keep the order, else by way of the
+    /// broker.
+    pub(crate) fn postpone(&self, flight: Flight, delay: Duration) {
+        let grouped = flight.turn.is_some();
+        let broker_can = self.capabilities.delayed_nack
+            && (!grouped || self.capabilities.ordering == GroupOrder::Group);
+        let lease_can = self.capabilities.extend || flight.lease.lasts(delay * 2);
+        if (broker_can && delay > self.options.retry.in_place) || !lease_can {
+            let delay = if broker_can { delay } else { Duration::ZERO };
+            self.give_back(flight, delay);
+        } else {
+            self.lanes.wait(flight, Instant::now() + delay);
+        }
+    }
+
+    /// What becomes of a message whose handler failed.
+    pub(crate) fn failed(&self, mut flight: Flight, failure: &Failure) {
+        add(&self.counters.failed, 1);
+        tracing::debug!(queue = &*self.queue, message = flight.label(), error = %failure, "handler failed");
+        let attempt = flight.attempt();
+        let max = self.options.retry.max_attempts;
+        let delay = match failure.then {
+            OnFailure::DeadLetter => return self.dead_letter(flight, failure.to_string()),
+            _ if self.mode == Mode::AtMostOnce => {
+                return self.dead_letter(flight, failure.to_string());
+            }
+            _ if attempt >= max => {
+                let reason = format!("gave up after {attempt} attempts: {failure}");
+                return self.dead_letter(flight, reason);
+            }
+            OnFailure::Retry => self.options.retry.delay(attempt),
+            OnFailure::RetryAfter(delay) => delay,
+        };
+        add(&self.counters.retried, 1);
+        flight.retries += 1;
+        self.postpone(flight, delay);
+    }
+
+    /// The handler was cancelled, or must not start: lease or claim is at its end.
+    pub(crate) fn cancelled(&self, flight: Flight) {
+        add(&self.counters.cancelled, 1);
+        self.give_back(flight, Duration::ZERO);
+    }
+
+    /// The store does not know whether the effect was recorded: claim the message again and see.
+    pub(crate) fn in_doubt(&self, flight: Flight, error: &Error) {
+        tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "effect not confirmed by the store");
+        flight.lease.unclaim();
+        let delay = self.options.retry.delay(1);
+        self.postpone(flight, delay);
+    }
+}

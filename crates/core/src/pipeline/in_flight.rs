@@ -1,0 +1,202 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Claim, DedupKey, Delivery, Held, Receipt};
+
+use super::budget::Permit;
+use super::keeper::Kept;
+use super::keys::KeyGuard;
+use super::lanes::Turn;
+
+/// A delivery on its way through the pipeline. Whatever it holds is given up when it is dropped: its share of the
+/// budget, its lane, its key, its place with the keeper.
+pub(crate) struct InFlight {
+    /// Its place in the order of arrival.
+    pub(crate) seq: u64,
+    pub(crate) delivery: Delivery,
+    pub(crate) key: Option<DedupKey>,
+    pub(crate) claim: Option<Claim>,
+    /// Retries in place so far.
+    pub(crate) retries: u32,
+    /// Taken over from an owner that may have produced the effect.
+    pub(crate) uncertain: bool,
+    /// It took effect before, with this outcome.
+    pub(crate) replay: Option<Option<Bytes>>,
+    pub(crate) lease: Arc<LeaseState>,
+    pub(crate) turn: Option<Turn>,
+    pub(crate) key_guard: Option<KeyGuard>,
+    pub(crate) _kept: Option<Kept>,
+    pub(crate) _permit: Permit,
+}
+
+/// Boxed, because it moves through many queues.
+pub(crate) type Flight = Box<InFlight>;
+
+impl InFlight {
+    /// Which attempt the next run is, from 1.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.delivery
+            .attempt
+            .unwrap_or(1)
+            .saturating_add(self.retries)
+    }
+
+    /// Whether it stands in a lane behind others, or will.
+    pub(crate) fn in_lane(&self) -> bool {
+        self.delivery.message.group.is_some() && self.turn.is_none()
+    }
+
+    pub(crate) fn label(&self) -> &str {
+        self.delivery.message.label()
+    }
+}
+
+/// How long a delivery and its claim are ours, on the local monotonic clock.
+pub(crate) struct LeaseState {
+    pub(crate) receipt: Receipt,
+    /// The lease's length when the delivery came.
+    pub(crate) length: Option<Duration>,
+    lost: Option<CancellationToken>,
+    deadlines: Mutex<Deadlines>,
+    changed: Notify,
+}
+
+#[derive(Clone, Copy)]
+struct Deadlines {
+    source: Option<Instant>,
+    held: Option<Held>,
+    claim: Option<Instant>,
+}
+
+impl LeaseState {
+    pub(crate) fn of(delivery: &Delivery) -> Arc<Self> {
+        let until = delivery.lease.until;
+        Arc::new(Self {
+            receipt: delivery.receipt.clone(),
+            length: until.map(|until| until.saturating_duration_since(Instant::now())),
+            lost: delivery.lease.lost.clone(),
+            deadlines: Mutex::new(Deadlines {
+                source: until,
+                held: None,
+                claim: None,
+            }),
+            changed: Notify::new(),
+        })
+    }
+
+    fn deadlines(&self) -> MutexGuard<'_, Deadlines> {
+        self.deadlines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn held(&self) -> Option<Held> {
+        self.deadlines().held
+    }
+
+    pub(crate) fn claimed(&self, held: Held, until: Instant) {
+        let mut deadlines = self.deadlines();
+        deadlines.held = Some(held);
+        deadlines.claim = Some(until);
+    }
+
+    /// Forgets the claim and returns it.
+    pub(crate) fn unclaim(&self) -> Option<Held> {
+        let mut deadlines = self.deadlines();
+        deadlines.claim = None;
+        deadlines.held.take()
+    }
+
+    /// The lease at the broker now ends at `until`, or has ended.
+    pub(crate) fn extended(&self, until: Instant) {
+        self.deadlines().source = Some(until);
+        self.changed.notify_waiters();
+    }
+
+    /// The claim `held` now ends at `until`, or has ended.
+    pub(crate) fn renewed(&self, held: Held, until: Instant) {
+        let mut deadlines = self.deadlines();
+        if deadlines.held == Some(held) {
+            deadlines.claim = Some(until);
+        }
+        drop(deadlines);
+        self.changed.notify_waiters();
+    }
+
+    /// When the lease at the broker ends, for the keeper.
+    pub(crate) fn source_deadline(&self) -> Option<Instant> {
+        self.deadlines().source
+    }
+
+    /// The claim and when it ends, for the keeper.
+    pub(crate) fn claim_deadline(&self) -> Option<(Held, Instant)> {
+        let deadlines = self.deadlines();
+        deadlines.held.zip(deadlines.claim)
+    }
+
+    /// Whether the broker may still be told anything about this delivery.
+    pub(crate) fn leased(&self) -> bool {
+        let lost = self
+            .lost
+            .as_ref()
+            .is_some_and(CancellationToken::is_cancelled);
+        !lost && self.deadlines().source.is_none_or(|d| d > Instant::now())
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let deadlines = self.deadlines();
+        match (deadlines.source, deadlines.claim) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Whether lease and claim last for `more`.
+    pub(crate) fn lasts(&self, more: Duration) -> bool {
+        let lost = self
+            .lost
+            .as_ref()
+            .is_some_and(CancellationToken::is_cancelled);
+        !lost && self.deadline().is_none_or(|d| d > Instant::now() + more)
+    }
+
+    /// Whether there is enough left to start a handler: an eighth of the lease.
+    pub(crate) fn can_start(&self) -> bool {
+        self.lasts(self.length.unwrap_or_default() / 8)
+    }
+
+    /// Resolves when lease or claim has ended without having been renewed.
+    pub(crate) async fn ended(&self) {
+        loop {
+            let changed = self.changed.notified();
+            let deadline = self.deadline();
+            if deadline.is_some_and(|d| d <= Instant::now()) {
+                return;
+            }
+            tokio::select! {
+                () = changed => {}
+                () = sleep_until_some(deadline) => {}
+                () = cancelled(self.lost.as_ref()) => return,
+            }
+        }
+    }
+}
+
+async fn sleep_until_some(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn cancelled(token: Option<&CancellationToken>) {
+    match token {
+        Some(token) => token.cancelled().await,
+        None => std::future::pending().await,
+    }
+}

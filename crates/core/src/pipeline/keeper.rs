@@ -1,0 +1,132 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+
+use crate::{Answer, Held, Receipt, Source, Store};
+
+use super::in_flight::LeaseState;
+
+/// Knows every lease and claim that must be renewed, and renews them together, in batches, when a third has passed.
+/// What fails is tried again at every tick until the deadline; the workers watch the deadlines themselves, so a keeper
+/// that hangs lets nothing run on.
+pub(crate) struct Keeper {
+    kept: Mutex<HashMap<u64, Arc<LeaseState>>>,
+}
+
+/// A lease's place with the keeper; given up on drop.
+pub(crate) struct Kept {
+    keeper: Arc<Keeper>,
+    seq: u64,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.keeper.kept().remove(&self.seq);
+    }
+}
+
+/// Whether less than two thirds of `length` are left before `deadline`.
+fn due(deadline: Instant, length: Duration) -> bool {
+    deadline.saturating_duration_since(Instant::now()) < length * 2 / 3
+}
+
+impl Keeper {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            kept: Mutex::default(),
+        })
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<u64, Arc<LeaseState>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn keep(self: &Arc<Self>, seq: u64, lease: Arc<LeaseState>) -> Kept {
+        self.kept().insert(seq, lease);
+        Kept {
+            keeper: self.clone(),
+            seq,
+        }
+    }
+
+    /// Prolongs the leases at the broker; runs for as long as the pipeline.
+    pub(crate) async fn extend_leases(&self, source: &dyn Source, lease: Duration) {
+        let mut ticks = ticks(lease);
+        loop {
+            ticks.tick().await;
+            let leases = self.due_leases(lease);
+            if !leases.is_empty() {
+                extend(source, &leases, lease).await;
+            }
+        }
+    }
+
+    fn due_leases(&self, lease: Duration) -> Vec<Arc<LeaseState>> {
+        let is_due = |state: &&Arc<LeaseState>| {
+            state.leased() && state.source_deadline().is_some_and(|d| due(d, lease))
+        };
+        self.kept().values().filter(is_due).cloned().collect()
+    }
+
+    /// Renews the claims in the store; runs for as long as the pipeline.
+    pub(crate) async fn renew_claims(&self, store: &dyn Store, lease: Duration) {
+        let mut ticks = ticks(lease);
+        loop {
+            ticks.tick().await;
+            let claims = self.due_claims(lease);
+            if !claims.is_empty() {
+                renew(store, &claims, lease).await;
+            }
+        }
+    }
+
+    fn due_claims(&self, lease: Duration) -> Vec<(Arc<LeaseState>, Held)> {
+        let due_claim = |state: &Arc<LeaseState>| {
+            let (held, deadline) = state.claim_deadline()?;
+            due(deadline, lease).then(|| (state.clone(), held))
+        };
+        self.kept().values().filter_map(due_claim).collect()
+    }
+}
+
+async fn extend(source: &dyn Source, leases: &[Arc<LeaseState>], lease: Duration) {
+    let receipts: Vec<Receipt> = leases.iter().map(|s| s.receipt.clone()).collect();
+    // The new deadline is reckoned from before the request: the broker began to count no earlier.
+    let sent = Instant::now();
+    let Ok(answers) = timeout(lease / 3, source.extend(&receipts, lease)).await else {
+        tracing::warn!(queue = source.name(), "extending leases timed out");
+        return;
+    };
+    for (state, answer) in leases.iter().zip(answers) {
+        match answer {
+            Answer::Applied => state.extended(sent + lease),
+            Answer::LeaseLost => state.extended(sent),
+            Answer::Unknown(error) => {
+                tracing::warn!(queue = source.name(), %error, "a lease was not extended");
+            }
+        }
+    }
+}
+
+async fn renew(store: &dyn Store, claims: &[(Arc<LeaseState>, Held)], lease: Duration) {
+    let batch: Vec<Held> = claims.iter().map(|(_, held)| *held).collect();
+    let sent = Instant::now();
+    match timeout(lease / 3, store.renew(&batch, lease)).await {
+        Ok(Ok(verdicts)) => {
+            for ((state, held), verdict) in claims.iter().zip(verdicts) {
+                state.renewed(*held, verdict.map_or(sent, |()| sent + lease));
+            }
+        }
+        Ok(Err(error)) => tracing::warn!(%error, "claims were not renewed"),
+        Err(_) => tracing::warn!("renewing claims timed out"),
+    }
+}
+
+/// Ninths of the lease: several tries between the first, when a third has passed, and the deadline.
+fn ticks(lease: Duration) -> Interval {
+    let mut ticks = interval((lease / 9).max(Duration::from_millis(1)));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}

@@ -1,0 +1,55 @@
+use std::time::Duration;
+
+use crate::KeyPolicy;
+
+use super::{Hazard, RetryPolicy};
+
+/// What to do with a message that may have taken effect: its former owner had started the handler and vanished before
+/// it recorded an end. Only in `idempotent` mode; a transaction leaves no doubt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uncertain {
+    /// Run the handler again; the downstream recognises the key.
+    #[default]
+    RunAgain,
+    /// Put it into the dead-letter queue for a person to look at. Costs one more store call per message.
+    Quarantine,
+}
+
+pub(crate) struct Options {
+    pub(crate) consumer: String,
+    pub(crate) key: KeyPolicy,
+    pub(crate) concurrency: usize,
+    pub(crate) prefetch_messages: usize,
+    pub(crate) prefetch_bytes: usize,
+    pub(crate) claim_lease: Duration,
+    pub(crate) retention: Duration,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) uncertain: Uncertain,
+    pub(crate) handler_timeout: Option<Duration>,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) stop_when_idle: Option<Duration>,
+    pub(crate) ordered: bool,
+    pub(crate) allowed: Vec<Hazard>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            consumer: "default".into(),
+            key: KeyPolicy::default(),
+            concurrency: 64,
+            prefetch_messages: 1_000,
+            prefetch_bytes: 64 << 20,
+            claim_lease: Duration::from_secs(30),
+            // Longer than the longest retention of a queue (SQS: 14 days).
+            retention: Duration::from_secs(15 * 86_400),
+            retry: RetryPolicy::default(),
+            uncertain: Uncertain::default(),
+            handler_timeout: None,
+            drain_timeout: Duration::from_secs(30),
+            stop_when_idle: None,
+            ordered: false,
+            allowed: Vec::new(),
+        }
+    }
+}

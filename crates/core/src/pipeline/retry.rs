@@ -1,0 +1,78 @@
+use std::time::Duration;
+
+/// When a message whose handler failed is tried again, and when no more.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct RetryPolicy {
+    /// After so many attempts the message is dead-lettered. At least 1.
+    pub max_attempts: u32,
+    /// The delay before the second attempt; doubled for each further one.
+    pub first_delay: Duration,
+    /// No delay is longer.
+    pub max_delay: Duration,
+    /// Up to this delay the message is kept and retried in place, its lease prolonged; beyond, it is given back to the
+    /// broker for the time, where the broker can delay without upsetting the order.
+    pub in_place: Duration,
+}
+
+impl Default for RetryPolicy {
+    /// 10 attempts, 200 ms doubling to 60 s, up to 2 s in place.
+    fn default() -> Self {
+        Self {
+            max_attempts: 10,
+            first_delay: Duration::from_millis(200),
+            max_delay: Duration::from_secs(60),
+            in_place: Duration::from_secs(2),
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// At most so many attempts.
+    #[must_use]
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.max_attempts = attempts.max(1);
+        self
+    }
+
+    /// Delays from `first`, doubling, to `max`.
+    #[must_use]
+    pub fn delays(mut self, first: Duration, max: Duration) -> Self {
+        self.first_delay = first;
+        self.max_delay = max;
+        self
+    }
+
+    /// Delays up to this are waited for in place.
+    #[must_use]
+    pub fn in_place(mut self, up_to: Duration) -> Self {
+        self.in_place = up_to;
+        self
+    }
+
+    /// The delay after attempt number `attempt` (from 1), between half and all of the doubled one, so that messages that
+    /// failed together do not come back together.
+    pub(crate) fn delay(&self, attempt: u32) -> Duration {
+        let doublings = attempt.saturating_sub(1).min(20);
+        let full = self
+            .first_delay
+            .saturating_mul(1 << doublings)
+            .min(self.max_delay);
+        full.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_longest() {
+        let policy = RetryPolicy::default();
+        for attempt in [1, 2, 5, 50, u32::MAX] {
+            let full = Duration::from_millis(200 << (attempt - 1).min(20)).min(policy.max_delay);
+            let delay = policy.delay(attempt);
+            assert!(delay <= full && delay >= full / 2, "{attempt}: {delay:?}");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::task::JoinSet;
+use tokio::time::{interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::handler::{Callable, States};
+use crate::{
+    Action, Context, Error, ErrorKind, Inspection, Outcome, Owner, Parts, Scope, Sink, Source,
+    Store, Transaction, TransactionalStore,
+};
+
+use super::Mode;
+use super::budget::Budget;
+use super::builder::OnDuplicate;
+use super::checks::check;
+use super::counters::{Counters, Report};
+use super::engine::{Confirm, Engine, Stages};
+use super::in_flight::Flight;
+use super::keeper::Keeper;
+use super::keys::Keys;
+use super::lanes::{Exits, Lanes};
+use super::options::Options;
+use super::transaction::Commit;
+
+/// The lease asked for where the source did not tell its own.
+const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+/// Expired records are removed in steps of so many, so often; at once again while there are more.
+const PRUNE: usize = 500;
+const PRUNE_EVERY: Duration = Duration::from_secs(10);
+const PRUNE_PAUSE: Duration = Duration::from_millis(50);
+/// What is left of the work after handlers were cancelled gets so long.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Everything a pipeline is made of.
+pub(crate) struct Setup<Tx> {
+    pub(crate) missing: fn(&Parts) -> Option<&'static str>,
+    pub(crate) handler: Callable<Tx>,
+    pub(crate) mode: Mode,
+    pub(crate) source: Arc<dyn Source>,
+    pub(crate) store: Option<Arc<dyn Store>>,
+    pub(crate) transactions: Option<Arc<dyn TransactionalStore<Tx = Tx>>>,
+    pub(crate) sink: Option<Arc<dyn Sink>>,
+    pub(crate) options: Options,
+    pub(crate) states: States,
+    pub(crate) on_duplicate: Option<OnDuplicate>,
+    pub(crate) counters: Arc<Counters>,
+}
+
+/// The stages' ends of their channels.
+struct Receivers {
+    arrived: UnboundedReceiver<Vec<Flight>>,
+    heads: UnboundedReceiver<Flight>,
+    confirm: UnboundedReceiver<Confirm>,
+    complete: UnboundedReceiver<(Flight, Outcome)>,
+    settle: UnboundedReceiver<(Flight, Action)>,
+    give_back: UnboundedReceiver<Vec<(Flight, Duration)>>,
+    late: UnboundedReceiver<Flight>,
+    dead_letter: UnboundedReceiver<(Flight, String)>,
+}
+
+pub(crate) async fn run<Tx: Transaction>(
+    setup: Setup<Tx>,
+    shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
+) -> Result<Report, Error> {
+    let inspection = setup.source.inspect().await?;
+    check(
+        setup.mode,
+        &setup.options,
+        setup.source.capabilities(),
+        &inspection,
+        setup.sink.is_some(),
+    )?;
+    let missing = setup.missing;
+    let (engine, receivers) = build(setup, &inspection);
+    engine.check_states(missing)?;
+    let _teardown = Teardown(&engine);
+    let mut tasks = start(&engine, receivers);
+    let stop = engine.stop.clone();
+    tasks.spawn(async move {
+        tokio::select! {
+            () = shutdown => stop.cancel(),
+            () = stop.cancelled() => {}
+        }
+        std::future::pending().await
+    });
+    tokio::select! {
+        () = engine.intake() => {}
+        Some(ended) = tasks.join_next() => engine.fail(stage_ended(ended)),
+    }
+    engine.stop.cancel();
+    engine.drain().await;
+    tasks.shutdown().await;
+    engine.close().await
+}
+
+fn stage_ended(ended: Result<(), tokio::task::JoinError>) -> Error {
+    let error = Error::new(ErrorKind::Other, "a stage of the pipeline ended by itself");
+    match ended {
+        Ok(()) => error,
+        Err(cause) => error.caused_by(cause),
+    }
+}
+
+/// The channels between the stages, with the lanes' two exits.
+fn channels() -> (
+    Stages,
+    UnboundedSender<Flight>,
+    UnboundedSender<Flight>,
+    Receivers,
+) {
+    let (arrived, arrived_rx) = mpsc::unbounded_channel();
+    let (heads, heads_rx) = mpsc::unbounded_channel();
+    let (confirm, confirm_rx) = mpsc::unbounded_channel();
+    let (complete, complete_rx) = mpsc::unbounded_channel();
+    let (settle, settle_rx) = mpsc::unbounded_channel();
+    let (give_back, give_back_rx) = mpsc::unbounded_channel();
+    let (late, late_rx) = mpsc::unbounded_channel();
+    let (dead_letter, dead_letter_rx) = mpsc::unbounded_channel();
+    let stages = Stages {
+        arrived,
+        confirm,
+        complete,
+        settle,
+        give_back,
+        dead_letter,
+    };
+    let receivers = Receivers {
+        arrived: arrived_rx,
+        heads: heads_rx,
+        confirm: confirm_rx,
+        complete: complete_rx,
+        settle: settle_rx,
+        give_back: give_back_rx,
+        late: late_rx,
+        dead_letter: dead_letter_rx,
+    };
+    (stages, heads, late, receivers)
+}
+
+fn build<Tx: Transaction>(
+    setup: Setup<Tx>,
+    inspection: &Inspection,
+) -> (Arc<Engine<Tx>>, Receivers) {
+    let (stages, heads, late, receivers) = channels();
+    let options = setup.options;
+    let capabilities = setup.source.capabilities();
+    let queue = setup.source.name().to_owned();
+    let lease = inspection.lease.unwrap_or(DEFAULT_LEASE);
+    let engine = Engine {
+        mode: setup.mode,
+        capabilities,
+        lease: capabilities.timed_lease.then_some(lease),
+        transactions: setup.transactions,
+        sink: setup.sink,
+        handler: setup.handler,
+        on_duplicate: setup.on_duplicate,
+        states: setup.states,
+        owner: Owner::random(),
+        queue: queue.as_str().into(),
+        consumer: options.consumer.as_str().into(),
+        scope: Scope {
+            consumer: options.consumer.clone(),
+            queue,
+        },
+        counters: setup.counters,
+        budget: Budget::new(options.prefetch_messages, options.prefetch_bytes),
+        keys: Keys::new(heads.clone()),
+        keeper: Keeper::new(),
+        lanes: Lanes::new(Exits {
+            claim: setup.store.is_some().then_some(heads),
+            give_back: late,
+        }),
+        source: setup.source,
+        store: setup.store,
+        stages,
+        stop: CancellationToken::new(),
+        cancel: CancellationToken::new(),
+        fatal: Mutex::default(),
+        arrivals: AtomicU64::new(0),
+        handler_nanos: AtomicU64::new(0),
+        options,
+    };
+    (Arc::new(engine), receivers)
+}
+
+/// Starts every stage as a task of its own; they end with the set.
+fn start<Tx: Transaction>(engine: &Arc<Engine<Tx>>, receivers: Receivers) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let (commits, commits_rx) = mpsc::unbounded_channel::<Commit<Tx>>();
+    macro_rules! stage {
+        (|$engine:ident| $stage:expr) => {{
+            let $engine = engine.clone();
+            tasks.spawn(async move { $stage.await });
+        }};
+    }
+    for _ in 0..engine.options.concurrency {
+        let commits = commits.clone();
+        stage!(|engine| engine.work(&commits));
+    }
+    stage!(|engine| engine.commit_stage(commits_rx));
+    stage!(|engine| engine.lanes.run_timer());
+    stage!(|engine| engine.settle_stage(receivers.settle));
+    stage!(|engine| engine.give_back_stage(receivers.give_back));
+    stage!(|engine| engine.late_stage(receivers.late));
+    stage!(|engine| engine.dead_letter_stage(receivers.dead_letter));
+    stage!(|engine| engine.confirm_stage(receivers.confirm));
+    if let Some(lease) = engine.lease.filter(|_| engine.capabilities.extend) {
+        stage!(|engine| engine.keeper.extend_leases(&*engine.source, lease));
+    }
+    if let Some(store) = engine.store.clone() {
+        let (s, arrived, heads) = (store.clone(), receivers.arrived, receivers.heads);
+        stage!(|engine| engine.claim_stage(&*s, arrived, heads));
+        let s = store.clone();
+        stage!(|engine| engine.complete_stage(&*s, receivers.complete));
+        let s = store.clone();
+        let lease = engine.options.claim_lease;
+        stage!(|engine| engine.keeper.renew_claims(&*s, lease));
+        tasks.spawn(prune(store));
+    }
+    tasks
+}
+
+/// Removes expired records in the background, in small steps.
+async fn prune(store: Arc<dyn Store>) {
+    let mut ticks = interval(PRUNE_EVERY);
+    loop {
+        ticks.tick().await;
+        loop {
+            match store.prune(PRUNE).await {
+                Ok(removed) if removed >= PRUNE => sleep(PRUNE_PAUSE).await,
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "expired records not removed; trying again later");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl<Tx: Transaction> Engine<Tx> {
+    fn check_states(&self, missing: fn(&Parts) -> Option<&'static str>) -> Result<(), Error> {
+        let probe = Parts {
+            message: Arc::default(),
+            context: Context {
+                queue: self.queue.clone(),
+                consumer: self.consumer.clone(),
+                key: None,
+                attempt: 1,
+            },
+            states: self.states.clone(),
+        };
+        match missing(&probe) {
+            None => Ok(()),
+            Some(state) => Err(Error::config(format!(
+                "the handler asks for State<{state}>: give it to the builder with state(…)"
+            ))),
+        }
+    }
+
+    /// Gives back what comes too late to be run.
+    async fn late_stage(&self, mut receiver: UnboundedReceiver<Flight>) {
+        while let Some(flight) = receiver.recv().await {
+            self.give_back(flight, Duration::ZERO);
+        }
+    }
+
+    /// Lets running handlers finish and gives the rest back, last first.
+    async fn drain(&self) {
+        let waiting = self.lanes.close();
+        let parked = self.keys.drain();
+        let mut rest: Vec<_> = waiting.into_iter().chain(parked).collect();
+        rest.sort_by_key(|flight| flight.seq);
+        for flight in rest.into_iter().rev() {
+            self.give_back(flight, Duration::ZERO);
+        }
+        let empty = || self.budget.until(|budget| budget.held() == 0);
+        if timeout(self.options.drain_timeout, empty()).await.is_err() {
+            tracing::warn!(
+                queue = &*self.queue,
+                held = self.budget.held(),
+                "drain timed out; cancelling handlers"
+            );
+            self.cancel.cancel();
+            let _ = timeout(GRACE, empty()).await;
+        }
+    }
+
+    async fn close(&self) -> Result<Report, Error> {
+        let closed = self.source.close().await;
+        if let Some(sink) = &self.sink {
+            let _ = sink.close().await.inspect_err(
+                |error| tracing::warn!(queue = sink.name(), %error, "dead-letter queue not closed"),
+            );
+        }
+        let fatal = self
+            .fatal
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(error) = fatal {
+            return Err(error);
+        }
+        closed?;
+        Ok(self.counters.report())
+    }
+}
+
+/// Breaks the circle of lanes and turns when the pipeline ends, however it ends.
+struct Teardown<'a, Tx>(&'a Arc<Engine<Tx>>);
+
+impl<Tx> Drop for Teardown<'_, Tx> {
+    fn drop(&mut self) {
+        drop(self.0.lanes.close());
+        drop(self.0.keys.drain());
+    }
+}

@@ -1,0 +1,130 @@
+use std::time::Duration;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::sleep;
+
+use crate::{Action, Answer, Held, Settlement};
+
+use super::backoff::Backoff;
+use super::counters::add;
+use super::engine::{Confirm, Engine};
+use super::in_flight::Flight;
+
+/// At most so many settlements in one call to the source.
+const BATCH: usize = 1_000;
+/// A settlement whose result stays unknown is sent at most so many times.
+const TRIES: u32 = 5;
+
+type Settling = Vec<(Flight, Action)>;
+
+impl<Tx: Send + 'static> Engine<Tx> {
+    /// The last stage: settles whatever waits, in batches.
+    pub(crate) async fn settle_stage(&self, mut receiver: UnboundedReceiver<(Flight, Action)>) {
+        let mut batch = Vec::new();
+        while receiver.recv_many(&mut batch, BATCH).await > 0 {
+            self.settle_batch(std::mem::take(&mut batch)).await;
+        }
+    }
+
+    async fn settle_batch(&self, mut batch: Settling) {
+        let mut backoff = Backoff::new();
+        for tries in 1.. {
+            // The broker may have given a delivery whose lease has ended to someone else; some brokers would let us
+            // settle it all the same.
+            let before = batch.len();
+            batch.retain(|(flight, _)| flight.lease.leased());
+            add(&self.counters.lease_lost, before - batch.len());
+            if batch.is_empty() {
+                return;
+            }
+            batch = self.settle_once(batch, tries == TRIES).await;
+            if batch.is_empty() {
+                return;
+            }
+            sleep(backoff.next()).await;
+        }
+    }
+
+    /// Settles once and returns what is worth another try.
+    async fn settle_once(&self, batch: Settling, last: bool) -> Settling {
+        let (flights, settlements): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .map(|(flight, action)| {
+                let receipt = flight.delivery.receipt.clone();
+                (flight, Settlement { receipt, action })
+            })
+            .unzip();
+        let answers = self.source.settle(&settlements).await;
+        let mut again = Vec::new();
+        let mut applied = 0;
+        for ((flight, settlement), answer) in flights.into_iter().zip(settlements).zip(answers) {
+            match answer {
+                Answer::Applied => applied += 1,
+                Answer::LeaseLost => add(&self.counters.lease_lost, 1),
+                Answer::Unknown(error) if error.is_retryable() && !last => {
+                    again.push((flight, settlement.action));
+                }
+                Answer::Unknown(error) => {
+                    add(&self.counters.unknown, 1);
+                    tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
+                }
+            }
+        }
+        add(&self.counters.settled, applied);
+        again
+    }
+
+    /// Releases claims, then gives the messages back, so that a failure is never taken for work in progress.
+    pub(crate) async fn give_back_stage(
+        &self,
+        mut receiver: UnboundedReceiver<Vec<(Flight, Duration)>>,
+    ) {
+        let mut batches = Vec::new();
+        while receiver.recv_many(&mut batches, BATCH).await > 0 {
+            let batch: Vec<_> = batches.drain(..).flatten().collect();
+            self.release(batch.iter().map(|(flight, _)| flight)).await;
+            for (flight, delay) in batch {
+                self.settle(flight, Action::Nack { delay });
+            }
+        }
+    }
+
+    /// Gives claims up. A claim that cannot be released ends by itself.
+    pub(crate) async fn release(&self, flights: impl Iterator<Item = &Flight>) {
+        let held: Vec<Held> = flights.filter_map(|f| f.lease.unclaim()).collect();
+        if let Some(store) = self.store.as_ref().filter(|_| !held.is_empty())
+            && let Err(error) = self.within(store.release(&held)).await
+        {
+            tracing::warn!(queue = &*self.queue, %error, "claims not released; they end by themselves");
+        }
+    }
+
+    /// The first stage of `at_most_once`: the broker confirms the ack before the handler may start.
+    pub(crate) async fn confirm_stage(&self, mut receiver: UnboundedReceiver<Confirm>) {
+        let mut batch = Vec::new();
+        while receiver.recv_many(&mut batch, BATCH).await > 0 {
+            let acks: Vec<Settlement> = batch
+                .iter()
+                .map(|(flight, _)| Settlement {
+                    receipt: flight.delivery.receipt.clone(),
+                    action: Action::Ack,
+                })
+                .collect();
+            let answers = self.source.settle(&acks).await;
+            for ((flight, waiter), answer) in batch.drain(..).zip(answers) {
+                match answer {
+                    Answer::Applied => {
+                        add(&self.counters.settled, 1);
+                        let _ = waiter.send(flight);
+                    }
+                    Answer::LeaseLost => add(&self.counters.lease_lost, 1),
+                    // The broker may have forgotten the message, so it must not run: this mode's loss.
+                    Answer::Unknown(error) => {
+                        add(&self.counters.unknown, 1);
+                        tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "ack not confirmed; not run");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,200 @@
+use std::panic::AssertUnwindSafe;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+
+use futures_util::FutureExt as _;
+use futures_util::future::{Either, select};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep};
+
+use crate::handler::TxSlot;
+use crate::{Error, ErrorKind, Failure, Outcome, Request, Transaction};
+
+use super::Mode;
+use super::counters::add;
+use super::engine::Engine;
+use super::in_flight::{Flight, InFlight};
+use super::lanes::Working;
+use super::options::Uncertain;
+use super::transaction::Commits;
+
+/// How a handler ended.
+pub(crate) enum Ended {
+    Succeeded(Outcome),
+    Failed(Failure),
+    /// Cancelled: lease or claim ended first, or the pipeline was told to stop at once.
+    Cancelled,
+}
+
+impl<Tx: Transaction> Engine<Tx> {
+    /// One of `concurrency` workers: runs one message after another, whichever lane they come from.
+    pub(crate) async fn work(&self, commits: &Commits<Tx>) {
+        loop {
+            let (flight, working) = self.lanes.next().await;
+            if let Some(flight) = self.prepare(flight).await {
+                match &self.transactions {
+                    Some(store) => {
+                        self.run_in_transaction(&**store, flight, &working, commits)
+                            .await;
+                    }
+                    None => self.run(flight, &working).await,
+                }
+            }
+            drop(working);
+            // Handlers that never wait must not keep the other tasks of this thread from running.
+            tokio::task::consume_budget().await;
+        }
+    }
+
+    /// Deals with what is not to be run; returns what is.
+    async fn prepare(&self, mut flight: Flight) -> Option<Flight> {
+        if let Some(outcome) = flight.replay.take() {
+            self.replay(flight, Outcome(outcome)).await;
+            return None;
+        }
+        if !flight.lease.can_start() {
+            self.cancelled(flight);
+            return None;
+        }
+        if self.mode == Mode::AtMostOnce {
+            let (confirmed, wait) = oneshot::channel();
+            let _ = self.stages.confirm.send((flight, confirmed));
+            return wait.await.ok();
+        }
+        if flight.uncertain {
+            flight.uncertain = false;
+            add(&self.counters.uncertain, 1);
+            if self.quarantines() {
+                self.dead_letter(
+                    flight,
+                    "uncertain: a former owner may have produced the effect before it vanished",
+                );
+                return None;
+            }
+        }
+        if self.quarantines() {
+            return self.mark_started(flight).await;
+        }
+        Some(flight)
+    }
+
+    fn quarantines(&self) -> bool {
+        self.mode == Mode::Idempotent && self.options.uncertain == Uncertain::Quarantine
+    }
+
+    async fn mark_started(&self, flight: Flight) -> Option<Flight> {
+        let (store, held) = (self.store.as_ref()?, flight.lease.held()?);
+        match self.within(store.start(&[held])).await {
+            Ok(verdicts) if verdicts == [Ok(())] => return Some(flight),
+            Ok(_) => add(&self.counters.fenced, 1),
+            Err(error) => self.in_doubt(flight, &error),
+        }
+        None
+    }
+
+    async fn replay(&self, flight: Flight, outcome: Outcome) {
+        let context = self.parts(&flight).context;
+        let result = match &self.on_duplicate {
+            Some(replay) => {
+                let replay = AssertUnwindSafe(async { replay(context, outcome).await });
+                replay.catch_unwind().await.unwrap_or_else(panicked)
+            }
+            None => Ok(()),
+        };
+        match result {
+            Ok(()) => self.duplicate(flight),
+            Err(failure) => self.failed(flight, &failure),
+        }
+    }
+
+    async fn run(&self, mut flight: Flight, working: &Working<'_>) {
+        match self.call(&flight, None, working).await {
+            Ended::Succeeded(outcome) if self.store.is_some() => {
+                let _ = self.stages.complete.send((flight, outcome));
+            }
+            Ended::Succeeded(_) => self.applied(flight),
+            Ended::Failed(failure) => self.failed(flight, &failure),
+            Ended::Cancelled if self.mode == Mode::AtMostOnce => {
+                flight.turn = None;
+                add(&self.counters.lost, 1);
+            }
+            Ended::Cancelled => self.cancelled(flight),
+        }
+    }
+
+    /// Runs the handler, for as long as lease and claim last.
+    pub(crate) async fn call(
+        &self,
+        flight: &InFlight,
+        tx: Option<TxSlot<Tx>>,
+        working: &Working<'_>,
+    ) -> Ended {
+        let parts = self.parts(flight);
+        let started = Instant::now();
+        let handler = async { (self.handler)(Request { parts, tx }).await };
+        let mut handler = pin!(AssertUnwindSafe(handler).catch_unwind());
+        // Most handlers of the fast kind return at once: no timer is set for them.
+        let result = match handler.as_mut().now_or_never() {
+            Some(result) => Some(result),
+            None => {
+                let end = pin!(self.end(flight));
+                match working.pause(select(handler, end)).await {
+                    Either::Left((result, _)) => Some(result),
+                    Either::Right((None, _)) => None,
+                    Either::Right((Some(too_late), _)) => Some(Ok(Err(too_late))),
+                }
+            }
+        };
+        self.measured(started);
+        match result.map(|caught| caught.unwrap_or_else(panicked)) {
+            // However it ended: past the deadline nothing of it counts.
+            _ if self.mode != Mode::AtMostOnce && !flight.lease.lasts(Default::default()) => {
+                Ended::Cancelled
+            }
+            None => Ended::Cancelled,
+            Some(Ok(outcome)) => Ended::Succeeded(outcome),
+            Some(Err(failure)) => Ended::Failed(failure),
+        }
+    }
+
+    /// Resolves when the handler must be dropped: with a failure if it took too long.
+    async fn end(&self, flight: &InFlight) -> Option<Failure> {
+        let timed_out = async {
+            match self.options.handler_timeout {
+                Some(limit) => sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        let lease_ended = async {
+            match self.mode {
+                Mode::AtMostOnce => std::future::pending().await,
+                _ => flight.lease.ended().await,
+            }
+        };
+        tokio::select! {
+            () = lease_ended => None,
+            () = self.cancel.cancelled() => None,
+            () = timed_out => Some(Failure::retry(Error::new(
+                ErrorKind::Timeout,
+                "the handler took longer than its time-out",
+            ))),
+        }
+    }
+
+    fn measured(&self, started: Instant) {
+        let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mean = self.handler_nanos.load(Ordering::Relaxed);
+        // An eighth of the difference: a change shows within a dozen messages.
+        let next = mean - mean / 8 + nanos / 8;
+        self.handler_nanos.store(next, Ordering::Relaxed);
+    }
+}
+
+fn panicked<T>(panic: Box<dyn std::any::Any + Send>) -> Result<T, Failure> {
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".into());
+    Err(Failure::retry(format!("the handler panicked: {text}")))
+}
