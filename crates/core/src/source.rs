@@ -16,7 +16,8 @@ pub struct Limit {
     pub wait: Duration,
 }
 
-/// What to do with one delivery.
+/// What to do with one delivery. An action that needs a capability which the source lacks is answered with a
+/// non-retryable [`Answer::Unknown`], and nothing is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// It took effect: never deliver it again.

@@ -118,8 +118,8 @@ pub trait Store: Send + Sync + 'static {
     /// Gives claims up: the keys are as if never claimed.
     async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error>;
 
-    /// Removes at most `limit` records whose retention has passed, and returns how many it removed. Never a claim that
-    /// is live.
+    /// Removes at most `limit` records whose retention has passed, and returns how many it removed. Claims stay, even
+    /// expired ones: they are the only witness of an uncertain outcome.
     async fn prune(&self, limit: usize) -> Result<usize, Error>;
 }
 

@@ -1,0 +1,160 @@
+/// Registers every check of [`source`](crate::source) as a test of its own, in a module `source`.
+///
+/// The last argument makes a fresh harness, with a fresh queue; it is evaluated in each test and may `.await`.
+/// Before it, either nothing, or `ignore = "why"`, or all attributes that each test shall have:
+///
+/// ```ignore
+/// source_suite!(MyHarness::new().await);
+/// source_suite!(ignore = "needs a broker: ./tests/run mine", MyHarness::new().await);
+/// source_suite!(#[tokio::test(start_paused = true)] MyHarness::default());
+/// ```
+///
+/// For two suites in one file, put each into a module that begins with `use super::*;`.
+#[macro_export]
+macro_rules! source_suite {
+    ($($args:tt)+) => { $crate::__suite! { __source_checks source $($args)+ } };
+}
+
+/// Registers every check of [`store`](crate::store) as a test of its own, in a module `store`.
+/// The arguments are those of [`source_suite!`].
+#[macro_export]
+macro_rules! store_suite {
+    ($($args:tt)+) => { $crate::__suite! { __store_checks store $($args)+ } };
+}
+
+/// Registers every check of [`transactional_store`](crate::transactional_store) as a test of its own, in a module
+/// `transactional_store`. The arguments are those of [`source_suite!`].
+#[macro_export]
+macro_rules! transactional_store_suite {
+    ($($args:tt)+) => {
+        $crate::__suite! { __transactional_store_checks transactional_store $($args)+ }
+    };
+}
+
+/// Gives every suite the same arguments.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __suite {
+    ($checks:ident $suite:ident ignore = $why:literal, $harness:expr $(,)?) => {
+        $crate::$checks! { tests $suite { #[tokio::test] #[ignore = $why] } ($harness) }
+    };
+    ($checks:ident $suite:ident $(#[$attribute:meta])+ $harness:expr $(,)?) => {
+        $crate::$checks! { tests $suite { $(#[$attribute])+ } ($harness) }
+    };
+    ($checks:ident $suite:ident $harness:expr $(,)?) => {
+        $crate::$checks! { tests $suite { #[tokio::test] } ($harness) }
+    };
+}
+
+/// What is made of a list of checks: their names, or their tests.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __checks {
+    (names $($check:ident)+) => { &[$(stringify!($check)),+] };
+    (tests $suite:ident $attributes:tt $harness:tt $($check:ident)+) => {
+        mod $suite {
+            #[allow(unused_imports)]
+            use super::*;
+            $($crate::__check! { $suite $attributes $harness $check })+
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __check {
+    ($suite:ident { $(#[$attribute:meta])+ } ($harness:expr) $check:ident) => {
+        $(#[$attribute])+
+        async fn $check() {
+            let harness = $harness;
+            let check = $crate::$suite::$check(&harness);
+            $crate::$suite::run(&harness, stringify!($check), check).await;
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __source_checks {
+    ($($then:tt)+) => {
+        $crate::__checks! { $($then)+
+            message_survives_the_queue
+            empty_body_survives_the_queue
+            large_body_survives_the_queue
+            empty_receive_returns_after_its_wait
+            receive_wakes_when_a_message_comes
+            receive_respects_its_limit
+            empty_batches_are_harmless
+            ack_removes
+            nack_redelivers
+            delayed_nack_waits
+            second_ack_is_harmless
+            bad_receipt_affects_only_itself
+            acks_settle_nothing_but_themselves
+            dead_letter_keeps_its_reason
+            inspect_tells_the_lease
+            expired_lease_redelivers
+            extend_keeps_the_lease
+            late_settlement_disturbs_nobody
+            groups_are_delivered_in_order
+            group_waits_while_its_head_is_leased
+            failed_head_comes_back_first
+            blocked_group_stalls_no_other
+            close_gives_back
+            dropped_receive_loses_nothing
+            concurrent_receivers_share
+            broken_connection_gives_back
+            refused_message_affects_only_itself
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __store_checks {
+    ($($then:tt)+) => {
+        $crate::__checks! { $($then)+
+            completed_key_is_a_duplicate
+            live_claim_is_busy_for_others
+            same_owner_claims_again_with_a_higher_token
+            expired_claim_is_taken_over
+            stale_token_is_fenced
+            token_is_fenced_once_it_is_spent
+            expired_claim_that_nobody_took_completes
+            renewed_claim_outlives_its_first_lease
+            released_key_is_new
+            uncertain_only_after_a_start
+            uncertain_outlives_takeovers
+            other_payload_conflicts
+            second_claim_in_a_batch_is_busy
+            answers_follow_the_batch
+            large_batches_are_taken_whole
+            empty_batches_are_harmless
+            one_live_owner_per_key
+            prune_removes_only_what_has_expired
+            record_survives_a_crash
+            tokens_rise_across_a_crash
+            outcome_of_64_kib_is_replayed
+            random_histories_agree_with_the_model
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __transactional_store_checks {
+    ($($then:tt)+) => {
+        $crate::__checks! { $($then)+
+            effect_and_record_commit_together
+            effect_and_record_survive_a_crash
+            undo_takes_back_only_its_part
+            unfinished_part_is_not_committed
+            dropped_transaction_leaves_nothing
+            stale_token_is_fenced
+            part_completes_once
+            expired_claim_that_nobody_took_completes
+            takeover_and_commit_exclude_each_other
+            racing_owners_take_effect_once
+        }
+    };
+}

@@ -1,0 +1,95 @@
+//! Who owns a delivery, and until when.
+
+use onlyonce_core::Action;
+use tokio::time::{Instant, sleep};
+
+use super::SourceHarness;
+use super::tools::*;
+
+/// The live queue tells its lease, or that it cannot be read.
+pub async fn inspect_tells_the_lease(harness: &dyn SourceHarness) {
+    let source = harness.source().await;
+    let inspection = source.inspect().await.expect("the queue can be read");
+    if source.capabilities().timed_lease && inspection.unknown.is_empty() {
+        assert_eq!(inspection.lease, Some(harness.lease()));
+    }
+    if source.capabilities().dead_letter && inspection.unknown.is_empty() {
+        assert!(inspection.dead_letter.is_some(), "where dead letters go");
+    }
+}
+
+/// A lease that ends gives the message to whoever asks, and never sooner than the lease said. Without timed leases
+/// nothing ends by itself.
+pub async fn expired_lease_redelivers(harness: &dyn SourceHarness) {
+    publish(harness, &numbered("m", 1)).await;
+    let (first, second) = (harness.source().await, harness.source().await);
+    let held = collect_one(harness, &*first).await;
+    if !first.capabilities().timed_lease {
+        assert_eq!(held.lease.until, None, "without a clock there is no end");
+        sleep(harness.lease()).await;
+        nothing(harness, &*second).await;
+        return applied(&*first, &[held], &Action::Ack).await;
+    }
+    let until = held.lease.until.expect("a timed lease has an end");
+    assert!(
+        until <= Instant::now() + harness.lease(),
+        "reckoned too late"
+    );
+    let again = collect_one(harness, &*second).await;
+    assert!(
+        Instant::now() + CLOCKS >= until,
+        "it came again although the lease had {:?} to go",
+        until - Instant::now()
+    );
+    if first.capabilities().counts_attempts {
+        assert_eq!(again.attempt, Some(2));
+    }
+    applied(&*second, &[again], &Action::Ack).await;
+}
+
+/// An extended lease outlives its first end, and ends at the new one.
+pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
+    publish(harness, &numbered("m", 1)).await;
+    let (first, second) = (harness.source().await, harness.source().await);
+    let held = [collect_one(harness, &*first).await];
+    let longer = harness.lease() * 2;
+    if !first.capabilities().extend {
+        unsupported(&first.extend(&receipts(&held), longer).await);
+        return applied(&*first, &held, &Action::Ack).await;
+    }
+    let mut until = Instant::now() + harness.lease();
+    // Half-way, and again half-way into the extension.
+    for _ in 0..2 {
+        sleep(until.saturating_duration_since(Instant::now()) / 2).await;
+        until = Instant::now() + longer;
+        let answers = first.extend(&receipts(&held), longer).await;
+        assert!(answers[0].is_applied(), "{answers:?}");
+    }
+    sleep(harness.lease()).await;
+    nothing(harness, &*second).await;
+    let again = [collect_one(harness, &*second).await];
+    assert!(Instant::now() + CLOCKS >= until, "it came again too soon");
+    applied(&*second, &again, &Action::Ack).await;
+}
+
+/// Whoever lost a delivery can no longer touch it: not settle it, not extend it, not take it from its new owner.
+pub async fn late_settlement_disturbs_nobody(harness: &dyn SourceHarness) {
+    publish(harness, &numbered("m", 1)).await;
+    let (first, second) = (harness.source().await, harness.source().await);
+    if !first.capabilities().timed_lease {
+        return;
+    }
+    let lost = [collect_one(harness, &*first).await];
+    let held = [collect_one(harness, &*second).await];
+    for action in [NACK, Action::Ack] {
+        lease_lost(&*first, &settle(&*first, &lost, &action).await);
+    }
+    if first.capabilities().extend {
+        let answers = first.extend(&receipts(&lost), harness.lease()).await;
+        lease_lost(&*first, &answers);
+    }
+    nothing(harness, &*first).await;
+    // Had the late ack removed it, it would not come back.
+    applied(&*second, &held, &NACK).await;
+    assert_eq!(drain(harness, &*second, 1).await, ["m1"]);
+}

@@ -1,0 +1,175 @@
+use std::time::Duration;
+
+use onlyonce_core::{Action, Answer, Delivery, Limit, Message, Receipt, Settlement, Source};
+use tokio::time::{Instant, sleep};
+
+use super::SourceHarness;
+
+pub(super) const NACK: Action = Action::Nack {
+    delay: Duration::ZERO,
+};
+
+/// How far two clocks that run at the same rate may disagree.
+pub(super) const CLOCKS: Duration = Duration::from_millis(20);
+
+pub(super) fn limit(messages: usize, wait: Duration) -> Limit {
+    Limit {
+        messages,
+        bytes: usize::MAX,
+        wait,
+    }
+}
+
+/// Messages `prefix1`, `prefix2`…; the body is the dedup id.
+pub(super) fn numbered(prefix: &str, count: usize) -> Vec<Message> {
+    let text = |n| format!("{prefix}{n}");
+    (1..=count)
+        .map(|n| Message::new(text(n)).with_dedup_id(text(n)))
+        .collect()
+}
+
+/// [`numbered`], in the group `prefix`.
+pub(super) fn grouped(prefix: &str, count: usize) -> Vec<Message> {
+    let messages = numbered(prefix, count).into_iter();
+    messages.map(|m| m.with_group(prefix)).collect()
+}
+
+pub(super) fn body(message: &Message) -> String {
+    String::from_utf8_lossy(&message.body).into_owned()
+}
+
+pub(super) fn bodies<'a>(messages: impl IntoIterator<Item = &'a Message>) -> Vec<String> {
+    messages.into_iter().map(body).collect()
+}
+
+pub(super) fn bodies_of(deliveries: &[Delivery]) -> Vec<String> {
+    deliveries.iter().map(|d| body(&d.message)).collect()
+}
+
+pub(super) fn sorted(mut texts: Vec<String>) -> Vec<String> {
+    texts.sort();
+    texts
+}
+
+pub(super) async fn publish(harness: &dyn SourceHarness, messages: &[Message]) {
+    let sink = harness.sink().await;
+    let results = sink.publish(messages).await;
+    assert_eq!(results.len(), messages.len(), "one result per message");
+    for result in results {
+        result.expect("the sink takes it");
+    }
+    sink.close().await.expect("the sink closes");
+}
+
+/// One receive; errors that can pass are waited out.
+async fn receive(source: &dyn Source, limit: Limit) -> Vec<Delivery> {
+    match source.receive(limit).await {
+        Ok(deliveries) => deliveries,
+        Err(error) if error.is_retryable() => {
+            sleep(limit.wait.min(Duration::from_millis(50))).await;
+            Vec::new()
+        }
+        Err(error) => panic!("receive failed: {error}"),
+    }
+}
+
+/// Receives exactly `count` deliveries, all unsettled, or fails.
+pub(super) async fn collect(
+    harness: &dyn SourceHarness,
+    source: &dyn Source,
+    count: usize,
+) -> Vec<Delivery> {
+    let deadline = Instant::now() + harness.patience();
+    let mut all = Vec::new();
+    while all.len() < count {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        assert!(
+            !rest.is_zero(),
+            "{} of {count} came in time: {:?}",
+            all.len(),
+            bodies_of(&all)
+        );
+        all.extend(receive(source, limit(count - all.len(), rest)).await);
+    }
+    assert_eq!(all.len(), count, "a receive returned more than its limit");
+    all
+}
+
+/// [`collect`] of a single delivery.
+pub(super) async fn collect_one(harness: &dyn SourceHarness, source: &dyn Source) -> Delivery {
+    collect(harness, source, 1).await.remove(0)
+}
+
+/// Receives and acks `count` messages, and returns their bodies in the order in which they came.
+pub(super) async fn drain(
+    harness: &dyn SourceHarness,
+    source: &dyn Source,
+    count: usize,
+) -> Vec<String> {
+    let deadline = Instant::now() + harness.patience();
+    let mut all = Vec::new();
+    while all.len() < count {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        assert!(!rest.is_zero(), "{count} expected, these came: {all:?}");
+        let deliveries = receive(source, limit(count - all.len(), rest)).await;
+        all.extend(bodies_of(&deliveries));
+        applied(source, &deliveries, &Action::Ack).await;
+    }
+    all
+}
+
+/// Nothing comes for a while.
+pub(super) async fn nothing(harness: &dyn SourceHarness, source: &dyn Source) {
+    let deliveries = receive(source, limit(10, harness.quiet())).await;
+    let came = bodies_of(&deliveries);
+    assert!(came.is_empty(), "nothing should come, but {came:?} did");
+}
+
+pub(super) fn settlements(deliveries: &[Delivery], action: &Action) -> Vec<Settlement> {
+    let settlement = |delivery: &Delivery| Settlement {
+        receipt: delivery.receipt.clone(),
+        action: action.clone(),
+    };
+    deliveries.iter().map(settlement).collect()
+}
+
+pub(super) fn receipts(deliveries: &[Delivery]) -> Vec<Receipt> {
+    deliveries.iter().map(|d| d.receipt.clone()).collect()
+}
+
+pub(super) async fn settle(
+    source: &dyn Source,
+    deliveries: &[Delivery],
+    action: &Action,
+) -> Vec<Answer> {
+    let answers = source.settle(&settlements(deliveries, action)).await;
+    assert_eq!(answers.len(), deliveries.len(), "one answer per settlement");
+    answers
+}
+
+/// Settles, and is told that it was done.
+pub(super) async fn applied(source: &dyn Source, deliveries: &[Delivery], action: &Action) {
+    for answer in settle(source, deliveries, action).await {
+        assert!(answer.is_applied(), "{action:?} was answered {answer:?}");
+    }
+}
+
+/// The answer to what a source cannot do: it says so, for good.
+pub(super) fn unsupported(answers: &[Answer]) {
+    for answer in answers {
+        let refused = matches!(answer, Answer::Unknown(error) if !error.is_retryable());
+        assert!(
+            refused,
+            "a missing capability must be refused, got {answer:?}"
+        );
+    }
+}
+
+/// The answer to a receipt whose lease has ended. A source that cannot ask its broker may not know.
+pub(super) fn lease_lost(source: &dyn Source, answers: &[Answer]) {
+    for answer in answers {
+        let lost = matches!(answer, Answer::LeaseLost);
+        let unaware = answer.is_applied() && !source.capabilities().confirms_settle;
+        assert!(lost || unaware, "the lease had ended, got {answer:?}");
+    }
+}

@@ -1,0 +1,151 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use onlyonce_core::{
+    Claim, Claimed, Completion, Fenced, Fingerprint, Held, KeyDigest, Owner, Store, Token, Verdicts,
+};
+
+use super::StoreHarness;
+
+pub(crate) const A: Owner = Owner(1);
+pub(crate) const B: Owner = Owner(2);
+pub(crate) const C: Owner = Owner(3);
+
+/// Longer than any check runs.
+pub(crate) const LONG: Duration = Duration::from_secs(3600);
+
+pub(crate) const FENCED: Result<(), Fenced> = Err(Fenced);
+
+pub(crate) fn key(name: &str) -> KeyDigest {
+    KeyDigest(Fingerprint::of(name.as_bytes()).0)
+}
+
+pub(crate) fn fingerprint(payload: &str) -> Fingerprint {
+    Fingerprint::of(payload.as_bytes())
+}
+
+/// A claim on key `name` for the payload that all checks use unless they say so.
+pub(crate) fn claim(name: &str) -> Claim {
+    claim_for(name, "payload")
+}
+
+pub(crate) fn claim_for(name: &str, payload: &str) -> Claim {
+    Claim {
+        key: key(name),
+        fingerprint: fingerprint(payload),
+    }
+}
+
+pub(crate) fn completion(held: Held) -> Completion {
+    Completion {
+        held,
+        fingerprint: fingerprint("payload"),
+        outcome: Some(Bytes::from_static(b"outcome")),
+        retention: LONG,
+    }
+}
+
+pub(crate) fn done() -> Claimed {
+    Claimed::Done {
+        outcome: Some(Bytes::from_static(b"outcome")),
+    }
+}
+
+/// Claims, and is given one answer per claim.
+pub(crate) async fn claim_all(
+    store: &dyn Store,
+    owner: Owner,
+    batch: &[Claim],
+    lease: Duration,
+) -> Vec<Claimed> {
+    let answers = store.claim(owner, batch, lease).await.expect("it claims");
+    assert_eq!(answers.len(), batch.len(), "one answer per claim");
+    answers
+}
+
+pub(crate) async fn ask(store: &dyn Store, owner: Owner, name: &str) -> Claimed {
+    claim_all(store, owner, &[claim(name)], LONG)
+        .await
+        .remove(0)
+}
+
+/// Claims one key, must be given it, and tells whether its past is uncertain.
+pub(crate) async fn take_key(
+    store: &dyn Store,
+    owner: Owner,
+    name: &str,
+    lease: Duration,
+) -> (Held, bool) {
+    let answer = claim_all(store, owner, &[claim(name)], lease)
+        .await
+        .remove(0);
+    let Claimed::New { token, uncertain } = answer else {
+        panic!("`{name}` should be new, it is {answer:?}");
+    };
+    let key = key(name);
+    (Held { key, token }, uncertain)
+}
+
+/// [`take_key`] of a key with a certain past.
+pub(crate) async fn take(store: &dyn Store, owner: Owner, name: &str, lease: Duration) -> Held {
+    let (held, uncertain) = take_key(store, owner, name, lease).await;
+    assert!(!uncertain, "nothing was started on `{name}`");
+    held
+}
+
+/// Lets a claim of [`StoreHarness::lease`] end.
+pub(crate) async fn expire(harness: &dyn StoreHarness) {
+    harness.expire(harness.lease() + MARGIN).await;
+}
+
+/// Stores that keep times in whole milliseconds round.
+const MARGIN: Duration = Duration::from_millis(20);
+
+/// The four calls that need a token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Call {
+    Renew,
+    Start,
+    Complete,
+    Release,
+}
+
+pub(crate) const CALLS: [Call; 4] = [Call::Renew, Call::Start, Call::Complete, Call::Release];
+
+impl Call {
+    /// Makes the call for a whole batch.
+    pub(crate) async fn all(
+        self,
+        store: &dyn Store,
+        batch: &[Completion],
+        lease: Duration,
+    ) -> Verdicts {
+        let held: Vec<Held> = batch.iter().map(|completion| completion.held).collect();
+        let verdicts = match self {
+            Self::Renew => store.renew(&held, lease).await,
+            Self::Start => store.start(&held).await,
+            Self::Complete => store.complete(batch).await,
+            Self::Release => store.release(&held).await,
+        };
+        let verdicts = verdicts.expect("the store can be reached");
+        assert_eq!(verdicts.len(), batch.len(), "one verdict per entry");
+        verdicts
+    }
+
+    pub(crate) async fn each(self, store: &dyn Store, held: &[Held]) -> Verdicts {
+        let batch: Vec<_> = held.iter().copied().map(completion).collect();
+        self.all(store, &batch, LONG).await
+    }
+
+    pub(crate) async fn one(self, store: &dyn Store, held: Held) -> Result<(), Fenced> {
+        self.each(store, &[held]).await.remove(0)
+    }
+}
+
+/// A token that was never given.
+pub(crate) fn made_up(held: Held) -> Held {
+    Held {
+        token: Token(held.token.0 + 1_000_000),
+        ..held
+    }
+}

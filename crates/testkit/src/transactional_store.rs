@@ -1,0 +1,259 @@
+//! The checks of a [`TransactionalStore`]: see [`transactional_store_suite!`](crate::transactional_store_suite).
+//!
+//! They come on top of [`store`](crate::store)'s, which the same store must pass as well.
+
+use std::future::Future;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::{Claimed, Held, Owner, Store, Transaction, TransactionalStore};
+use tokio::time::sleep;
+
+use crate::Gap;
+use crate::store::StoreHarness;
+use crate::store::tools::*;
+
+/// What the checks need of a store whose transactions carry effects: a place to write to, and to read from.
+#[async_trait]
+pub trait TransactionalStoreHarness: StoreHarness {
+    /// The store.
+    type Store: TransactionalStore;
+
+    /// A new handle on the store, as another process would open it.
+    async fn transactional(&self) -> Self::Store;
+
+    /// Writes `effect` within a transaction.
+    async fn write(&self, tx: &mut <Self::Store as TransactionalStore>::Tx, effect: &str);
+
+    /// Every committed effect, in any order; read from outside of all transactions, without waiting for those that are
+    /// open.
+    async fn effects(&self) -> Vec<String>;
+
+    /// The checks of this suite that are known to fail.
+    fn transaction_gaps(&self) -> &'static [Gap] {
+        &[]
+    }
+}
+
+/// The names of all checks.
+pub const CHECKS: &[&str] = crate::__transactional_store_checks! { names };
+
+/// Runs one check, or asserts that it fails where a [`Gap`] says so.
+pub async fn run(
+    harness: &impl TransactionalStoreHarness,
+    name: &str,
+    check: impl Future<Output = ()>,
+) {
+    crate::gap::run(CHECKS, name, harness.transaction_gaps(), check).await;
+}
+
+async fn effects(harness: &impl TransactionalStoreHarness) -> Vec<String> {
+    let mut effects = harness.effects().await;
+    effects.sort();
+    effects
+}
+
+async fn begin<S: TransactionalStore>(store: &S) -> S::Tx {
+    store.begin().await.expect("it begins")
+}
+
+/// Writes an effect and ends the part.
+async fn part<H: TransactionalStoreHarness>(
+    harness: &H,
+    tx: &mut <H::Store as TransactionalStore>::Tx,
+    effect: &str,
+    held: Held,
+) -> Result<(), onlyonce_core::Fenced> {
+    harness.write(tx, effect).await;
+    let verdict = tx.complete(&completion(held)).await;
+    verdict.expect("the store can be reached")
+}
+
+async fn commit(tx: impl Transaction) {
+    tx.commit().await.expect("it commits");
+}
+
+/// Nothing is seen before the commit, and everything after it.
+pub async fn effect_and_record_commit_together(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let held = take(&store, A, "k", LONG).await;
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "effect", held).await, Ok(()));
+    assert!(effects(harness).await.is_empty(), "not committed yet");
+    commit(tx).await;
+    assert_eq!(effects(harness).await, ["effect"]);
+    assert_eq!(ask(&*harness.store().await, B, "k").await, done());
+}
+
+/// What `commit` has confirmed is there after a crash.
+pub async fn effect_and_record_survive_a_crash(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let held = take(&store, A, "k", LONG).await;
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "effect", held).await, Ok(()));
+    commit(tx).await;
+    drop(store);
+    harness.crash().await;
+    assert_eq!(effects(harness).await, ["effect"]);
+    assert_eq!(ask(&harness.transactional().await, B, "k").await, done());
+}
+
+/// Several messages share a commit; one that fails takes only its own effects with it.
+pub async fn undo_takes_back_only_its_part(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let mut held = Vec::new();
+    for name in ["k1", "k2", "k3"] {
+        held.push(take(&store, A, name, LONG).await);
+    }
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "one", held[0]).await, Ok(()));
+    harness.write(&mut tx, "two").await;
+    tx.undo().await.expect("it undoes");
+    tx.undo().await.expect("nothing to undo is harmless");
+    assert_eq!(part(harness, &mut tx, "three", held[2]).await, Ok(()));
+    commit(tx).await;
+    assert_eq!(effects(harness).await, ["one", "three"]);
+    for (name, is_done) in [("k1", true), ("k2", false), ("k3", true)] {
+        let answer = ask(&store, B, name).await;
+        assert_eq!(answer == done(), is_done, "{name}: {answer:?}");
+    }
+    assert_eq!(Call::Renew.one(&store, held[1]).await, Ok(()), "still held");
+}
+
+/// A part that was not completed is no part of the commit.
+pub async fn unfinished_part_is_not_committed(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let held = take(&store, A, "k", LONG).await;
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "finished", held).await, Ok(()));
+    harness.write(&mut tx, "unfinished").await;
+    commit(tx).await;
+    assert_eq!(effects(harness).await, ["finished"]);
+}
+
+/// A transaction that is dropped has never been, and holds up nobody.
+pub async fn dropped_transaction_leaves_nothing(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let held = take(&store, A, "k", LONG).await;
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "dropped", held).await, Ok(()));
+    drop(tx);
+    assert_eq!(Call::Renew.one(&store, held).await, Ok(()), "still held");
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "kept", held).await, Ok(()));
+    commit(tx).await;
+    assert_eq!(effects(harness).await, ["kept"]);
+}
+
+/// Whoever was taken over is told so before the commit, loses its effects, and takes no others with them.
+pub async fn stale_token_is_fenced(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let stale = take(&store, A, "stale", harness.lease()).await;
+    let good = take(&store, A, "good", LONG).await;
+    expire(harness).await;
+    let newest = take(&store, B, "stale", LONG).await;
+
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "stale", stale).await, FENCED);
+    assert_eq!(part(harness, &mut tx, "good", good).await, Ok(()));
+    assert_eq!(part(harness, &mut tx, "stale", stale).await, FENCED);
+    commit(tx).await;
+    assert_eq!(effects(harness).await, ["good"]);
+
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "newest", newest).await, Ok(()));
+    commit(tx).await;
+    assert_eq!(effects(harness).await, ["good", "newest"]);
+}
+
+/// A token completes once, in this transaction or in an earlier one.
+pub async fn part_completes_once(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let held = take(&store, A, "k", LONG).await;
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "first", held).await, Ok(()));
+    assert_eq!(part(harness, &mut tx, "second", held).await, FENCED);
+    commit(tx).await;
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "third", held).await, FENCED);
+    commit(tx).await;
+    assert_eq!(effects(harness).await, ["first"]);
+}
+
+/// Late, but not taken over: nobody else can have run.
+pub async fn expired_claim_that_nobody_took_completes(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let held = take(&store, A, "k", harness.lease()).await;
+    expire(harness).await;
+    let mut tx = begin(&store).await;
+    assert_eq!(part(harness, &mut tx, "late", held).await, Ok(()));
+    commit(tx).await;
+    assert_eq!(effects(harness).await, ["late"]);
+}
+
+/// A claim that expires while a transaction is open is either taken over or committed, never both.
+pub async fn takeover_and_commit_exclude_each_other(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let other = harness.transactional().await;
+    for round in 0..5 {
+        let name = format!("k{round}");
+        let held = take(&store, A, &name, harness.lease()).await;
+        let mut tx = begin(&store).await;
+        assert_eq!(part(harness, &mut tx, &name, held).await, Ok(()));
+        expire(harness).await;
+        // The takeover may have to wait for the commit, so it runs beside it.
+        let takeover = async { other.claim(B, &[claim(&name)], LONG).await };
+        let commit = async {
+            for _ in 0..round {
+                tokio::task::yield_now().await;
+            }
+            tx.commit().await
+        };
+        let (takeover, committed) = futures_util::future::join(takeover, commit).await;
+        let effective = effects(harness).await.contains(&name);
+        assert_eq!(effective, committed.is_ok(), "{committed:?}");
+        // An error is an answer too: the store may refuse to wait so long.
+        if let Ok(answer) = takeover {
+            assert_eq!(answer[0] == done(), effective, "{answer:?}");
+        }
+    }
+}
+
+/// Works through all keys until each is done.
+async fn race<H: TransactionalStoreHarness>(harness: &H, owner: Owner, keys: &[String]) {
+    let store = harness.transactional().await;
+    let mut todo: Vec<&String> = keys.iter().collect();
+    while let Some(name) = todo.first() {
+        let token = match store.claim(owner, &[claim(name)], LONG).await.as_deref() {
+            Ok([Claimed::New { token, .. }]) => *token,
+            Ok([Claimed::Done { .. }]) => {
+                todo.remove(0);
+                continue;
+            }
+            // Busy, or an error that may pass: look at another key meanwhile.
+            _ => {
+                todo.rotate_left(1);
+                sleep(Duration::from_millis(1)).await;
+                continue;
+            }
+        };
+        let key = key(name);
+        let Ok(mut tx) = store.begin().await else {
+            continue;
+        };
+        harness.write(&mut tx, name).await;
+        // Whatever goes wrong, the next claim tells what became of it.
+        if let Ok(Ok(())) = tx.complete(&completion(Held { key, token })).await {
+            tx.commit().await.ok();
+        }
+    }
+}
+
+/// Four owners race through the same keys: each effect is there exactly once.
+pub async fn racing_owners_take_effect_once(harness: &impl TransactionalStoreHarness) {
+    let mut keys: Vec<String> = (0..40).map(|n| format!("k{n}")).collect();
+    let owners = (1..=4).map(|owner| race(harness, Owner(owner), &keys));
+    futures_util::future::join_all(owners).await;
+    keys.sort();
+    assert_eq!(effects(harness).await, keys);
+}

@@ -1,0 +1,108 @@
+//! The in-memory queue and store pass every check.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
+use onlyonce_core::{Sink, Source, Store};
+use onlyonce_testkit::source::{DeadLettered, SourceHarness};
+use onlyonce_testkit::store::StoreHarness;
+use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
+use onlyonce_testkit::{source_suite, store_suite, transactional_store_suite};
+
+struct Queue(MemoryQueue);
+
+impl Queue {
+    fn new() -> Self {
+        Self(MemoryQueue::new("orders").with_lease(Duration::from_secs(2)))
+    }
+}
+
+#[async_trait]
+impl SourceHarness for Queue {
+    async fn source(&self) -> Arc<dyn Source> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn sink(&self) -> Arc<dyn Sink> {
+        Arc::new(self.0.clone())
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_secs(2)
+    }
+
+    async fn dead_letters(&self) -> Vec<DeadLettered> {
+        let dead = self.0.dead_letters().into_iter();
+        dead.map(|dead| DeadLettered {
+            body: dead.message.body.clone(),
+            reason: dead.reason,
+        })
+        .collect()
+    }
+}
+
+source_suite!(
+    #[tokio::test(start_paused = true)]
+    Queue::new()
+);
+
+#[derive(Default)]
+struct Records(MemoryStore);
+
+#[async_trait]
+impl StoreHarness for Records {
+    async fn store(&self) -> Arc<dyn Store> {
+        Arc::new(self.0.clone())
+    }
+
+    async fn crash(&self) {
+        self.0.forget_claims();
+    }
+}
+
+#[async_trait]
+impl TransactionalStoreHarness for Records {
+    type Store = MemoryStore;
+
+    async fn transactional(&self) -> MemoryStore {
+        self.0.clone()
+    }
+
+    async fn write(&self, tx: &mut MemoryTx, effect: &str) {
+        tx.push(effect.to_owned());
+    }
+
+    async fn effects(&self) -> Vec<String> {
+        let text = |effect: bytes::Bytes| String::from_utf8_lossy(&effect).into_owned();
+        self.0.effects().into_iter().map(text).collect()
+    }
+}
+
+store_suite!(
+    #[tokio::test(start_paused = true)]
+    Records::default()
+);
+transactional_store_suite!(
+    #[tokio::test(start_paused = true)]
+    Records::default()
+);
+
+/// The same on several threads and the real clock.
+mod real_time {
+    use super::*;
+
+    source_suite!(
+        #[tokio::test(flavor = "multi_thread")]
+        Queue::new()
+    );
+    store_suite!(
+        #[tokio::test(flavor = "multi_thread")]
+        Records::default()
+    );
+    transactional_store_suite!(
+        #[tokio::test(flavor = "multi_thread")]
+        Records::default()
+    );
+}
