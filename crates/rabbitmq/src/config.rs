@@ -1,0 +1,346 @@
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use lapin::types::ShortString;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use onlyonce_core::{Error, Params};
+use url::Url;
+
+/// Names of queues, exchanges, routing keys and headers: AMQP's short strings.
+const MAX_NAME: usize = 255;
+/// What delay queues append to the queue's name needs this much room.
+const MAX_QUEUE: usize = MAX_NAME - 24;
+
+/// Where the broker is, which queue is meant, and how to use it. Read from a URL, then changed field by field.
+///
+/// `Debug` shows no password.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct Config {
+    uri: AMQPUri,
+    /// The queue: to consume from, or to publish to through the default exchange.
+    pub queue: Option<String>,
+    /// A sink's exchange, instead of a queue.
+    pub exchange: Option<String>,
+    /// The routing key to go with [`exchange`](Self::exchange); empty by default.
+    pub routing_key: Option<String>,
+    /// The header that carries a message's group; none by default.
+    pub group_header: Option<String>,
+    /// Whether the queue was declared with `x-single-active-consumer`, which AMQP cannot tell. Without a group header
+    /// the whole queue is then one group.
+    pub single_active_consumer: bool,
+    /// How many messages the broker may send ahead of their settlement, and so how many are held in memory at most;
+    /// 500 by default.
+    pub prefetch: u16,
+    /// The broker's [`consumer_timeout`](https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout), after which
+    /// it closes a channel that holds an unsettled message; 30 minutes by default, as the broker's. Zero: it is
+    /// switched off there.
+    pub consumer_timeout: Duration,
+    /// Whether a nack with a delay is made by way of delay queues; on by default.
+    pub delayed_retry: bool,
+    /// How often the connection is probed; it is given up after twice as long. 20 s by default, at least 1 s.
+    pub heartbeat: Duration,
+    /// How long connecting, a request, or the confirmation of a batch may take; 30 s by default.
+    pub timeout: Duration,
+}
+
+impl Config {
+    /// The vhost's address, without credentials: for logs and errors.
+    pub fn endpoint(&self) -> String {
+        let scheme = match self.uri.scheme {
+            AMQPScheme::AMQP => "amqp",
+            AMQPScheme::AMQPS => "amqps",
+        };
+        let authority = &self.uri.authority;
+        let vhost = self.uri.vhost.replace('/', "%2f");
+        format!("{scheme}://{}:{}/{vhost}", authority.host, authority.port)
+    }
+
+    pub(crate) fn uri(&self) -> AMQPUri {
+        let mut uri = self.uri.clone();
+        // AMQP counts whole seconds, and zero would switch the probes off.
+        let heartbeat = self.heartbeat.as_secs().clamp(1, u16::MAX.into());
+        uri.query.heartbeat = u16::try_from(heartbeat).ok();
+        uri.query.connection_timeout = u64::try_from(self.timeout.as_millis()).ok();
+        uri
+    }
+
+    /// Checks what the fields' types leave open, and returns the queue to consume from.
+    pub(crate) fn source_queue(&self) -> Result<&str, Error> {
+        self.check()?;
+        if self.exchange.is_some() || self.routing_key.is_some() {
+            return Err(Error::config(
+                "`exchange` and `routing_key` are for publishing; bind a queue to the exchange and give `queue=NAME`",
+            ));
+        }
+        self.queue.as_deref().ok_or_else(|| {
+            Error::config("no queue given; write `?queue=NAME` at the end of the URL")
+        })
+    }
+
+    /// Exchange and routing key to publish to.
+    pub(crate) fn sink_target(&self) -> Result<(ShortString, ShortString), Error> {
+        self.check()?;
+        match (&self.queue, &self.exchange, &self.routing_key) {
+            (Some(queue), None, None) => Ok((ShortString::default(), name("queue", queue)?)),
+            (None, Some(exchange), key) => Ok((
+                name("exchange", exchange)?,
+                name("routing_key", key.as_deref().unwrap_or_default())?,
+            )),
+            (Some(_), _, _) => Err(Error::config(
+                "give either `queue`, or `exchange` with `routing_key`",
+            )),
+            (None, None, _) => Err(Error::config(
+                "nowhere to publish to; write `?queue=NAME` or `?exchange=NAME&routing_key=KEY` at the end of the URL",
+            )),
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        if self.prefetch == 0 {
+            return Err(Error::config(
+                "`prefetch=0` would mean no bound; give 1 to 65535",
+            ));
+        }
+        if self.timeout.is_zero() {
+            return Err(Error::config("`timeout` cannot be zero"));
+        }
+        let names = [
+            ("queue", &self.queue, MAX_QUEUE),
+            ("exchange", &self.exchange, MAX_NAME),
+            ("routing_key", &self.routing_key, MAX_NAME),
+            ("group_header", &self.group_header, MAX_NAME),
+        ];
+        for (what, name, most) in names {
+            let Some(name) = name else { continue };
+            // The empty exchange is the default one, and a routing key may be empty.
+            if name.is_empty() && what != "routing_key" {
+                return Err(Error::config(format!("`{what}` is empty")));
+            }
+            if name.len() > most {
+                return Err(Error::config(format!(
+                    "`{what}` has {} bytes; the most is {most}",
+                    name.len()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A name as AMQP carries it.
+pub(crate) fn name(what: &str, text: &str) -> Result<ShortString, Error> {
+    ShortString::try_new(text).map_err(|_| {
+        Error::config(format!(
+            "`{what}` has {} bytes; the most is {MAX_NAME}",
+            text.len()
+        ))
+    })
+}
+
+impl FromStr for Config {
+    type Err = Error;
+
+    /// Reads `amqp://user:password@host:port/vhost?queue=NAME&…`, see the crate's page for all parameters.
+    ///
+    /// # Errors
+    /// Another form, an unknown parameter, a value that does not parse.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        // Their errors are not passed on: they may quote the URL, and it has a password in it.
+        let url = Url::parse(text).map_err(|_| Error::config("this is not a URL"))?;
+        Self::try_from(&url)
+    }
+}
+
+impl TryFrom<&Url> for Config {
+    type Error = Error;
+
+    /// As [`from_str`](Self::from_str).
+    fn try_from(url: &Url) -> Result<Self, Error> {
+        let uri = address(url)?;
+        let mut params = Params::of(url)?;
+        let yes_no = "true or false";
+        let config = Self {
+            uri,
+            queue: params.text("queue"),
+            exchange: params.text("exchange"),
+            routing_key: params.text("routing_key"),
+            group_header: params.text("group_header"),
+            single_active_consumer: params
+                .parsed("single_active_consumer", yes_no)?
+                .unwrap_or(false),
+            prefetch: params
+                .parsed("prefetch", "a number from 1 to 65535")?
+                .unwrap_or(500),
+            consumer_timeout: params
+                .duration("consumer_timeout")?
+                .unwrap_or(Duration::from_secs(1_800)),
+            delayed_retry: params.parsed("delayed_retry", yes_no)?.unwrap_or(true),
+            heartbeat: params
+                .duration("heartbeat")?
+                .unwrap_or(Duration::from_secs(20)),
+            timeout: params
+                .duration("timeout")?
+                .unwrap_or(Duration::from_secs(30)),
+        };
+        params.finish()?;
+        config.check()?;
+        Ok(config)
+    }
+}
+
+fn address(url: &Url) -> Result<AMQPUri, Error> {
+    let form = || {
+        Error::config(
+            "write the URL like `amqp://user:password@host:5672/vhost?queue=NAME`, or with amqps",
+        )
+    };
+    let host = url.host_str().filter(|host| !host.is_empty());
+    let (Some(host), "amqp" | "amqps") = (host, url.scheme()) else {
+        return Err(form());
+    };
+    let mut bare = url.clone();
+    bare.set_query(None);
+    bare.set_fragment(None);
+    let mut uri: AMQPUri = bare.as_str().parse().map_err(|_| form())?;
+    // The parser takes IPv6 addresses for localhost, and a lone slash for a vhost without a name.
+    uri.authority.host = host.trim_matches(['[', ']']).to_owned();
+    if uri.vhost.is_empty() {
+        uri.vhost = "/".to_owned();
+    }
+    Ok(uri)
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("endpoint", &self.endpoint())
+            .field("user", &self.uri.authority.userinfo.username)
+            .field("password", &"(hidden)")
+            .field("queue", &self.queue)
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("group_header", &self.group_header)
+            .field("single_active_consumer", &self.single_active_consumer)
+            .field("prefetch", &self.prefetch)
+            .field("consumer_timeout", &self.consumer_timeout)
+            .field("delayed_retry", &self.delayed_retry)
+            .field("heartbeat", &self.heartbeat)
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Config {
+        text.parse().unwrap()
+    }
+
+    fn refused(text: &str) -> String {
+        let error = match text.parse::<Config>() {
+            Err(error) => error,
+            Ok(config) => config
+                .source_queue()
+                .and(config.sink_target().map(|_| ""))
+                .unwrap_err(),
+        };
+        assert!(!error.is_retryable());
+        error.to_string()
+    }
+
+    #[test]
+    fn a_url_gives_everything() {
+        let config = parse(
+            "amqps://us%40er:p%2fw@mq.example:99/a%2fb?queue=orders&prefetch=7&group_header=x-group\
+             &consumer_timeout=5m&single_active_consumer=true&delayed_retry=false&heartbeat=5s&timeout=2s",
+        );
+        let uri = config.uri();
+        assert_eq!(uri.vhost, "a/b");
+        assert_eq!(uri.authority.userinfo.username, "us@er");
+        assert_eq!(uri.authority.userinfo.password, "p/w");
+        assert_eq!(uri.query.heartbeat, Some(5));
+        assert_eq!(config.endpoint(), "amqps://mq.example:99/a%2fb");
+        assert_eq!(config.source_queue().unwrap(), "orders");
+        assert_eq!(config.prefetch, 7);
+        assert_eq!(config.group_header.as_deref(), Some("x-group"));
+        assert_eq!(config.consumer_timeout, Duration::from_secs(300));
+        assert!(config.single_active_consumer && !config.delayed_retry);
+    }
+
+    #[test]
+    fn the_vhost_is_slash_unless_given() {
+        for text in [
+            "amqp://h?queue=q",
+            "amqp://h/?queue=q",
+            "amqp://h/%2f?queue=q",
+        ] {
+            assert_eq!(parse(text).uri().vhost, "/", "{text}");
+        }
+        assert_eq!(parse("amqp://h/v?queue=q").uri().vhost, "v");
+        let six = parse("amqp://[::1]:5673/?queue=q").uri().authority;
+        assert_eq!((six.host.as_str(), six.port), ("::1", 5673));
+        let four = parse("amqp://127.0.0.1/?queue=q").uri().authority;
+        assert_eq!((four.host.as_str(), four.port), ("127.0.0.1", 5672));
+    }
+
+    #[test]
+    fn what_cannot_work_says_what_to_write() {
+        assert!(refused("amqp://h/").contains("?queue=NAME"));
+        assert!(refused("amqp://h/?exchange=e").contains("bind a queue"));
+        assert!(refused("amqp://h/?queue=q&exchange=e").contains("bind a queue"));
+        assert!(refused("amqp://h/?queue=").contains("`queue` is empty"));
+        assert!(refused("amqp://h/?queue=q&prefetch=0").contains("no bound"));
+        assert!(refused("amqp://h/?queue=q&prefetch=70000").contains("1 to 65535"));
+        assert!(refused("amqp://h/?queue=q&prefetsch=1").contains("known here: queue"));
+        assert!(refused("amqp://h/?queue=q&heartbeat=20").contains("30s"));
+        assert!(refused(&format!("amqp://h/?queue={}", "q".repeat(250))).contains("250 bytes"));
+        assert!(refused("http://h/?queue=q").contains("amqp://"));
+        assert!(refused("amqp:///?queue=q").contains("amqp://"));
+    }
+
+    #[test]
+    fn a_sink_takes_a_queue_or_an_exchange() {
+        let target = |text| {
+            parse(text)
+                .sink_target()
+                .map(|(e, k)| (e.to_string(), k.to_string()))
+        };
+        assert_eq!(
+            target("amqp://h/?queue=q").unwrap(),
+            (String::new(), "q".into())
+        );
+        assert_eq!(
+            target("amqp://h/?exchange=e&routing_key=k").unwrap(),
+            ("e".into(), "k".into())
+        );
+        assert_eq!(
+            target("amqp://h/?exchange=e").unwrap(),
+            ("e".into(), String::new())
+        );
+        assert!(target("amqp://h/?queue=q&exchange=e").is_err());
+        assert!(target("amqp://h/?queue=q&routing_key=k").is_err());
+        assert!(target("amqp://h/").is_err());
+    }
+
+    #[test]
+    fn secrets_are_hidden() {
+        let secret = "s3cr3t";
+        let config = parse(&format!("amqp://u:{secret}@h/?queue=q"));
+        assert!(!format!("{config:?} {}", config.endpoint()).contains(secret));
+        for bad in [
+            "/?nope=1",
+            "/%ff?queue=q",
+            ":badport/?queue=q",
+            "/?prefetch=x",
+        ] {
+            let error = format!("amqp://u:{secret}@h{bad}")
+                .parse::<Config>()
+                .unwrap_err();
+            assert!(!format!("{error} {error:?}").contains(secret), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+use std::future::Future;
+use std::time::Duration;
+
+use lapin::{Channel, Connection, ConnectionProperties};
+use tokio::time::timeout;
+
+use crate::Config;
+use crate::error::Fault;
+
+/// A connection and the one channel on it. Never recovered by lapin: what dies is replaced by a new one, so that no
+/// delivery tag of the old ever reaches it.
+pub(crate) struct Link {
+    pub(crate) connection: Connection,
+    pub(crate) channel: Channel,
+    patience: Duration,
+}
+
+impl Link {
+    pub(crate) async fn open(config: &Config, role: &str) -> Result<Self, Fault> {
+        answer(config.timeout, async {
+            let connection = connect(config, role).await?;
+            let channel = connection.create_channel().await?;
+            Ok(Self {
+                connection,
+                channel,
+                patience: config.timeout,
+            })
+        })
+        .await
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.channel.status().connected() && self.connection.status().connected()
+    }
+
+    /// Closes the channel, which gives back what is not settled, in order; then the connection. The channel first and
+    /// never the consumer: cancelling one that holds messages breaks classic queues with a single active consumer.
+    pub(crate) async fn close(&self) -> Result<(), Fault> {
+        if !self.is_open() {
+            return Ok(());
+        }
+        answer(self.patience, self.channel.close(200, "closing".into())).await?;
+        answer(self.patience, self.connection.close(200, "closing".into())).await
+    }
+}
+
+pub(crate) async fn connect(config: &Config, role: &str) -> lapin::Result<Connection> {
+    let name = format!("onlyonce {role}");
+    let properties = ConnectionProperties::default().with_connection_name(name.into());
+    Connection::connect_uri(config.uri(), properties).await
+}
+
+/// Waits for the broker's answer, but not for ever.
+pub(crate) async fn answer<T>(
+    patience: Duration,
+    request: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, Fault> {
+    match timeout(patience, request).await {
+        Ok(result) => Ok(result?),
+        Err(_) => Err(Fault::Silence(patience)),
+    }
+}
+
+/// Pauses between attempts to connect: doubled each time up to 30 s, with jitter so that many clients do not come back
+/// at the same moment.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(30);
+
+    pub(crate) fn pause(&mut self) -> Duration {
+        let whole = Self::FIRST
+            .saturating_mul(1 << self.failures.min(16))
+            .min(Self::LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        whole.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_and_start_again() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<_> = (0..100).map(|_| backoff.pause()).collect();
+        assert!(pauses[0] <= Backoff::FIRST && pauses[0] >= Backoff::FIRST / 2);
+        assert!(pauses.iter().all(|pause| *pause <= Backoff::LONGEST));
+        assert!(
+            pauses[20..]
+                .iter()
+                .all(|pause| *pause >= Backoff::LONGEST / 2)
+        );
+        backoff.reset();
+        assert!(backoff.pause() <= Backoff::FIRST);
+    }
+}

@@ -1,0 +1,548 @@
+//! AMQP's properties and header table to and from a message's attributes.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
+use onlyonce_core::{Error, ErrorKind, Message};
+use serde_json::{Map, Value};
+
+/// How often a message had been delivered before it was queued to come back later.
+pub(crate) const ATTEMPT: &str = "x-onlyonce-attempt";
+/// How often a quorum queue delivered the message before, by what it counts as a failure and in all.
+const DELIVERY_COUNTS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+const DEATHS: &str = "x-death";
+/// Headers by which a broker routes to further queues: never attributes of that name, lest a copy goes there as well.
+const ROUTING: [(&str, &str); 2] = [("CC", "amqp-cc"), ("BCC", "amqp-bcc")];
+const PRIORITY: &str = "amqp-priority";
+const EXCHANGE: &str = "amqp-exchange";
+const ROUTING_KEY: &str = "amqp-routing-key";
+
+type Get = fn(&BasicProperties) -> &Option<ShortString>;
+type Set = fn(BasicProperties, ShortString) -> BasicProperties;
+
+/// The text properties that are attributes, so that a copy of the message (a dead letter, say) keeps them. Not among
+/// them: `expiration`, or the copy would vanish, and `user_id`, which the broker compares with the copier's own.
+const PROPERTIES: [(&str, Get, Set); 6] = [
+    (
+        "amqp-content-type",
+        BasicProperties::content_type,
+        BasicProperties::with_content_type,
+    ),
+    (
+        "amqp-content-encoding",
+        BasicProperties::content_encoding,
+        BasicProperties::with_content_encoding,
+    ),
+    (
+        "amqp-correlation-id",
+        BasicProperties::correlation_id,
+        BasicProperties::with_correlation_id,
+    ),
+    (
+        "amqp-reply-to",
+        BasicProperties::reply_to,
+        BasicProperties::with_reply_to,
+    ),
+    (
+        "amqp-type",
+        BasicProperties::kind,
+        BasicProperties::with_type,
+    ),
+    (
+        "amqp-app-id",
+        BasicProperties::app_id,
+        BasicProperties::with_app_id,
+    ),
+];
+
+/// Reads a message; the text says why it could not be read whole.
+pub(crate) fn read(
+    properties: &BasicProperties,
+    body: Bytes,
+    group_header: Option<&str>,
+) -> (Message, Option<String>) {
+    let mut message = Message::new(body);
+    let mut malformed = None;
+    message.dedup_id = properties.message_id().as_ref().map(ToString::to_string);
+    message.published_at = properties
+        .timestamp()
+        .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+    for (header, value) in properties.headers().iter().flat_map(|h| h.inner()) {
+        let header = header.as_str();
+        if header == ATTEMPT || DELIVERY_COUNTS.contains(&header) {
+            continue;
+        }
+        let value = text(value);
+        if group_header == Some(header) {
+            message.group = Some(value.clone());
+        }
+        let renamed = ROUTING.iter().find(|(name, _)| *name == header);
+        message
+            .attributes
+            .insert(renamed.map_or(header, |(_, name)| name), value);
+    }
+    if let Some(name) = group_header
+        && let Some(AMQPValue::FieldTable(_) | AMQPValue::FieldArray(_)) = header(properties, name)
+    {
+        malformed = Some(format!(
+            "the header {name} names the group but is a table, not a text"
+        ));
+    }
+    for (name, get, _) in PROPERTIES {
+        if let Some(value) = get(properties) {
+            message.attributes.insert(name, value.as_str());
+        }
+    }
+    if let Some(priority) = properties.priority() {
+        message.attributes.insert(PRIORITY, priority.to_string());
+    }
+    (message, malformed)
+}
+
+/// Where the message was published to, for those who consume what several routing keys lead to. With the default
+/// exchange it says nothing new.
+pub(crate) fn read_origin(message: &mut Message, exchange: &str, routing_key: &str) {
+    if !exchange.is_empty() {
+        message.attributes.insert(EXCHANGE, exchange);
+        message.attributes.insert(ROUTING_KEY, routing_key);
+    }
+}
+
+/// Which delivery of the message this is at least, from 1: exact on a quorum queue of RabbitMQ 3, or where `reject` and
+/// delayed retries are all that gives it back.
+pub(crate) fn attempt(properties: &BasicProperties, queue: &str, redelivered: bool) -> u32 {
+    let number = |name: &str| header(properties, name).and_then(integer).unwrap_or(0);
+    let counted = DELIVERY_COUNTS.map(number).into_iter().max().unwrap_or(0);
+    let here = counted.max(i64::from(redelivered));
+    let before = number(ATTEMPT).saturating_add(deaths(properties, queue));
+    u32::try_from(before.saturating_add(here).saturating_add(1)).unwrap_or(u32::MAX)
+}
+
+/// How often this queue delivered the message and had it rejected, see <https://www.rabbitmq.com/docs/dlx#effects>.
+fn deaths(properties: &BasicProperties, queue: &str) -> i64 {
+    let Some(AMQPValue::FieldArray(deaths)) = header(properties, DEATHS) else {
+        return 0;
+    };
+    let is = |table: &FieldTable, key: &str, value: &str| {
+        table
+            .inner()
+            .get(key)
+            .is_some_and(|found| text(found) == value)
+    };
+    deaths
+        .as_slice()
+        .iter()
+        .filter_map(|death| match death {
+            AMQPValue::FieldTable(table)
+                if is(table, "queue", queue) && is(table, "reason", "rejected") =>
+            {
+                table.inner().get("count").and_then(integer)
+            }
+            _ => None,
+        })
+        .fold(0, i64::saturating_add)
+}
+
+fn header<'a>(properties: &'a BasicProperties, name: &str) -> Option<&'a AMQPValue> {
+    properties.headers().as_ref()?.inner().get(name)
+}
+
+fn integer(value: &AMQPValue) -> Option<i64> {
+    let number = match *value {
+        AMQPValue::ShortShortInt(n) => n.into(),
+        AMQPValue::ShortShortUInt(n) => n.into(),
+        AMQPValue::ShortInt(n) => n.into(),
+        AMQPValue::ShortUInt(n) => n.into(),
+        AMQPValue::LongInt(n) => n.into(),
+        AMQPValue::LongUInt(n) => n.into(),
+        AMQPValue::LongLongInt(n) => n,
+        _ => return None,
+    };
+    // Nobody has to believe a producer's negative count.
+    Some(number.max(0))
+}
+
+fn text(value: &AMQPValue) -> String {
+    match json(value) {
+        Value::String(text) => text,
+        Value::Null => String::new(),
+        other => other.to_string(),
+    }
+}
+
+fn json(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::Boolean(value) => (*value).into(),
+        AMQPValue::ShortShortInt(n) => (*n).into(),
+        AMQPValue::ShortShortUInt(n) => (*n).into(),
+        AMQPValue::ShortInt(n) => (*n).into(),
+        AMQPValue::ShortUInt(n) => (*n).into(),
+        AMQPValue::LongInt(n) => (*n).into(),
+        AMQPValue::LongUInt(n) => (*n).into(),
+        AMQPValue::LongLongInt(n) => (*n).into(),
+        AMQPValue::Timestamp(seconds) => (*seconds).into(),
+        AMQPValue::Float(n) => n.to_string().into(),
+        AMQPValue::Double(n) => n.to_string().into(),
+        AMQPValue::DecimalValue(n) => format!("{}e-{}", n.value, n.scale).into(),
+        AMQPValue::ShortString(text) => text.as_str().into(),
+        AMQPValue::LongString(text) => bytes(text.as_bytes()),
+        AMQPValue::ByteArray(array) => bytes(array.as_slice()),
+        AMQPValue::FieldArray(array) => array.as_slice().iter().map(json).collect(),
+        AMQPValue::FieldTable(table) => {
+            let pairs = table.inner().iter().map(|(k, v)| (k.to_string(), json(v)));
+            pairs.collect::<Map<_, _>>().into()
+        }
+        AMQPValue::Void => Value::Null,
+    }
+}
+
+/// Text as it is; other bytes as `hex:…`.
+fn bytes(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => {
+            let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+            format!("hex:{}", digits.collect::<String>()).into()
+        }
+    }
+}
+
+/// The properties under which `message` is published.
+///
+/// # Errors
+/// An id, a property or an attribute's name is longer than AMQP allows, or would be read by the broker as something else.
+pub(crate) fn write(
+    message: &Message,
+    group_header: Option<&str>,
+) -> Result<BasicProperties, Error> {
+    let mut properties = BasicProperties::default().with_delivery_mode(2);
+    let mut headers = FieldTable::default();
+    if let Some(id) = &message.dedup_id {
+        properties = properties.with_message_id(short(message, "the dedup id", id)?);
+    }
+    let age = message
+        .published_at
+        .map(|at| at.duration_since(SystemTime::UNIX_EPOCH));
+    if let Some(Ok(age)) = age {
+        properties = properties.with_timestamp(age.as_secs());
+    }
+    for (name, value) in message.attributes.iter() {
+        if let Some((_, _, set)) = PROPERTIES.iter().find(|(known, ..)| *known == name) {
+            properties = set(properties, short(message, name, value)?);
+        } else if name == PRIORITY {
+            let priority = value.parse().map_err(|_| {
+                refuse(
+                    message,
+                    format!("{name} is `{value}`, not a number up to 255"),
+                )
+            })?;
+            properties = properties.with_priority(priority);
+        } else if ROUTING.iter().any(|(routing, _)| *routing == name) {
+            return Err(refuse(
+                message,
+                format!("RabbitMQ would read the attribute {name} as further routing keys"),
+            ));
+        } else {
+            let name = short(message, "the name of an attribute", name)?;
+            headers.insert(name, AMQPValue::LongString(value.into()));
+        }
+    }
+    if let (Some(header), Some(group)) = (group_header, &message.group) {
+        let header = short(message, "the name of the group header", header)?;
+        headers.insert(header, AMQPValue::LongString(group.as_str().into()));
+    }
+    if !headers.inner().is_empty() {
+        properties = properties.with_headers(headers);
+    }
+    Ok(properties)
+}
+
+fn short(message: &Message, what: &str, text: &str) -> Result<ShortString, Error> {
+    ShortString::try_new(text).map_err(|_| {
+        refuse(
+            message,
+            format!("{what} has {} bytes; AMQP takes 255", text.len()),
+        )
+    })
+}
+
+fn refuse(message: &Message, why: String) -> Error {
+    // A label of any length must not swamp the log.
+    let label: String = message.label().chars().take(100).collect();
+    Error::new(ErrorKind::Message, why).on_message(label)
+}
+
+/// The properties of a copy that comes back as delivery number `attempt` + 1.
+///
+/// Without the counts of this queue, since they are in the new header; without `x-death`, by which an older RabbitMQ
+/// would take the copy's way back for an endless loop and drop it (<https://www.rabbitmq.com/docs/dlx#routing>); and
+/// without `expiration`, which would end the delay.
+pub(crate) fn copy(properties: &BasicProperties, attempt: u32) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    for (name, value) in properties.headers().iter().flat_map(|h| h.inner()) {
+        let death = [DEATHS, "x-first-death-", "x-last-death-"];
+        let dropped = DELIVERY_COUNTS.contains(&name.as_str())
+            || death.iter().any(|prefix| name.as_str().starts_with(prefix));
+        if !dropped {
+            headers.insert(name.clone(), value.clone());
+        }
+    }
+    headers.insert(ATTEMPT.into(), AMQPValue::LongUInt(attempt));
+    let mut copy = BasicProperties::default()
+        .with_delivery_mode(2)
+        .with_headers(headers);
+    for (_, get, set) in PROPERTIES {
+        if let Some(value) = get(properties) {
+            copy = set(copy, value.clone());
+        }
+    }
+    if let Some(id) = properties.message_id() {
+        copy = copy.with_message_id(id.clone());
+    }
+    if let Some(priority) = properties.priority() {
+        copy = copy.with_priority(*priority);
+    }
+    if let Some(timestamp) = properties.timestamp() {
+        copy = copy.with_timestamp(*timestamp);
+    }
+    copy
+}
+
+/// How many bytes the properties take on the wire, at most.
+pub(crate) fn size(properties: &BasicProperties) -> usize {
+    let texts = PROPERTIES.iter().map(|(_, get, _)| get);
+    let texts = texts.chain([&(BasicProperties::message_id as Get)]);
+    let texts: usize = texts
+        .filter_map(|get| get(properties).as_ref())
+        .map(|t| t.as_str().len() + 1)
+        .sum();
+    64 + texts + properties.headers().as_ref().map_or(0, table_size)
+}
+
+fn table_size(table: &FieldTable) -> usize {
+    let pairs = table.inner().iter();
+    4 + pairs
+        .map(|(name, value)| name.as_str().len() + 1 + value_size(value))
+        .sum::<usize>()
+}
+
+fn value_size(value: &AMQPValue) -> usize {
+    1 + match value {
+        AMQPValue::LongString(text) => 4 + LongString::len(text),
+        AMQPValue::ShortString(text) => 4 + text.as_str().len(),
+        AMQPValue::ByteArray(array) => 4 + array.len(),
+        AMQPValue::FieldArray(array) => {
+            4 + FieldArray::as_slice(array)
+                .iter()
+                .map(value_size)
+                .sum::<usize>()
+        }
+        AMQPValue::FieldTable(table) => table_size(table),
+        _ => 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::types::{ByteArray, DecimalValue};
+
+    fn table(pairs: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> FieldTable {
+        let mut table = FieldTable::default();
+        for (name, value) in pairs {
+            table.insert(name.into(), value);
+        }
+        table
+    }
+
+    fn with(pairs: impl IntoIterator<Item = (&'static str, AMQPValue)>) -> BasicProperties {
+        BasicProperties::default().with_headers(table(pairs))
+    }
+
+    fn long(text: &str) -> AMQPValue {
+        AMQPValue::LongString(text.into())
+    }
+
+    #[test]
+    fn every_kind_of_header_becomes_text() {
+        let inner = table([("n", AMQPValue::LongInt(-1)), ("t", long("x"))]);
+        let properties = with([
+            ("bool", AMQPValue::Boolean(true)),
+            ("int", AMQPValue::LongLongInt(-5)),
+            ("float", AMQPValue::Double(1.5)),
+            ("nan", AMQPValue::Double(f64::NAN)),
+            (
+                "decimal",
+                AMQPValue::DecimalValue(DecimalValue {
+                    scale: 2,
+                    value: 314,
+                }),
+            ),
+            ("time", AMQPValue::Timestamp(7)),
+            ("text", long("ü")),
+            (
+                "bytes",
+                AMQPValue::ByteArray(ByteArray::from(vec![0xff, 0x00])),
+            ),
+            (
+                "readable",
+                AMQPValue::ByteArray(ByteArray::from(b"plain".to_vec())),
+            ),
+            ("table", AMQPValue::FieldTable(inner)),
+            (
+                "array",
+                AMQPValue::FieldArray(vec![AMQPValue::Void, long("a\"b")].into()),
+            ),
+            ("void", AMQPValue::Void),
+            ("CC", AMQPValue::FieldArray(vec![long("elsewhere")].into())),
+        ]);
+        let (message, malformed) = read(&properties, Bytes::new(), None);
+        assert_eq!(malformed, None);
+        let expected = [
+            ("amqp-cc", "[\"elsewhere\"]"),
+            ("array", "[null,\"a\\\"b\"]"),
+            ("bool", "true"),
+            ("bytes", "hex:ff00"),
+            ("decimal", "314e-2"),
+            ("float", "1.5"),
+            ("int", "-5"),
+            ("nan", "NaN"),
+            ("readable", "plain"),
+            ("table", "{\"n\":-1,\"t\":\"x\"}"),
+            ("text", "ü"),
+            ("time", "7"),
+            ("void", ""),
+        ];
+        assert_eq!(message.attributes.iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn a_message_survives_the_way_through_a_sink() {
+        let mut message = Message::new("body")
+            .with_dedup_id("id")
+            .with_group("g")
+            .with_attribute("a", "1")
+            .with_attribute("amqp-content-type", "text/plain")
+            .with_attribute("amqp-correlation-id", "c")
+            .with_attribute("amqp-priority", "3")
+            .with_attribute("x-group", "g");
+        message.published_at = UNIX_EPOCH.checked_add(Duration::from_secs(1_000));
+        let properties = write(&message, Some("x-group")).unwrap();
+        assert_eq!(properties.delivery_mode(), &Some(2));
+        assert_eq!(
+            properties.content_type().as_ref().unwrap().as_str(),
+            "text/plain"
+        );
+        let (read, malformed) = read(&properties, message.body.clone(), Some("x-group"));
+        assert_eq!((read, malformed), (message, None));
+    }
+
+    #[test]
+    fn what_amqp_cannot_carry_is_refused_by_name() {
+        let long = "x".repeat(256);
+        for message in [
+            Message::new("").with_dedup_id(&long),
+            Message::new("").with_attribute(&long, "v"),
+            Message::new("").with_attribute("amqp-type", &long),
+            Message::new("").with_attribute("amqp-priority", "high"),
+            Message::new("").with_attribute("CC", "elsewhere"),
+        ] {
+            let error = write(&message, None).unwrap_err();
+            assert_eq!(
+                (error.kind(), error.is_retryable()),
+                (ErrorKind::Message, false)
+            );
+        }
+        assert!(write(&Message::new("").with_attribute("a", &long), None).is_ok());
+    }
+
+    #[test]
+    fn a_group_that_is_no_text_is_malformed() {
+        let properties = with([("g", AMQPValue::FieldTable(FieldTable::default()))]);
+        assert!(
+            read(&properties, Bytes::new(), Some("g"))
+                .1
+                .unwrap()
+                .contains("header g")
+        );
+        let number = with([("g", AMQPValue::LongInt(7))]);
+        assert_eq!(
+            read(&number, Bytes::new(), Some("g")).0.group.as_deref(),
+            Some("7")
+        );
+    }
+
+    #[test]
+    fn attempts_are_counted_from_what_there_is() {
+        let death = |queue, reason, count| {
+            AMQPValue::FieldTable(table([
+                ("queue", long(queue)),
+                ("reason", long(reason)),
+                ("count", AMQPValue::LongLongInt(count)),
+            ]))
+        };
+        let deaths = AMQPValue::FieldArray(
+            vec![
+                death("q", "rejected", 2),
+                death("q", "expired", 9),
+                death("x", "rejected", 9),
+            ]
+            .into(),
+        );
+        assert_eq!(attempt(&BasicProperties::default(), "q", false), 1);
+        assert_eq!(attempt(&BasicProperties::default(), "q", true), 2);
+        assert_eq!(
+            attempt(
+                &with([("x-delivery-count", AMQPValue::LongLongInt(4))]),
+                "q",
+                true
+            ),
+            5
+        );
+        assert_eq!(attempt(&with([("x-death", deaths.clone())]), "q", false), 3);
+        let moved = copy(
+            &with([
+                ("x-death", deaths),
+                ("x-delivery-count", AMQPValue::LongInt(1)),
+                ("k", long("v")),
+            ]),
+            4,
+        );
+        assert_eq!(attempt(&moved, "q", false), 5);
+        let (message, _) = read(&moved, Bytes::new(), None);
+        assert_eq!(message.attributes.iter().collect::<Vec<_>>(), [("k", "v")]);
+        assert_eq!(
+            attempt(
+                &with([(ATTEMPT, AMQPValue::LongLongInt(i64::MAX))]),
+                "q",
+                true
+            ),
+            u32::MAX
+        );
+        assert_eq!(
+            attempt(&with([(ATTEMPT, AMQPValue::LongInt(-7))]), "q", false),
+            1
+        );
+    }
+
+    #[test]
+    fn a_copy_keeps_the_properties_but_not_the_expiration() {
+        let original = BasicProperties::default()
+            .with_message_id("m".into())
+            .with_reply_to("r".into())
+            .with_priority(2)
+            .with_timestamp(9)
+            .with_delivery_mode(1)
+            .with_expiration("5".into());
+        let copy = copy(&original, 1);
+        assert_eq!(copy.expiration(), &None);
+        assert_eq!(copy.delivery_mode(), &Some(2));
+        let (copied, original) = (
+            read(&copy, Bytes::new(), None).0,
+            read(&original, Bytes::new(), None).0,
+        );
+        assert_eq!(copied, original);
+    }
+}

@@ -1,0 +1,84 @@
+use std::collections::BTreeMap;
+use std::fmt;
+
+use async_trait::async_trait;
+use lapin::types::ShortString;
+use onlyonce_core::{Error, ErrorKind, Message, Sink};
+
+use crate::publisher::{Outgoing, Publisher};
+use crate::{Config, headers};
+
+/// Publishes to a queue or an exchange, confirmed by the broker. See the [crate's page](crate).
+pub struct RabbitSink {
+    name: String,
+    group_header: Option<String>,
+    routing_key: ShortString,
+    publisher: Publisher,
+}
+
+impl RabbitSink {
+    /// A sink that connects when it is first used. Does not block.
+    ///
+    /// # Errors
+    /// The configuration names no queue or exchange, or cannot work.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        let (exchange, routing_key) = config.sink_target()?;
+        let name = config.queue.as_ref().or(config.exchange.as_ref());
+        let name = name.cloned().unwrap_or_default();
+        Ok(Self {
+            group_header: config.group_header.clone(),
+            routing_key,
+            publisher: Publisher::new(config, "sink", exchange, &name),
+            name,
+        })
+    }
+}
+
+#[async_trait]
+impl Sink for RabbitSink {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// One batch at a time, in order; a second call waits for the first. `Ok`: the broker confirmed it, on a quorum queue
+    /// by a majority. Tries once; after a retryable error the message may or may not be in the queue.
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        let mut results = Vec::with_capacity(batch.len());
+        let mut outgoing = Vec::with_capacity(batch.len());
+        for message in batch {
+            let properties = headers::write(message, self.group_header.as_deref());
+            results.push(properties.map(|properties| {
+                outgoing.push(Outgoing {
+                    routing_key: self.routing_key.clone(),
+                    properties,
+                    body: message.body.clone(),
+                });
+            }));
+        }
+        let mut published = self
+            .publisher
+            .publish(&BTreeMap::new(), &outgoing)
+            .await
+            .into_iter();
+        for (result, message) in results.iter_mut().zip(batch) {
+            if result.is_ok() {
+                let silent = || Err(Error::new(ErrorKind::Other, "no result came back"));
+                let outcome = published.next().unwrap_or_else(silent);
+                *result = outcome.map_err(|error| error.on_message(message.label()));
+            }
+        }
+        results
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        self.publisher.close().await
+    }
+}
+
+impl fmt::Debug for RabbitSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitSink")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
