@@ -1,5 +1,7 @@
 //! The pipeline on the in-memory queue and store, in virtual time.
 
+mod support;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,20 +10,8 @@ use bytes::Bytes;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
 use onlyonce_core::*;
 use serde::Deserialize;
+use support::*;
 use tokio::time::{Instant, sleep};
-
-const IDLE: Duration = Duration::from_secs(5);
-
-async fn publish(queue: &MemoryQueue, messages: impl IntoIterator<Item = Message>) {
-    let messages: Vec<_> = messages.into_iter().collect();
-    for result in Sink::publish(queue, &messages).await {
-        result.unwrap();
-    }
-}
-
-fn numbered(n: usize) -> Message {
-    Message::new(n.to_string()).with_dedup_id(format!("m{n}"))
-}
 
 #[derive(Deserialize)]
 struct Order {
@@ -152,7 +142,7 @@ async fn a_retried_message_is_not_overtaken_by_its_group() {
             .retry(RetryPolicy::default().in_place(in_place))
             .run(move |body: String, context: Context| {
                 let n: usize = body.parse().unwrap();
-                let fails = n % 5 == 0 && context.attempt < 3;
+                let fails = n.is_multiple_of(5) && context.attempt < 3;
                 if !fails {
                     seen.lock().unwrap().push(n);
                 }

@@ -66,7 +66,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     /// Waits until it is worth asking for more.
     async fn room(&self) {
-        if self.limit().messages >= CHUNK {
+        let limit = self.limit();
+        if limit.messages >= CHUNK && limit.bytes > 0 {
             return;
         }
         let chunk = CHUNK.min(self.options.prefetch_messages.div_ceil(4));
