@@ -1,1 +1,21 @@
-//! Write one handler; run it on any queue; every message takes effect once.
+//! Write one async function; run it on any queue; every message takes effect once.
+//!
+//! A queue and a store are named by a URL, and each kind is a cargo feature:
+//!
+//! | feature | source and sink | store |
+//! |---|---|---|
+//! | (always) | `memory:NAME` | `memory:NAME` |
+//! | `sqlite` | `sqlite:PATH?queue=NAME` | `sqlite:PATH` |
+//! | `rabbitmq` | `amqp://USER:PASSWORD@HOST:PORT/VHOST?queue=NAME` | |
+//!
+//! What is promised, and under which assumptions, stands with the four modes of [`Pipeline`].
+
+mod registry;
+
+pub use onlyonce_core::*;
+pub use registry::{sink, source, store};
+
+#[cfg(feature = "rabbitmq")]
+pub use onlyonce_rabbitmq as rabbitmq;
+#[cfg(feature = "sqlite")]
+pub use onlyonce_sqlite as sqlite;

@@ -1,0 +1,88 @@
+//! URLs: what they open, and what a wrong one says.
+
+use onlyonce::{Limit, Message};
+use std::time::Duration;
+
+async fn wrong_source(url: &str) -> String {
+    match onlyonce::source(url).await {
+        Ok(_) => panic!("{url} was taken"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[tokio::test]
+async fn a_memory_queue_is_the_same_for_source_and_sink() {
+    let sink = onlyonce::sink("memory:letters").await.unwrap();
+    let source = onlyonce::source("memory:letters").await.unwrap();
+    sink.publish(&[Message::new("hello")])
+        .await
+        .pop()
+        .unwrap()
+        .unwrap();
+    let limit = Limit {
+        messages: 1,
+        bytes: 1_000,
+        wait: Duration::from_secs(1),
+    };
+    let received = source.receive(limit).await.unwrap();
+    assert_eq!(received[0].message.body, "hello");
+}
+
+#[tokio::test]
+async fn wrong_urls_say_what_to_write_instead() {
+    for (url, hint) in [
+        ("orders", "write one like `memory:orders`"),
+        ("memory:", "write `memory:NAME`"),
+        ("memory:orders?prefetch=3", "unknown parameter `prefetch`"),
+        ("kafka://host/topic", "there are memory:, sqlite:, amqp:"),
+    ] {
+        let error = wrong_source(url).await;
+        assert!(error.contains(hint), "{url}: {error}");
+    }
+    let error = onlyonce::store("amqp://localhost").await.err().unwrap();
+    assert!(error.to_string().contains("no store has the scheme"));
+}
+
+#[cfg(not(feature = "rabbitmq"))]
+#[tokio::test]
+async fn a_missing_feature_is_named() {
+    for url in [
+        "amqp://u:secret@h/v?queue=q",
+        "amqps://u:secret@h/v?queue=q",
+    ] {
+        let error = wrong_source(url).await;
+        assert!(error.contains("--features rabbitmq"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}
+
+#[cfg(feature = "sqlite")]
+#[tokio::test]
+async fn sqlite_urls_open_a_file() {
+    let dir = std::env::temp_dir().join(format!("onlyonce-urls-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("app.db");
+    let url = format!("sqlite:{}", path.display());
+    onlyonce::store(&url).await.unwrap();
+    onlyonce::source(&format!("{url}?queue=orders"))
+        .await
+        .unwrap();
+    let error = wrong_source(&url).await;
+    assert!(error.contains("queue="), "{error}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[cfg(feature = "rabbitmq")]
+#[tokio::test]
+async fn rabbitmq_urls_are_checked_before_anything_is_sent() {
+    for (url, hint) in [
+        ("amqp://h/v", "queue=NAME"),
+        (
+            "amqp://h/v?queue=q&prefetsch=1",
+            "unknown parameter `prefetsch`",
+        ),
+    ] {
+        let error = wrong_source(url).await;
+        assert!(error.contains(hint), "{url}: {error}");
+    }
+}
