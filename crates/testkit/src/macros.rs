@@ -3,7 +3,7 @@
 /// The last argument makes a fresh harness, with a fresh queue; it is evaluated in each test and may `.await`.
 /// Before it, either nothing, or `ignore = "why"`, or all attributes that each test shall have:
 ///
-/// ```ignore
+/// ```text
 /// source_suite!(MyHarness::new().await);
 /// source_suite!(ignore = "needs a broker: ./tests/run mine", MyHarness::new().await);
 /// source_suite!(#[tokio::test(start_paused = true)] MyHarness::default());
@@ -105,6 +105,7 @@ macro_rules! __source_checks {
             concurrent_receivers_share
             broken_connection_gives_back
             refused_message_affects_only_itself
+            random_histories_lose_nothing
         }
     };
 }

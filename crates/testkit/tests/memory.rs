@@ -11,11 +11,14 @@ use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
 use onlyonce_testkit::{source_suite, store_suite, transactional_store_suite};
 
+/// Short, for those suites that run in real time.
+const LEASE: Duration = Duration::from_millis(400);
+
 struct Queue(MemoryQueue);
 
 impl Queue {
     fn new() -> Self {
-        Self(MemoryQueue::new("orders").with_lease(Duration::from_secs(2)))
+        Self(MemoryQueue::new("orders").with_lease(LEASE))
     }
 }
 
@@ -30,7 +33,7 @@ impl SourceHarness for Queue {
     }
 
     fn lease(&self) -> Duration {
-        Duration::from_secs(2)
+        LEASE
     }
 
     async fn dead_letters(&self) -> Vec<DeadLettered> {
@@ -55,6 +58,10 @@ struct Records(MemoryStore);
 impl StoreHarness for Records {
     async fn store(&self) -> Arc<dyn Store> {
         Arc::new(self.0.clone())
+    }
+
+    fn lease(&self) -> Duration {
+        LEASE
     }
 
     async fn crash(&self) {

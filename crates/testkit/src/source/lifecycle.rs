@@ -27,6 +27,9 @@ pub async fn close_gives_back(harness: &dyn SourceHarness) {
         assert!(matches!(answer, Answer::LeaseLost), "{answer:?}");
     }
     let back = drain(harness, &*second, 4).await;
+    let until = held[0].lease.until;
+    let waited = until.is_some_and(|until| Instant::now() >= until);
+    assert!(!waited, "they came back only as their leases ended");
     if second.capabilities().ordering == Ordering::Group {
         assert_eq!(back, bodies(&sent));
     } else {

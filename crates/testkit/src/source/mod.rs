@@ -3,6 +3,7 @@
 mod leases;
 mod lifecycle;
 mod messages;
+mod model;
 mod order;
 mod settling;
 mod tools;
@@ -10,6 +11,7 @@ mod tools;
 pub use leases::*;
 pub use lifecycle::*;
 pub use messages::*;
+pub use model::*;
 pub use order::*;
 pub use settling::*;
 

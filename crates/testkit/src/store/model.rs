@@ -1,7 +1,7 @@
 //! Random histories against a reference model.
 
-use std::env;
-use std::time::{Duration, Instant as Wall};
+use std::sync::Arc;
+use std::time::Duration;
 
 use fastrand::Rng;
 use onlyonce_core::{Claim, Claimed, Completion, Fingerprint, Held, Owner, Store, Token};
@@ -9,13 +9,10 @@ use tokio::time::Instant;
 
 use super::StoreHarness;
 use super::tools::*;
+use crate::random::histories;
 
 const KEYS: usize = 4;
 const STEPS: usize = 60;
-/// Histories are made until this much of the wall clock is used: many for a fast store, a few for a slow one.
-const BUDGET: Duration = Duration::from_secs(5);
-const MOST: usize = 500;
-
 /// What one key should be.
 #[derive(Clone, Debug, Default)]
 enum Key {
@@ -132,7 +129,7 @@ impl Model {
 
 struct History<'a> {
     harness: &'a dyn StoreHarness,
-    stores: Vec<std::sync::Arc<dyn Store>>,
+    stores: Vec<Arc<dyn Store>>,
     seed: u64,
     rng: Rng,
     model: Model,
@@ -238,19 +235,7 @@ impl History<'_> {
     }
 }
 
-/// Says how to see a failure again.
-struct Replay(u64);
-
-impl Drop for Replay {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("to replay this history: ONLYONCE_SEED={}", self.0);
-        }
-    }
-}
-
 async fn history(harness: &dyn StoreHarness, seed: u64) {
-    let _replay = Replay(seed);
     let mut history = History {
         harness,
         stores: vec![harness.store().await, harness.store().await],
@@ -264,17 +249,7 @@ async fn history(harness: &dyn StoreHarness, seed: u64) {
 }
 
 /// Random claims, renewals, starts, completions, releases and expiries by three owners over four keys, through two
-/// handles, answer by answer as a model says. `ONLYONCE_SEED` replays one history.
+/// handles, answer by answer as a model says.
 pub async fn random_histories_agree_with_the_model(harness: &dyn StoreHarness) {
-    if let Ok(seed) = env::var("ONLYONCE_SEED") {
-        let seed = seed.parse().expect("ONLYONCE_SEED is a number");
-        return history(harness, seed).await;
-    }
-    let begun = Wall::now();
-    for _ in 0..MOST {
-        history(harness, fastrand::u64(..)).await;
-        if begun.elapsed() > BUDGET {
-            break;
-        }
-    }
+    histories(async |seed| history(harness, seed).await).await;
 }

@@ -1,0 +1,179 @@
+//! Random histories against a reference model.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use onlyonce_core::{Action, Answer, Delivery, Message, Ordering, Sink, Source};
+use tokio::time::sleep;
+
+use super::SourceHarness;
+use super::tools::*;
+use crate::random::histories;
+
+const STEPS: usize = 40;
+
+/// A delivery that was not settled by us, and may have expired.
+struct Held {
+    delivery: Delivery,
+    consumer: usize,
+    /// No later delivery of the same message has been seen.
+    newest: bool,
+}
+
+struct History<'a> {
+    harness: &'a dyn SourceHarness,
+    rng: Rng,
+    seed: u64,
+    sink: Arc<dyn Sink>,
+    consumers: Vec<Arc<dyn Source>>,
+    published: usize,
+    /// What was published and not acked, in that order, and its group.
+    alive: BTreeMap<String, Option<String>>,
+    held: Vec<Held>,
+}
+
+impl History<'_> {
+    async fn step(&mut self) {
+        match self.rng.u8(..10) {
+            0..3 => self.publish().await,
+            3..6 => self.receive().await,
+            6..9 => self.settle().await,
+            _ => self.let_time_pass().await,
+        }
+    }
+
+    /// A few messages, some of them in one of two groups.
+    async fn publish(&mut self) {
+        let batch: Vec<Message> = (0..self.rng.usize(1..=4))
+            .map(|_| {
+                self.published += 1;
+                let text = format!("{}-{:04}", self.seed, self.published);
+                let mut message = Message::new(text.clone()).with_dedup_id(text.clone());
+                let n = self.rng.u8(..3);
+                message.group = (n > 0).then(|| format!("{}-g{n}", self.seed));
+                self.alive.insert(text, message.group.clone());
+                message
+            })
+            .collect();
+        for result in self.sink.publish(&batch).await {
+            result.expect("the sink takes it");
+        }
+    }
+
+    async fn receive(&mut self) {
+        let consumer = self.rng.usize(..self.consumers.len());
+        let limit = limit(self.rng.usize(1..=4), Duration::ZERO);
+        let got = self.consumers[consumer].receive(limit).await;
+        let got = got.expect("it is open");
+        if self.consumers[consumer].capabilities().ordering == Ordering::Group {
+            self.check_order(&got);
+        }
+        for delivery in got {
+            let text = body(&delivery.message);
+            assert!(self.alive.contains_key(&text), "{text} had been acked");
+            for held in &mut self.held {
+                held.newest &= body(&held.delivery.message) != text;
+            }
+            let newest = true;
+            self.held.push(Held {
+                delivery,
+                consumer,
+                newest,
+            });
+        }
+    }
+
+    /// A message comes only after, or together with and behind, all earlier ones of its group.
+    fn check_order(&self, got: &[Delivery]) {
+        let bodies = bodies_of(got);
+        for (n, delivery) in got.iter().enumerate() {
+            let (before, text) = (&bodies[..n], &bodies[n]);
+            let Some(group) = &delivery.message.group else {
+                continue;
+            };
+            let mut earlier = self.alive.range(..text.clone());
+            let skipped =
+                earlier.find(|(other, g)| g.as_ref() == Some(group) && !before.contains(other));
+            assert_eq!(skipped, None, "{text} came before it: {bodies:?}");
+        }
+    }
+
+    /// Acks one delivery or gives it back, as its own consumer.
+    async fn settle(&mut self) {
+        if self.held.is_empty() {
+            return;
+        }
+        // Mostly recent ones; old ones are stale.
+        let n = self.held.len() - 1 - self.rng.usize(..self.held.len().min(8));
+        let held = self.held.swap_remove(n);
+        let source = self.consumers[held.consumer].clone();
+        let action = if self.rng.u8(..3) == 0 {
+            NACK
+        } else {
+            Action::Ack
+        };
+        let answer = settle(&*source, std::slice::from_ref(&held.delivery), &action).await;
+        let text = body(&held.delivery.message);
+        match &answer[0] {
+            Answer::Applied if source.capabilities().confirms_settle => {
+                assert!(held.newest, "{text} had been delivered again");
+            }
+            Answer::LeaseLost => {
+                let timed = source.capabilities().timed_lease;
+                assert!(timed || !held.newest, "{text} cannot have expired");
+                return;
+            }
+            Answer::Applied => {}
+            Answer::Unknown(error) => panic!("{action:?} of {text}: {error}"),
+        }
+        if held.newest && action == Action::Ack {
+            self.alive.remove(&text);
+        }
+    }
+
+    async fn let_time_pass(&mut self) {
+        if self.consumers[0].capabilities().timed_lease {
+            let part = self.rng.u32(1..=4);
+            sleep(self.harness.lease() * part / 3).await;
+        }
+    }
+
+    /// Everything that was not acked comes, and nothing else.
+    async fn finish(self) {
+        for consumer in &self.consumers {
+            consumer.close().await.expect("it closes");
+        }
+        let last = self.harness.source().await;
+        let mut rest = drain(self.harness, &*last, self.alive.len()).await;
+        rest.sort();
+        let alive: Vec<String> = self.alive.into_keys().collect();
+        assert_eq!(rest, alive, "what was not acked");
+        nothing(self.harness, &*last).await;
+        last.close().await.expect("it closes");
+    }
+}
+
+async fn history(harness: &dyn SourceHarness, seed: u64) {
+    let mut history = History {
+        harness,
+        rng: Rng::with_seed(seed),
+        seed,
+        sink: harness.sink().await,
+        consumers: vec![harness.source().await, harness.source().await],
+        published: 0,
+        alive: BTreeMap::new(),
+        held: Vec::new(),
+    };
+    for _ in 0..STEPS {
+        history.step().await;
+    }
+    history.finish().await;
+}
+
+/// Random publishing, receiving, settling and waiting by two consumers: nothing that was acked comes again, nothing
+/// that was not is lost, no stale receipt is accepted, and no message overtakes another of its group.
+pub async fn random_histories_lose_nothing(harness: &dyn SourceHarness) {
+    histories(async |seed| history(harness, seed).await).await;
+}
