@@ -30,6 +30,8 @@ pub struct Config {
     /// Whether the queue was declared with `x-single-active-consumer`, which AMQP cannot tell. Without a group header
     /// the whole queue is then one group.
     pub single_active_consumer: bool,
+    /// Whether it is a quorum queue, which counts deliveries; AMQP cannot tell this either.
+    pub quorum: bool,
     /// How many messages the broker may send ahead of their settlement, and so how many are held in memory at most;
     /// 500 by default.
     pub prefetch: u16,
@@ -170,6 +172,7 @@ impl TryFrom<&Url> for Config {
             single_active_consumer: params
                 .parsed("single_active_consumer", yes_no)?
                 .unwrap_or(false),
+            quorum: params.parsed("quorum", yes_no)?.unwrap_or(false),
             prefetch: params
                 .parsed("prefetch", "a number from 1 to 65535")?
                 .unwrap_or(500),
@@ -223,6 +226,7 @@ impl fmt::Debug for Config {
             .field("routing_key", &self.routing_key)
             .field("group_header", &self.group_header)
             .field("single_active_consumer", &self.single_active_consumer)
+            .field("quorum", &self.quorum)
             .field("prefetch", &self.prefetch)
             .field("consumer_timeout", &self.consumer_timeout)
             .field("delayed_retry", &self.delayed_retry)
@@ -256,7 +260,7 @@ mod tests {
     fn a_url_gives_everything() {
         let config = parse(
             "amqps://us%40er:p%2fw@mq.example:99/a%2fb?queue=orders&prefetch=7&group_header=x-group\
-             &consumer_timeout=5m&single_active_consumer=true&delayed_retry=false&heartbeat=5s&timeout=2s",
+             &consumer_timeout=5m&quorum=true&single_active_consumer=true&delayed_retry=false&heartbeat=5s&timeout=2s",
         );
         let uri = config.uri();
         assert_eq!(uri.vhost, "a/b");
@@ -268,7 +272,7 @@ mod tests {
         assert_eq!(config.prefetch, 7);
         assert_eq!(config.group_header.as_deref(), Some("x-group"));
         assert_eq!(config.consumer_timeout, Duration::from_secs(300));
-        assert!(config.single_active_consumer && !config.delayed_retry);
+        assert!(config.single_active_consumer && config.quorum && !config.delayed_retry);
     }
 
     #[test]

@@ -74,21 +74,22 @@ pub(crate) fn read(
         if header == ATTEMPT || DELIVERY_COUNTS.contains(&header) {
             continue;
         }
-        let value = text(value);
         if group_header == Some(header) {
-            message.group = Some(value.clone());
+            match value {
+                AMQPValue::FieldTable(_) | AMQPValue::FieldArray(_) => {
+                    malformed = Some(format!(
+                        "the header {header} names the group but is a table or an array"
+                    ));
+                }
+                value => message.group = Some(text(value)),
+            }
+            continue;
         }
+        let value = text(value);
         let renamed = ROUTING.iter().find(|(name, _)| *name == header);
         message
             .attributes
             .insert(renamed.map_or(header, |(_, name)| name), value);
-    }
-    if let Some(name) = group_header
-        && let Some(AMQPValue::FieldTable(_) | AMQPValue::FieldArray(_)) = header(properties, name)
-    {
-        malformed = Some(format!(
-            "the header {name} names the group but is a table, not a text"
-        ));
     }
     for (name, get, _) in PROPERTIES {
         if let Some(value) = get(properties) {
@@ -110,14 +111,17 @@ pub(crate) fn read_origin(message: &mut Message, exchange: &str, routing_key: &s
     }
 }
 
-/// Which delivery of the message this is at least, from 1: exact on a quorum queue of RabbitMQ 3, or where `reject` and
-/// delayed retries are all that gives it back.
-pub(crate) fn attempt(properties: &BasicProperties, queue: &str, redelivered: bool) -> u32 {
+/// Which delivery of the message this is, from 1, and whether that is known from a count. Otherwise it is the least that
+/// is possible.
+pub(crate) fn attempt(properties: &BasicProperties, queue: &str, redelivered: bool) -> (u32, bool) {
     let number = |name: &str| header(properties, name).and_then(integer).unwrap_or(0);
+    // Up to RabbitMQ 4.2 the first counts every delivery, from 4.3 on the second:
+    // https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
     let counted = DELIVERY_COUNTS.map(number).into_iter().max().unwrap_or(0);
-    let here = counted.max(i64::from(redelivered));
     let before = number(ATTEMPT).saturating_add(deaths(properties, queue));
-    u32::try_from(before.saturating_add(here).saturating_add(1)).unwrap_or(u32::MAX)
+    let least = before.saturating_add(counted.max(i64::from(redelivered)));
+    let attempt = u32::try_from(least.saturating_add(1)).unwrap_or(u32::MAX);
+    (attempt, before > 0 || counted > 0)
 }
 
 /// How often this queue delivered the message and had it rejected, see <https://www.rabbitmq.com/docs/dlx#effects>.
@@ -426,8 +430,7 @@ mod tests {
             .with_attribute("a", "1")
             .with_attribute("amqp-content-type", "text/plain")
             .with_attribute("amqp-correlation-id", "c")
-            .with_attribute("amqp-priority", "3")
-            .with_attribute("x-group", "g");
+            .with_attribute("amqp-priority", "3");
         message.published_at = UNIX_EPOCH.checked_add(Duration::from_secs(1_000));
         let properties = write(&message, Some("x-group")).unwrap();
         assert_eq!(properties.delivery_mode(), &Some(2));
@@ -491,17 +494,30 @@ mod tests {
             ]
             .into(),
         );
-        assert_eq!(attempt(&BasicProperties::default(), "q", false), 1);
-        assert_eq!(attempt(&BasicProperties::default(), "q", true), 2);
-        assert_eq!(
-            attempt(
-                &with([("x-delivery-count", AMQPValue::LongLongInt(4))]),
-                "q",
-                true
+        let none = BasicProperties::default();
+        assert_eq!(attempt(&none, "q", false), (1, false));
+        assert_eq!(attempt(&none, "q", true), (2, false));
+        for (name, value, redelivered, expected) in [
+            (
+                "x-delivery-count",
+                AMQPValue::LongLongInt(4),
+                true,
+                (5, true),
             ),
-            5
-        );
-        assert_eq!(attempt(&with([("x-death", deaths.clone())]), "q", false), 3);
+            ("x-acquired-count", AMQPValue::LongInt(4), true, (5, true)),
+            ("x-death", deaths.clone(), false, (3, true)),
+            (
+                ATTEMPT,
+                AMQPValue::LongLongInt(i64::MAX),
+                true,
+                (u32::MAX, true),
+            ),
+            (ATTEMPT, AMQPValue::LongInt(-7), false, (1, false)),
+            (ATTEMPT, long("many"), false, (1, false)),
+        ] {
+            let properties = with([(name, value)]);
+            assert_eq!(attempt(&properties, "q", redelivered), expected, "{name}");
+        }
         let moved = copy(
             &with([
                 ("x-death", deaths),
@@ -510,21 +526,9 @@ mod tests {
             ]),
             4,
         );
-        assert_eq!(attempt(&moved, "q", false), 5);
+        assert_eq!(attempt(&moved, "q", false), (5, true));
         let (message, _) = read(&moved, Bytes::new(), None);
         assert_eq!(message.attributes.iter().collect::<Vec<_>>(), [("k", "v")]);
-        assert_eq!(
-            attempt(
-                &with([(ATTEMPT, AMQPValue::LongLongInt(i64::MAX))]),
-                "q",
-                true
-            ),
-            u32::MAX
-        );
-        assert_eq!(
-            attempt(&with([(ATTEMPT, AMQPValue::LongInt(-7))]), "q", false),
-            1
-        );
     }
 
     #[test]

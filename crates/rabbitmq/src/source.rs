@@ -89,6 +89,7 @@ impl RabbitSource {
         let grouped = config.group_header.is_some() || config.single_active_consumer;
         let mut capabilities = Capabilities::default();
         capabilities.timed_lease = !config.consumer_timeout.is_zero();
+        capabilities.counts_attempts = config.quorum;
         capabilities.delayed_nack = config.delayed_retry && !grouped;
         if grouped {
             capabilities.ordering = Ordering::Delivery;
@@ -313,7 +314,7 @@ impl Shared {
         let tag = delivery.delivery_tag;
         let properties = delivery.properties;
         let body = Bytes::from(delivery.data);
-        let attempt = headers::attempt(&properties, &self.queue, delivery.redelivered);
+        let (attempt, counted) = headers::attempt(&properties, &self.queue, delivery.redelivered);
         let group_header = self.config.group_header.as_deref();
         let (mut message, malformed) = headers::read(&properties, body.clone(), group_header);
         headers::read_origin(
@@ -343,11 +344,10 @@ impl Shared {
             epoch: epoch.number,
             tag,
         };
-        let delivery = Delivery::new(message, receipt, lease).with_attempt(attempt);
-        match malformed {
-            Some(reason) => delivery.with_malformed(reason),
-            None => delivery,
-        }
+        let mut delivery = Delivery::new(message, receipt, lease);
+        delivery.attempt = (counted || self.config.quorum).then_some(attempt);
+        delivery.malformed = malformed;
+        delivery
     }
 
     /// Marks and hands all frames to the connection before anything is awaited: so the frames of concurrent calls keep

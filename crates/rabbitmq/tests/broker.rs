@@ -3,8 +3,7 @@
 mod common;
 
 use common::*;
-use onlyonce_core::{Action, Answer, Capabilities, ErrorKind, Sink as _, Source as _};
-use std::time::Duration;
+use onlyonce_core::Source as _;
 
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]

@@ -1,5 +1,11 @@
 //! What the broker tests share.
-#![allow(dead_code, clippy::unwrap_used, reason = "helpers of tests, of which each program uses a part")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "helpers of tests, of which each program uses a part"
+)]
+
+mod proxy;
 
 use std::time::Duration;
 
@@ -10,6 +16,7 @@ use onlyonce_core::{
     Action, Answer, Delivery, Limit, Message, Receipt, Settlement, Sink as _, Source as _,
 };
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
+pub(crate) use proxy::Proxy;
 use tokio::time::Instant;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -18,6 +25,20 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn url() -> String {
     std::env::var("ONLYONCE_RABBITMQ_URL")
         .expect("set ONLYONCE_RABBITMQ_URL, see localstack/rabbitmq")
+}
+
+/// The broker's host and port.
+pub(crate) fn address() -> String {
+    let url = url::Url::parse(&url()).unwrap();
+    format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5672))
+}
+
+/// The configuration of a client that goes through a proxy.
+pub(crate) fn through(proxy: &Proxy, queue: &str, more: &str) -> Config {
+    let mut url = url::Url::parse(&url()).unwrap();
+    url.set_host(Some("127.0.0.1")).unwrap();
+    url.set_port(Some(proxy.port)).unwrap();
+    format!("{url}?queue={queue}{more}").parse().unwrap()
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
