@@ -1,1 +1,23 @@
-//! SQLite for onlyonce: dedup store, transactions that carry effects, and an embedded durable queue.
+//! SQLite for onlyonce.
+
+mod claims;
+mod config;
+mod database;
+mod error;
+mod held;
+mod inbox;
+mod messages;
+mod queue;
+mod records;
+mod session;
+mod store;
+mod transaction;
+mod turn;
+mod worker;
+
+pub use config::Config;
+pub use database::{Commits, Database};
+pub use messages::DEAD_LETTER_REASON;
+pub use queue::SqliteQueue;
+pub use store::SqliteStore;
+pub use transaction::SqliteTx;

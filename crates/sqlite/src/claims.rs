@@ -1,0 +1,247 @@
+use std::time::Duration;
+
+use bytes::Bytes;
+use onlyonce_core::{Claim, Claimed, Completion, Fenced, Held, Owner, Token, Verdicts};
+use rusqlite::{Connection, OptionalExtension};
+
+use crate::config::millis;
+use crate::error::Failure;
+use crate::records::Record;
+use crate::session::{Promise, Session};
+
+/// A claim that has been expired for this long is not coming back, and is pruned: 30 days.
+const ABANDONED: i64 = 30 * 86_400_000;
+
+/// Key and token of a claim, as the database holds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Row {
+    key: [u8; 16],
+    token: i64,
+}
+
+impl From<Held> for Row {
+    fn from(held: Held) -> Self {
+        Self {
+            key: held.key.0,
+            // Tokens come from an `i64`; a larger one was never given, and fits none.
+            token: i64::try_from(held.token.0).unwrap_or(-1),
+        }
+    }
+}
+
+/// Who wants to claim, until when.
+struct Claimer {
+    owner: i64,
+    now: i64,
+    until: i64,
+    /// The tokens of this batch begin here.
+    first: i64,
+}
+
+/// A claim that is there already.
+struct Existing {
+    fingerprint: [u8; 16],
+    owner: i64,
+    token: i64,
+    until: i64,
+    started: bool,
+}
+
+pub(crate) fn claim(
+    session: &mut Session,
+    owner: Owner,
+    batch: &[Claim],
+    lease: Duration,
+) -> Result<Vec<Claimed>, Failure> {
+    let now = session.now();
+    let claimer = Claimer {
+        owner: owner.0 as i64,
+        now,
+        until: now + millis(lease),
+        first: session.tokens(batch.len())?,
+    };
+    let claims = (claimer.first..).zip(batch);
+    claims
+        .map(|(token, claim)| claim_one(session, &claimer, token, claim))
+        .collect()
+}
+
+fn claim_one(
+    session: &Session,
+    claimer: &Claimer,
+    token: i64,
+    claim: &Claim,
+) -> Result<Claimed, Failure> {
+    if let Some(record) = session.records.find(&session.conn, claim.key)? {
+        return Ok(if record.fingerprint == claim.fingerprint.0 {
+            Claimed::Done {
+                outcome: record.outcome.map(Bytes::from),
+            }
+        } else {
+            Claimed::Conflict
+        });
+    }
+    let existing = find(&session.conn, claim)?;
+    if let Some(existing) = &existing {
+        if existing.fingerprint != claim.fingerprint.0 {
+            return Ok(Claimed::Conflict);
+        }
+        // The owner's own claim is taken over, unless it was made by this very batch.
+        let others = existing.owner != claimer.owner || existing.token >= claimer.first;
+        if others && existing.until > claimer.now {
+            let left = existing.until - claimer.now;
+            return Ok(Claimed::Busy {
+                retry_in: Duration::from_millis(left.unsigned_abs()),
+            });
+        }
+    }
+    // Once started, a key stays in doubt until someone completes or releases it.
+    let started = existing.as_ref().is_some_and(|e| e.started);
+    let expired = existing.is_some_and(|e| e.until <= claimer.now);
+    session
+        .conn
+        .prepare_cached("INSERT OR REPLACE INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute((
+            claim.key.0,
+            claim.fingerprint.0,
+            claimer.owner,
+            token,
+            claimer.until,
+            started,
+        ))?;
+    Ok(Claimed::New {
+        token: Token(token.unsigned_abs()),
+        uncertain: started && expired,
+    })
+}
+
+fn find(conn: &Connection, claim: &Claim) -> Result<Option<Existing>, Failure> {
+    let mut find = conn.prepare_cached(
+        "SELECT fingerprint, owner, token, until, started FROM onlyonce_claim WHERE key = ?1",
+    )?;
+    let existing = find.query_row([claim.key.0], |row| {
+        Ok(Existing {
+            fingerprint: row.get(0)?,
+            owner: row.get(1)?,
+            token: row.get(2)?,
+            until: row.get(3)?,
+            started: row.get(4)?,
+        })
+    });
+    Ok(existing.optional()?)
+}
+
+/// Promises to prolong the claims that are still held: see [`Promise`].
+pub(crate) fn renew(
+    session: &mut Session,
+    batch: &[Held],
+    lease: Duration,
+) -> Result<Verdicts, Failure> {
+    let until = session.now() + millis(lease);
+    let mut verdicts = Vec::with_capacity(batch.len());
+    for held in batch {
+        let claim = Row::from(*held);
+        let is_held = is_held(session, &claim)?;
+        if is_held {
+            session.promise(Promise::Renew { claim, until });
+        }
+        verdicts.push(verdict(is_held));
+    }
+    Ok(verdicts)
+}
+
+fn is_held(session: &Session, claim: &Row) -> Result<bool, Failure> {
+    // A completion that is not committed yet may still be undone, and its claim has to last until then.
+    if session.completing.contains(claim) {
+        return Ok(true);
+    }
+    let mut find = session
+        .conn
+        .prepare_cached("SELECT 1 FROM onlyonce_claim WHERE key = ?1 AND token = ?2")?;
+    Ok(find.exists((claim.key, claim.token))?)
+}
+
+/// Carries out a promised renewal. Does nothing where the claim has ended since.
+pub(crate) fn prolong(conn: &Connection, claim: &Row, until: i64) -> Result<(), Failure> {
+    conn.prepare_cached("UPDATE onlyonce_claim SET until = ?3 WHERE key = ?1 AND token = ?2")?
+        .execute((claim.key, claim.token, until))?;
+    Ok(())
+}
+
+/// Marks claims as started. It is committed before it is answered, turns or no turns: a process that dies in between
+/// must not have run a handler which nobody will call uncertain.
+pub(crate) fn start(session: &mut Session, batch: &[Held]) -> Result<Verdicts, Failure> {
+    each(
+        session,
+        "UPDATE onlyonce_claim SET started = 1 WHERE key = ?1 AND token = ?2",
+        batch,
+    )
+}
+
+pub(crate) fn release(session: &mut Session, batch: &[Held]) -> Result<Verdicts, Failure> {
+    each(session, DELETE, batch)
+}
+
+const DELETE: &str = "DELETE FROM onlyonce_claim WHERE key = ?1 AND token = ?2";
+
+fn each(session: &Session, sql: &str, batch: &[Held]) -> Result<Verdicts, Failure> {
+    let mut statement = session.conn.prepare_cached(sql)?;
+    let mut verdicts = Vec::with_capacity(batch.len());
+    for held in batch {
+        let claim = Row::from(*held);
+        verdicts.push(verdict(statement.execute((claim.key, claim.token))? == 1));
+    }
+    Ok(verdicts)
+}
+
+pub(crate) fn complete_all(
+    session: &mut Session,
+    batch: &[Completion],
+) -> Result<Verdicts, Failure> {
+    batch
+        .iter()
+        .map(|completion| complete(session, completion))
+        .collect()
+}
+
+/// Turns a claim into a record. The one place where that happens, with or without a user's transaction.
+pub(crate) fn complete(
+    session: &mut Session,
+    completion: &Completion,
+) -> Result<Result<(), Fenced>, Failure> {
+    let claim = Row::from(completion.held);
+    let deleted = session
+        .conn
+        .prepare_cached(DELETE)?
+        .execute((claim.key, claim.token))?;
+    if deleted == 0 {
+        return Ok(Err(Fenced));
+    }
+    session.completing.insert(claim);
+    let record = Record {
+        key: completion.held.key,
+        fingerprint: completion.fingerprint.0,
+        outcome: completion.outcome.as_ref().map(|o| o.to_vec()),
+        expires: session.now() + millis(completion.retention),
+    };
+    session.records.insert(&session.conn, &record)?;
+    Ok(Ok(()))
+}
+
+/// Removes what has expired: records, and claims that nobody came back for.
+pub(crate) fn prune(session: &mut Session, limit: usize) -> Result<usize, Failure> {
+    let now = session.now();
+    let records = session.records.prune(&session.conn, now, limit)?;
+    let claims = session
+        .conn
+        .prepare_cached(
+            "DELETE FROM onlyonce_claim WHERE key IN
+             (SELECT key FROM onlyonce_claim WHERE until < ?1 LIMIT ?2)",
+        )?
+        .execute((now - ABANDONED, (limit - records) as i64))?;
+    Ok(records + claims)
+}
+
+fn verdict(applied: bool) -> Result<(), Fenced> {
+    if applied { Ok(()) } else { Err(Fenced) }
+}

@@ -1,0 +1,248 @@
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use onlyonce_core::{Error, Params};
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+/// What ends the name of a queue's dead-letter queue.
+pub(crate) const DEAD: &str = ".dead";
+
+const LEASE: Duration = Duration::from_secs(30);
+const MAX_DELIVERIES: u32 = 100;
+const RETENTION: Duration = Duration::from_secs(14 * 86_400);
+const TURN: Duration = Duration::from_secs(30);
+
+/// Which file, which queue in it, and their settings.
+///
+/// ```
+/// # fn main() -> Result<(), onlyonce_core::Error> {
+/// use onlyonce_sqlite::Config;
+/// let config = Config::parse("sqlite:data/app.db?queue=orders&lease=1m")?;
+/// assert_eq!(config.queue.as_deref(), Some("orders"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Config {
+    /// The database file. It is created if it does not exist; its directory is not.
+    pub path: PathBuf,
+    /// The queue, for [`SqliteQueue`](crate::SqliteQueue); the store does not look at it.
+    pub queue: Option<String>,
+    /// How long a received message is leased: 30 s unless set.
+    pub lease: Duration,
+    /// After how many deliveries a message goes to the dead-letter queue instead of being delivered again; `None`: never.
+    /// 100 unless set, and `None` for a dead-letter queue.
+    pub max_deliveries: Option<u32>,
+    /// How old a message may get before it goes to the dead-letter queue instead of being delivered; `None`: any age.
+    /// 14 days unless set, and `None` for a dead-letter queue.
+    pub retention: Option<Duration>,
+    /// How long one message's transaction may keep all others waiting before it is undone: 30 s unless set.
+    pub turn: Duration,
+    /// Acknowledgements also survive a power failure: off unless set, since a lost one costs a redelivery which the
+    /// dedup record stops. Turn it on for `at_most_once`, where nothing else stops it.
+    pub durable_acks: bool,
+    pub(crate) clock: Clock,
+}
+
+impl Config {
+    /// The settings for a file, all at their defaults.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            queue: None,
+            lease: LEASE,
+            max_deliveries: Some(MAX_DELIVERIES),
+            retention: Some(RETENTION),
+            turn: TURN,
+            durable_acks: false,
+            clock: Clock::default(),
+        }
+    }
+
+    /// Reads a URL: `sqlite:relative/path`, `sqlite:/absolute/path` or `sqlite:///absolute/path`, with the parameters
+    /// `queue`, `lease`, `max_deliveries`, `retention`, `turn` and `durable_acks`.
+    ///
+    /// # Errors
+    /// [`Config`](onlyonce_core::ErrorKind::Config): another scheme, no path, a host, `:memory:`, or a parameter that is
+    /// unknown or does not parse.
+    pub fn parse(url: &str) -> Result<Self, Error> {
+        let url = Url::parse(url)
+            .map_err(|error| Error::config("not a URL; write `sqlite:path`").caused_by(error))?;
+        Self::from_url(&url)
+    }
+
+    /// As [`parse`](Self::parse), from a URL that is parsed already.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn from_url(url: &Url) -> Result<Self, Error> {
+        let mut config = Self::new(path_of(url)?);
+        let mut params = Params::of(url)?;
+        if let Some(queue) = params.text("queue") {
+            config = config.queue(queue);
+        }
+        if let Some(lease) = params.duration("lease")? {
+            config.lease = lease;
+        }
+        if let Some(most) = params.parsed("max_deliveries", "a whole number")? {
+            config.max_deliveries = Some(most);
+        }
+        if let Some(retention) = params.duration("retention")? {
+            config.retention = Some(retention);
+        }
+        if let Some(turn) = params.duration("turn")? {
+            config.turn = turn;
+        }
+        if let Some(durable) = params.parsed("durable_acks", "true or false")? {
+            config.durable_acks = durable;
+        }
+        params.finish()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Names the queue. A dead-letter queue (`….dead`) gets no [`max_deliveries`](Self::max_deliveries) and no
+    /// [`retention`](Self::retention): nothing leaves it by itself.
+    #[must_use]
+    pub fn queue(mut self, name: impl Into<String>) -> Self {
+        let name = name.into();
+        if name.ends_with(DEAD) {
+            self.max_deliveries = None;
+            self.retention = None;
+        }
+        self.queue = Some(name);
+        self
+    }
+
+    /// Judges leases, claims and retention by another clock than the machine's: for tests. The first who opens a file
+    /// in a process chooses its clock.
+    #[must_use]
+    pub fn clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        self.clock = Clock(Arc::new(now));
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let wrong = if self.lease.is_zero() {
+            "`lease` must be longer than nothing"
+        } else if self.turn.is_zero() {
+            "`turn` must be longer than nothing"
+        } else if self.max_deliveries == Some(0) {
+            "`max_deliveries` must be at least 1"
+        } else if self.retention.is_some_and(|r| r.is_zero()) {
+            "`retention` must be longer than nothing"
+        } else if self.queue.as_deref() == Some("") {
+            "`queue` must not be empty"
+        } else {
+            return Ok(());
+        };
+        Err(Error::config(wrong))
+    }
+}
+
+fn path_of(url: &Url) -> Result<PathBuf, Error> {
+    if url.scheme() != "sqlite" {
+        return Err(Error::config(format!(
+            "the scheme `{}` is not `sqlite`",
+            url.scheme()
+        )));
+    }
+    if url.host_str().is_some_and(|host| !host.is_empty()) {
+        return Err(Error::config(
+            "a SQLite URL has no host: write `sqlite:relative/path` or `sqlite:///absolute/path`",
+        ));
+    }
+    let path = percent_decode_str(url.path())
+        .decode_utf8()
+        .map_err(|error| Error::config("the path is not UTF-8").caused_by(error))?;
+    match &*path {
+        "" | "/" => Err(Error::config(
+            "the SQLite URL names no file: write `sqlite:path`",
+        )),
+        ":memory:" | "/:memory:" => Err(Error::config(
+            "`sqlite::memory:` is not supported, since nothing in it survives the process: name a file, or use the \
+             in-memory queue and store of onlyonce",
+        )),
+        path => Ok(Path::new(path).to_owned()),
+    }
+}
+
+/// Tells the time by which claims and leases end: the machine's wall clock, because that is the one clock which all
+/// processes on a file share.
+#[derive(Clone)]
+pub(crate) struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
+
+impl Clock {
+    /// Milliseconds since 1970.
+    pub(crate) fn now(&self) -> i64 {
+        millis((self.0)().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Arc::new(SystemTime::now))
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+/// A duration in the database's unit, at most some million years, so that sums do not overflow.
+pub(crate) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).map_or(i64::MAX / 4, |ms| ms.min(i64::MAX / 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_relative_or_absolute() {
+        for (url, path) in [
+            ("sqlite:app.db", "app.db"),
+            ("sqlite:data/app.db?queue=q", "data/app.db"),
+            ("sqlite:../app.db", "../app.db"),
+            ("sqlite:/var/lib/app.db", "/var/lib/app.db"),
+            ("sqlite:///var/lib/my%20app.db", "/var/lib/my app.db"),
+        ] {
+            assert_eq!(Config::parse(url).unwrap().path, Path::new(path), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused() {
+        for (url, hint) in [
+            ("sqlite::memory:", "not supported"),
+            ("sqlite://data/app.db", "no host"),
+            ("sqlite:", "names no file"),
+            ("postgres:app.db", "scheme"),
+            ("sqlite:a.db?queu=x", "known here: queue"),
+            ("sqlite:a.db?lease=0s", "longer than nothing"),
+            ("sqlite:a.db?max_deliveries=0", "at least 1"),
+            ("sqlite:a.db?queue=", "empty"),
+        ] {
+            let error = Config::parse(url).unwrap_err().to_string();
+            assert!(error.contains(hint), "{url}: {error}");
+        }
+    }
+
+    #[test]
+    fn nothing_leaves_a_dead_letter_queue_by_itself() {
+        let config = Config::parse("sqlite:a.db?queue=orders.dead").unwrap();
+        assert_eq!((config.max_deliveries, config.retention), (None, None));
+        let config =
+            Config::parse("sqlite:a.db?queue=orders.dead&max_deliveries=3&lease=2m&retention=1h")
+                .unwrap();
+        assert_eq!(config.max_deliveries, Some(3));
+        assert_eq!(config.lease, Duration::from_secs(120));
+        assert_eq!(config.retention, Some(Duration::from_secs(3600)));
+    }
+}

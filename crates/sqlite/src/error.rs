@@ -1,0 +1,87 @@
+use std::sync::Arc;
+
+use onlyonce_core::{Error, ErrorKind};
+use rusqlite::ErrorCode;
+
+/// What went wrong on the database thread. It can be cloned, because one failed commit fails many callers.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    kind: ErrorKind,
+    retryable: bool,
+    what: String,
+    cause: Option<Arc<rusqlite::Error>>,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: ErrorKind, retryable: bool, what: impl Into<String>) -> Self {
+        Self {
+            kind,
+            retryable,
+            what: what.into(),
+            cause: None,
+        }
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::new(ErrorKind::Closed, false, "the database was closed")
+    }
+
+    /// Whether `error` says that another process holds the file.
+    pub(crate) fn from_busy(error: &rusqlite::Error) -> bool {
+        classify(error).0 == ErrorKind::Timeout
+    }
+
+    /// Puts what was being done in front.
+    pub(crate) fn while_(mut self, doing: &str) -> Self {
+        self.what = format!("{doing}: {}", self.what);
+        self
+    }
+}
+
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Self {
+        let (kind, retryable) = classify(&error);
+        Self {
+            kind,
+            retryable,
+            what: "SQLite could not do it".into(),
+            cause: Some(Arc::new(error)),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        let error = Self::new(failure.kind, failure.what).retryable(failure.retryable);
+        match failure.cause {
+            Some(cause) => error.caused_by(cause),
+            None => error,
+        }
+    }
+}
+
+/// An error of the user's own SQL; the [`rusqlite::Error`] is its source.
+pub(crate) fn user(error: rusqlite::Error) -> Error {
+    let (kind, retryable) = classify(&error);
+    Error::new(kind, "the statement failed")
+        .retryable(retryable)
+        .caused_by(error)
+}
+
+/// What kind of error it is, and whether trying again can help: <https://www.sqlite.org/rescode.html>.
+fn classify(error: &rusqlite::Error) -> (ErrorKind, bool) {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => (ErrorKind::Timeout, true),
+        Some(
+            ErrorCode::DiskFull
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::OutOfMemory
+            | ErrorCode::OperationInterrupted
+            | ErrorCode::OperationAborted,
+        ) => (ErrorKind::Store, true),
+        Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => (ErrorKind::Permission, false),
+        Some(ErrorCode::CannotOpen) => (ErrorKind::NotFound, false),
+        Some(ErrorCode::TooBig) => (ErrorKind::Message, false),
+        _ => (ErrorKind::Store, false),
+    }
+}

@@ -1,0 +1,458 @@
+//! The SQL of the queue.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use onlyonce_core::{Action, Attributes, Limit, Message};
+use rusqlite::{Connection, OptionalExtension, Row};
+
+use crate::config::millis;
+use crate::error::Failure;
+use crate::session::{Promise, Session};
+
+/// The attribute that says why a message was dead-lettered.
+pub const DEAD_LETTER_REASON: &str = "dead-letter-reason";
+
+/// A message's id and the token it is leased with: what a receipt holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Leased {
+    pub(crate) id: i64,
+    pub(crate) token: i64,
+}
+
+/// What a queue needs to know in order to receive.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) queue: i64,
+    /// Where dead letters go.
+    pub(crate) dead: i64,
+    pub(crate) lease: Duration,
+    pub(crate) max_deliveries: Option<u32>,
+    pub(crate) retention: Option<Duration>,
+}
+
+/// A message as it was received.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) leased: Leased,
+    pub(crate) message: Message,
+    pub(crate) attempt: u32,
+    pub(crate) malformed: Option<String>,
+}
+
+/// What one look into a queue gave.
+#[derive(Debug)]
+pub(crate) enum Look {
+    Received(Vec<Received>),
+    /// Nothing for now; the earliest lease or delay ends after this long.
+    Empty(Option<Duration>),
+}
+
+/// The id of the queue of this name.
+pub(crate) fn queue_id(session: &mut Session, name: &str) -> Result<i64, Failure> {
+    let conn = &session.conn;
+    conn.execute(
+        "INSERT INTO onlyonce_queue (name) VALUES (?1) ON CONFLICT DO NOTHING",
+        [name],
+    )?;
+    let id = conn.query_row(
+        "SELECT id FROM onlyonce_queue WHERE name = ?1",
+        [name],
+        |row| row.get(0),
+    )?;
+    Ok(id)
+}
+
+/// Publishes each message; those that fail leave nothing behind.
+pub(crate) fn publish(
+    session: &mut Session,
+    queue: i64,
+    batch: &[Message],
+) -> Result<Vec<Result<(), Failure>>, Failure> {
+    let now = session.now();
+    let first = session.tokens(batch.len())?;
+    let results = (first..).zip(batch).map(|(id, message)| {
+        let published = publish_one(&session.conn, queue, id, now, message);
+        session.check_lost()?;
+        Ok(published)
+    });
+    results.collect()
+}
+
+/// Publishes all messages, or fails.
+pub(crate) fn publish_all(
+    session: &mut Session,
+    queue: i64,
+    batch: &[Message],
+) -> Result<(), Failure> {
+    session.savepoint(|session| publish(session, queue, batch)?.into_iter().collect())
+}
+
+fn publish_one(
+    conn: &Connection,
+    queue: i64,
+    id: i64,
+    now: i64,
+    message: &Message,
+) -> Result<(), Failure> {
+    // The body first: it is what can be too large, and then nothing is left behind.
+    conn.prepare_cached("INSERT INTO onlyonce_body VALUES (?1, ?2, ?3, ?4)")?
+        .execute((
+            id,
+            &message.dedup_id,
+            encode(&message.attributes),
+            &message.body[..],
+        ))?;
+    conn.prepare_cached(
+        "INSERT INTO onlyonce_message VALUES (?1, ?2, ?3,
+         ?3 IS NULL OR NOT EXISTS (SELECT 1 FROM onlyonce_message WHERE queue = ?2 AND grp = ?3),
+         0, 0, 0, ?4, NULL)",
+    )?
+    .execute((id, queue, &message.group, now))?;
+    Ok(())
+}
+
+fn encode(attributes: &Attributes) -> Option<String> {
+    if attributes.is_empty() {
+        return None;
+    }
+    let map: BTreeMap<&str, &str> = attributes.iter().collect();
+    serde_json::to_string(&map).ok()
+}
+
+/// A message that may be received.
+struct Candidate {
+    id: i64,
+    group: Option<String>,
+    free_at: i64,
+    attempts: u32,
+    published_at: i64,
+    reason: Option<String>,
+}
+
+const CANDIDATE: &str =
+    "SELECT id, grp, free_at, attempts, published_at, reason FROM onlyonce_message";
+
+impl Candidate {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            group: row.get(1)?,
+            free_at: row.get(2)?,
+            attempts: row.get(3)?,
+            published_at: row.get(4)?,
+            reason: row.get(5)?,
+        })
+    }
+}
+
+/// Leases what is ready, within `limit`.
+pub(crate) fn receive(session: &mut Session, rules: &Rules, limit: Limit) -> Result<Look, Failure> {
+    let now = session.now();
+    let heads = heads(session, rules, now, limit.messages)?;
+    if heads.is_empty() {
+        return Ok(Look::Empty(next_free(session, rules, now)?));
+    }
+    // No group gets more than its share of the messages while others wait.
+    let share = (limit.messages / heads.len()).max(1);
+    let mut taking = Taking {
+        token: session.tokens(1)?,
+        session,
+        rules,
+        limit,
+        now,
+        taken: Vec::new(),
+        bytes: 0,
+    };
+    for head in heads {
+        if !taking.take_run(head, share)? {
+            break;
+        }
+    }
+    Ok(match taking.taken {
+        // All were dead letters: look again at once.
+        taken if taken.is_empty() => Look::Empty(Some(Duration::ZERO)),
+        taken => Look::Received(taken),
+    })
+}
+
+/// Messages without a group and heads of groups that are neither leased nor delayed, longest waiting first.
+fn heads(
+    session: &Session,
+    rules: &Rules,
+    now: i64,
+    most: usize,
+) -> Result<Vec<Candidate>, Failure> {
+    let mut find = session.conn.prepare_cached(&format!(
+        "{CANDIDATE} WHERE queue = ?1 AND head = 1 AND free_at <= ?2 ORDER BY free_at, id LIMIT ?3"
+    ))?;
+    let heads = find.query_map((rules.queue, now, most as i64), Candidate::read)?;
+    Ok(heads.collect::<Result<_, _>>()?)
+}
+
+fn next_free(session: &Session, rules: &Rules, now: i64) -> Result<Option<Duration>, Failure> {
+    let mut find = session.conn.prepare_cached(
+        "SELECT free_at FROM onlyonce_message WHERE queue = ?1 AND head = 1 ORDER BY free_at LIMIT 1",
+    )?;
+    let free_at: Option<i64> = find.query_row([rules.queue], |row| row.get(0)).optional()?;
+    Ok(free_at.map(|at| Duration::from_millis((at - now).max(0).unsigned_abs())))
+}
+
+/// One receive under way.
+struct Taking<'a> {
+    session: &'a Session,
+    rules: &'a Rules,
+    limit: Limit,
+    now: i64,
+    token: i64,
+    taken: Vec<Received>,
+    bytes: usize,
+}
+
+impl Taking<'_> {
+    /// Takes a head and, up to its share, those that follow it in its group. `false`: the limit is reached.
+    fn take_run(&mut self, head: Candidate, share: usize) -> Result<bool, Failure> {
+        let followers = match &head.group {
+            Some(group) if share > 1 => self.followers(group, head.id, share - 1)?,
+            _ => Vec::new(),
+        };
+        for candidate in std::iter::once(head).chain(followers) {
+            // What is leased or delayed withholds those behind it.
+            if candidate.free_at > self.now {
+                break;
+            }
+            if !self.take(candidate)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn followers(&self, group: &str, head: i64, most: usize) -> Result<Vec<Candidate>, Failure> {
+        let mut find = self.session.conn.prepare_cached(&format!(
+            "{CANDIDATE} WHERE queue = ?1 AND grp = ?2 AND id > ?3 ORDER BY id LIMIT ?4"
+        ))?;
+        let row = (self.rules.queue, group, head, most as i64);
+        let followers = find.query_map(row, Candidate::read)?;
+        Ok(followers.collect::<Result<_, _>>()?)
+    }
+
+    /// Leases one message, or makes a dead letter of it. `false`: it would exceed the limit.
+    fn take(&mut self, candidate: Candidate) -> Result<bool, Failure> {
+        if let Some(reason) = self.rules.gives_up(&candidate, self.now) {
+            bury(&self.session.conn, self.rules.dead, candidate.id, &reason)?;
+            return Ok(true);
+        }
+        let received = self.read(candidate)?;
+        let size = received.message.size();
+        let full = self.taken.len() >= self.limit.messages
+            || self.bytes.saturating_add(size) > self.limit.bytes;
+        if full && !self.taken.is_empty() {
+            return Ok(false);
+        }
+        let until = self.now + millis(self.rules.lease);
+        self.session
+            .conn
+            .prepare_cached(
+                "UPDATE onlyonce_message SET free_at = ?2, lease = ?3, attempts = attempts + 1 WHERE id = ?1",
+            )?
+            .execute((received.leased.id, until, self.token))?;
+        self.bytes += size;
+        self.taken.push(received);
+        Ok(true)
+    }
+
+    fn read(&self, candidate: Candidate) -> Result<Received, Failure> {
+        let mut find = self
+            .session
+            .conn
+            .prepare_cached("SELECT dedup_id, attributes, body FROM onlyonce_body WHERE id = ?1")?;
+        let stored: Option<(Option<String>, Option<String>, Vec<u8>)> = find
+            .query_row([candidate.id], |row| {
+                Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+            })
+            .optional()?;
+        let mut malformed = stored.is_none().then(|| "its body is missing".to_owned());
+        let (dedup_id, attributes, body) = stored.unwrap_or_default();
+        let mut message = Message::new(Bytes::from(body));
+        match decode(attributes.as_deref()) {
+            Ok(attributes) => message.attributes = attributes,
+            Err(error) => malformed = Some(format!("its attributes cannot be read: {error}")),
+        }
+        if let Some(reason) = candidate.reason {
+            message.attributes.insert(DEAD_LETTER_REASON, reason);
+        }
+        message.dedup_id = dedup_id;
+        message.group = candidate.group;
+        message.broker_id = Some(candidate.id.to_string());
+        message.published_at =
+            UNIX_EPOCH.checked_add(Duration::from_millis(candidate.published_at.unsigned_abs()));
+        Ok(Received {
+            leased: Leased {
+                id: candidate.id,
+                token: self.token,
+            },
+            message,
+            attempt: candidate.attempts.saturating_add(1),
+            malformed,
+        })
+    }
+}
+
+impl Rules {
+    /// Why a message is not delivered any more, if so.
+    fn gives_up(&self, candidate: &Candidate, now: i64) -> Option<String> {
+        if let Some(most) = self.max_deliveries
+            && candidate.attempts >= most
+        {
+            return Some(format!("delivered {most} times without being settled"));
+        }
+        if let Some(retention) = self.retention
+            && now - candidate.published_at >= millis(retention)
+        {
+            return Some(format!("older than the queue's retention of {retention:?}"));
+        }
+        None
+    }
+}
+
+fn decode(attributes: Option<&str>) -> Result<Attributes, serde_json::Error> {
+    let Some(attributes) = attributes else {
+        return Ok(Attributes::default());
+    };
+    let map: BTreeMap<String, String> = serde_json::from_str(attributes)?;
+    Ok(map.into_iter().collect())
+}
+
+/// Does to one message what its settlement says. `false`: the lease is not its newest.
+pub(crate) fn settle(
+    session: &mut Session,
+    rules: &Rules,
+    leased: Leased,
+    action: &Action,
+) -> Result<bool, Failure> {
+    let now = session.now();
+    if let Action::Nack { delay } = action {
+        return give_back(&session.conn, leased, now + millis(*delay));
+    }
+    if !is_leased(&session.conn, leased)? {
+        return Ok(false);
+    }
+    match action {
+        Action::DeadLetter { reason } => bury(&session.conn, rules.dead, leased.id, reason)?,
+        _ => delete(&session.conn, leased.id)?,
+    }
+    Ok(true)
+}
+
+fn give_back(conn: &Connection, leased: Leased, free_at: i64) -> Result<bool, Failure> {
+    let changed = conn
+        .prepare_cached(
+            "UPDATE onlyonce_message SET lease = 0, free_at = ?3 WHERE id = ?1 AND lease = ?2",
+        )?
+        .execute((leased.id, leased.token, free_at))?;
+    Ok(changed == 1)
+}
+
+fn is_leased(conn: &Connection, leased: Leased) -> Result<bool, Failure> {
+    let mut find =
+        conn.prepare_cached("SELECT 1 FROM onlyonce_message WHERE id = ?1 AND lease = ?2")?;
+    Ok(find.exists((leased.id, leased.token))?)
+}
+
+fn delete(conn: &Connection, id: i64) -> Result<(), Failure> {
+    let place = conn
+        .prepare_cached("DELETE FROM onlyonce_message WHERE id = ?1 RETURNING queue, grp, head")?
+        .query_row([id], Place::read)?;
+    conn.prepare_cached("DELETE FROM onlyonce_body WHERE id = ?1")?
+        .execute([id])?;
+    promote(conn, place)
+}
+
+/// Moves a message to the dead-letter queue, where it stands in the order in which it was published.
+fn bury(conn: &Connection, dead: i64, id: i64, reason: &str) -> Result<(), Failure> {
+    let place = conn
+        .prepare_cached("SELECT queue, grp, head FROM onlyonce_message WHERE id = ?1")?
+        .query_row([id], Place::read)?;
+    // Not a head until the group is looked at as a whole.
+    conn.prepare_cached(
+        "UPDATE onlyonce_message
+         SET queue = ?2, reason = ?3, free_at = 0, lease = 0, attempts = 0, head = grp IS NULL
+         WHERE id = ?1",
+    )?
+    .execute((id, dead, reason))?;
+    if let Some(group) = &place.group {
+        conn.prepare_cached(
+            "UPDATE onlyonce_message SET head = 0 WHERE queue = ?1 AND grp = ?2 AND head = 1",
+        )?
+        .execute((dead, group))?;
+        set_head(conn, dead, group)?;
+    }
+    promote(conn, place)
+}
+
+/// Where a message stood.
+struct Place {
+    queue: i64,
+    group: Option<String>,
+    head: bool,
+}
+
+impl Place {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            queue: row.get(0)?,
+            group: row.get(1)?,
+            head: row.get(2)?,
+        })
+    }
+}
+
+/// The head of a group has gone: the next one is its head.
+fn promote(conn: &Connection, gone: Place) -> Result<(), Failure> {
+    match gone.group {
+        Some(group) if gone.head => set_head(conn, gone.queue, &group),
+        _ => Ok(()),
+    }
+}
+
+fn set_head(conn: &Connection, queue: i64, group: &str) -> Result<(), Failure> {
+    conn.prepare_cached(
+        "UPDATE onlyonce_message SET head = 1 WHERE id =
+         (SELECT id FROM onlyonce_message WHERE queue = ?1 AND grp = ?2 ORDER BY id LIMIT 1)",
+    )?
+    .execute((queue, group))?;
+    Ok(())
+}
+
+/// Promises to prolong those leases that are still the newest of their message: see [`Promise`].
+pub(crate) fn extend(
+    session: &mut Session,
+    batch: &[Option<Leased>],
+    lease: Duration,
+) -> Result<Vec<bool>, Failure> {
+    let until = session.now() + millis(lease);
+    let mut answers = Vec::with_capacity(batch.len());
+    for leased in batch {
+        let newest = match leased {
+            Some(leased) if is_leased(&session.conn, *leased)? => {
+                session.promise(Promise::Extend {
+                    lease: *leased,
+                    until,
+                });
+                true
+            }
+            _ => false,
+        };
+        answers.push(newest);
+    }
+    Ok(answers)
+}
+
+/// Carries out a promised extension. Does nothing where the lease has ended since.
+pub(crate) fn prolong(conn: &Connection, leased: &Leased, until: i64) -> Result<(), Failure> {
+    conn.prepare_cached("UPDATE onlyonce_message SET free_at = ?3 WHERE id = ?1 AND lease = ?2")?
+        .execute((leased.id, leased.token, until))?;
+    Ok(())
+}

@@ -1,0 +1,275 @@
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::{
+    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Limit, Message, Ordering,
+    Receipt, Settlement, Sink, Source,
+};
+use tokio::time::Instant;
+
+use crate::config::{Config, DEAD};
+use crate::database::Database;
+use crate::error::Failure;
+use crate::held::{Arriving, Held, leased};
+use crate::messages::{self, Leased, Look, Rules};
+
+/// How long an empty queue is left alone before it is looked at again, for what *other* processes publish; what this
+/// process publishes wakes it at once.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// A durable queue in a SQLite file, for any number of processes on one machine: a [`Source`] and a [`Sink`] in one.
+///
+/// Its dead-letter queue is named like it, with `.dead` at the end, and is a queue like any other: open it to read,
+/// settle or publish again what is in it. The reason is in the attribute
+/// [`dead-letter-reason`](crate::DEAD_LETTER_REASON).
+#[derive(Debug)]
+pub struct SqliteQueue {
+    database: Database,
+    name: String,
+    dead: String,
+    rules: Arc<Rules>,
+    durable_acks: bool,
+    held: Arc<Held>,
+    closed: AtomicBool,
+}
+
+impl SqliteQueue {
+    /// Opens the queue that `config` names, creating it if it does not exist.
+    ///
+    /// # Errors
+    /// `config` names no queue; otherwise as [`Database::open`].
+    pub async fn open(config: &Config) -> Result<Self, Error> {
+        let Some(name) = config.queue.clone() else {
+            return Err(Error::config(
+                "the SQLite URL names no queue: write `sqlite:path?queue=name`",
+            ));
+        };
+        let database = Database::open(config).await?;
+        let dead = format!("{name}{DEAD}");
+        let names = (name.clone(), dead.clone());
+        let ids = database.work(true, move |session| {
+            let queue = messages::queue_id(session, &names.0)?;
+            Ok((queue, messages::queue_id(session, &names.1)?))
+        });
+        let (queue, dead_id) = ids.await?;
+        Ok(Self {
+            database,
+            name,
+            dead,
+            rules: Arc::new(Rules {
+                queue,
+                dead: dead_id,
+                lease: config.lease,
+                max_deliveries: config.max_deliveries,
+                retention: config.retention,
+            }),
+            durable_acks: config.durable_acks,
+            held: Arc::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// The file it is in.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    pub(crate) fn id(&self) -> i64 {
+        self.rules.queue
+    }
+
+    /// Leases what is there; if there is nothing, says when a lease or delay will end.
+    async fn look(&self, limit: Limit) -> Result<(Arriving, Option<Duration>), Failure> {
+        // Before the request, so that we never believe in a lease for longer than the database does.
+        let until = Instant::now() + self.rules.lease;
+        let (rules, held) = (Arc::clone(&self.rules), Arc::clone(&self.held));
+        self.database
+            .work_then(
+                false,
+                move |session| messages::receive(session, &rules, limit),
+                move |look| match look {
+                    Look::Empty(wait) => (Arriving::new(Vec::new(), until, held), wait),
+                    Look::Received(received) => (Arriving::new(received, until, held), None),
+                },
+            )
+            .await
+    }
+
+    fn closed(&self) -> Result<(), Error> {
+        if self.closed.load(SeqCst) {
+            let error = Error::new(ErrorKind::Closed, "the queue was closed");
+            return Err(error.on_queue(&self.name));
+        }
+        Ok(())
+    }
+
+    fn error(&self, failure: Failure) -> Error {
+        Error::from(failure).on_queue(&self.name)
+    }
+}
+
+#[async_trait]
+impl Source for SqliteQueue {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        let mut can = Capabilities::default();
+        can.confirms_settle = true;
+        can.extend = true;
+        can.timed_lease = true;
+        can.delayed_nack = true;
+        can.dead_letter = true;
+        can.counts_attempts = true;
+        can.ordering = Ordering::Group;
+        can
+    }
+
+    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+        let deadline = Instant::now() + limit.wait;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            // Before the look, so that nothing arrives unnoticed between it and the wait.
+            let mut arrival = pin!(self.database.arrivals().notified());
+            arrival.as_mut().enable();
+            self.closed()?;
+            let unclaimed = self.held.take_unclaimed(limit.messages);
+            if !unclaimed.is_empty() {
+                return Ok(unclaimed);
+            }
+            let (arriving, wait) = self.look(limit).await.map_err(|f| self.error(f))?;
+            if !arriving.is_empty() {
+                let deliveries = arriving.arrive();
+                if self.closed().is_err() {
+                    // It was closed meanwhile, without giving these back.
+                    Source::close(self).await?;
+                }
+                self.closed()?;
+                return Ok(deliveries);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(Vec::new());
+            }
+            let pause_now = left.min(pause).min(wait.unwrap_or(Duration::MAX));
+            tokio::select! {
+                () = arrival => {}
+                () = tokio::time::sleep(pause_now) => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+        let durable = self.durable_acks && batch.iter().any(|s| s.action == Action::Ack);
+        let rules = Arc::clone(&self.rules);
+        let settlements: Vec<_> = batch
+            .iter()
+            .map(|s| (leased(&s.receipt), s.action.clone()))
+            .collect();
+        let settled = self.database.work(durable, move |session| {
+            let settle = |(leased, action): &(Option<Leased>, Action)| match leased {
+                Some(leased) => messages::settle(session, &rules, *leased, action),
+                None => Ok(false),
+            };
+            settlements.iter().map(settle).collect()
+        });
+        let answers = self.answers(batch.len(), settled.await);
+        self.held.forget(batch, &answers);
+        // What was given back is ready, and so is what stood behind it.
+        self.database.arrivals().notify_waiters();
+        answers
+    }
+
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+        let until = Instant::now() + lease;
+        let leases: Vec<_> = batch.iter().map(leased).collect();
+        let asked = leases.clone();
+        let extended = self
+            .database
+            .urgent(move |session| messages::extend(session, &asked, lease))
+            .await;
+        let answers = self.answers(batch.len(), extended);
+        self.held.prolong(&leases, &answers, until);
+        answers
+    }
+
+    async fn inspect(&self) -> Result<Inspection, Error> {
+        let mut inspection = Inspection::default();
+        inspection.lease = Some(self.rules.lease);
+        inspection.retention = self.rules.retention;
+        inspection.max_deliveries = self.rules.max_deliveries;
+        inspection.dead_letter = Some(self.dead.clone());
+        inspection.ordered = Some(true);
+        Ok(inspection)
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        self.closed.store(true, SeqCst);
+        let leases = self.held.take_all();
+        let rules = Arc::clone(&self.rules);
+        let given_back = self.database.work(false, move |session| {
+            let back = Action::Nack {
+                delay: Duration::ZERO,
+            };
+            for leased in leases {
+                messages::settle(session, &rules, leased, &back)?;
+            }
+            Ok(())
+        });
+        let given_back = given_back.await;
+        self.database.arrivals().notify_waiters();
+        given_back.map_err(|failure| self.error(failure))
+    }
+}
+
+#[async_trait]
+impl Sink for SqliteQueue {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        if self.closed().is_err() {
+            return batch.iter().map(|_| self.closed()).collect();
+        }
+        let (queue, messages) = (self.rules.queue, batch.to_vec());
+        let published = self.database.work(true, move |session| {
+            messages::publish(session, queue, &messages)
+        });
+        let results = published
+            .await
+            .unwrap_or_else(|failure| vec![Err(failure); batch.len()]);
+        self.database.arrivals().notify_waiters();
+        let named = results.into_iter().zip(batch).map(|(result, message)| {
+            result.map_err(|failure| self.error(failure).on_message(message.label()))
+        });
+        named.collect()
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        Source::close(self).await
+    }
+}
+
+impl SqliteQueue {
+    fn answers(&self, len: usize, applied: Result<Vec<bool>, Failure>) -> Vec<Answer> {
+        match applied {
+            Ok(applied) => applied
+                .into_iter()
+                .map(|applied| match applied {
+                    true => Answer::Applied,
+                    false => Answer::LeaseLost,
+                })
+                .collect(),
+            Err(failure) => (0..len)
+                .map(|_| Answer::Unknown(self.error(failure.clone())))
+                .collect(),
+        }
+    }
+}

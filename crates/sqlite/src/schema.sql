@@ -1,0 +1,54 @@
+-- The highest fencing token given so far, and the version of these tables.
+CREATE TABLE IF NOT EXISTS onlyonce_meta (
+    name  TEXT PRIMARY KEY,
+    value INTEGER NOT NULL
+) WITHOUT ROWID, STRICT;
+
+-- Claims that are held or have expired: small and hot, one row per message in progress.
+CREATE TABLE IF NOT EXISTS onlyonce_claim (
+    key         BLOB PRIMARY KEY,
+    fingerprint BLOB NOT NULL,
+    owner       INTEGER NOT NULL,
+    token       INTEGER NOT NULL,
+    until       INTEGER NOT NULL, -- milliseconds since 1970, as all times here
+    started     INTEGER NOT NULL
+) WITHOUT ROWID, STRICT;
+
+-- What took effect.
+CREATE TABLE IF NOT EXISTS onlyonce_done (
+    key         BLOB PRIMARY KEY,
+    fingerprint BLOB NOT NULL,
+    outcome     BLOB,
+    expires     INTEGER NOT NULL
+) WITHOUT ROWID, STRICT;
+
+CREATE TABLE IF NOT EXISTS onlyonce_queue (
+    id   INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE
+) STRICT;
+
+-- Where each queued message stands. Apart from the bodies, so that a lease does not rewrite a large row.
+CREATE TABLE IF NOT EXISTS onlyonce_message (
+    id           INTEGER PRIMARY KEY, -- in the order of publication
+    queue        INTEGER NOT NULL,
+    grp          TEXT,
+    head         INTEGER NOT NULL,    -- 1: has no group, or is the first of its group
+    free_at      INTEGER NOT NULL,    -- leased or delayed until then
+    lease        INTEGER NOT NULL,    -- token of the last lease; 0 once given back
+    attempts     INTEGER NOT NULL,
+    published_at INTEGER NOT NULL,
+    reason       TEXT                 -- why it was dead-lettered
+) STRICT;
+
+-- Whatever may be received next, first those that wait longest.
+CREATE INDEX IF NOT EXISTS onlyonce_message_ready ON onlyonce_message (queue, free_at, id) WHERE head = 1;
+
+-- Who follows within a group.
+CREATE INDEX IF NOT EXISTS onlyonce_message_group ON onlyonce_message (queue, grp, id) WHERE grp IS NOT NULL;
+
+CREATE TABLE IF NOT EXISTS onlyonce_body (
+    id         INTEGER PRIMARY KEY,
+    dedup_id   TEXT,
+    attributes TEXT,                  -- a JSON object of strings, or NULL
+    body       BLOB NOT NULL
+) STRICT;

@@ -1,0 +1,334 @@
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use onlyonce_core::{Error, ErrorKind};
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::{Connection, OpenFlags};
+
+use crate::claims;
+use crate::config::Clock;
+use crate::error::{Failure, user};
+use crate::messages;
+use crate::records::Records;
+
+/// How often another process's lock is tried again: one millisecond apart, for five seconds.
+const BUSY_TRIES: i32 = 5_000;
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
+/// Of the epoch and the count that make up a token, the bits of the count.
+const COUNT_BITS: u32 = 32;
+
+/// The one connection, and what belongs to it. It lives on the database thread.
+pub(crate) struct Session {
+    pub(crate) conn: Connection,
+    pub(crate) clock: Clock,
+    pub(crate) records: Records,
+    /// Claims that the running transaction completes.
+    pub(crate) completing: HashSet<claims::Row>,
+    /// The running transaction was rolled back under us, for this reason.
+    pub(crate) lost: Option<Failure>,
+    promises: Vec<Promise>,
+    /// How many of `promises` the running transaction has carried out.
+    kept: usize,
+    durable: bool,
+    commits: Arc<Counters>,
+    /// A user's closure is running.
+    guarded: Arc<AtomicBool>,
+}
+
+/// What was answered with yes and is written when it can be.
+pub(crate) enum Promise {
+    /// A claim lasts until then.
+    Renew { claim: claims::Row, until: i64 },
+    /// A lease lasts until then.
+    Extend { lease: messages::Leased, until: i64 },
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) full: AtomicU64,
+    pub(crate) normal: AtomicU64,
+}
+
+impl Session {
+    pub(crate) fn open(path: &Path, clock: Clock, commits: Arc<Counters>) -> Result<Self, Failure> {
+        let doing = format!("could not open the database {}", path.display());
+        Self::try_open(path, clock, commits).map_err(|failure| failure.while_(&doing))
+    }
+
+    fn try_open(path: &Path, clock: Clock, commits: Arc<Counters>) -> Result<Self, Failure> {
+        // Without URI names, so that a path is nothing but a path.
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+            | OpenFlags::SQLITE_OPEN_CREATE
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let mut conn = Connection::open_with_flags(path, flags)?;
+        conn.busy_handler(Some(|tries| {
+            std::thread::sleep(BUSY_PAUSE);
+            tries < BUSY_TRIES
+        }))?;
+        set_up(&conn)?;
+        conn.set_prepared_statement_cache_capacity(128);
+        let guarded = Arc::new(AtomicBool::new(false));
+        let guard = Arc::clone(&guarded);
+        conn.authorizer(Some(move |context: AuthContext<'_>| {
+            if guard.load(Relaxed) && endangers(&context.action) {
+                Authorization::Deny
+            } else {
+                Authorization::Allow
+            }
+        }))?;
+        let mut session = Self {
+            conn,
+            clock,
+            records: Records::default(),
+            completing: HashSet::new(),
+            lost: None,
+            promises: Vec::new(),
+            kept: 0,
+            durable: false,
+            commits,
+            guarded,
+        };
+        session.begin(true)?;
+        let ready = session.create_tables();
+        session.commit(ready)?;
+        Ok(session)
+    }
+
+    /// Creates what is missing and jumps to the next epoch of tokens.
+    ///
+    /// Claims are committed without an fsync, so a power failure may take back the highest tokens given. The jump is
+    /// synced before the first token of its epoch is given, hence every later token is higher than all that were lost.
+    fn create_tables(&mut self) -> Result<(), Failure> {
+        self.conn.execute_batch(include_str!("schema.sql"))?;
+        self.conn.execute(
+            "INSERT INTO onlyonce_meta VALUES ('token', ?1)
+             ON CONFLICT DO UPDATE SET value = ((value >> ?2) + 1) << ?2",
+            (1_i64 << COUNT_BITS, COUNT_BITS),
+        )?;
+        Ok(())
+    }
+
+    /// Takes `n` tokens and returns the first; the others follow it.
+    pub(crate) fn tokens(&self, n: usize) -> Result<i64, Failure> {
+        let n = n as i64;
+        let last: i64 = self
+            .conn
+            .prepare_cached(
+                "UPDATE onlyonce_meta SET value = value + ?1 WHERE name = 'token' RETURNING value",
+            )?
+            .query_row([n], |row| row.get(0))?;
+        Ok(last - n + 1)
+    }
+
+    pub(crate) fn now(&self) -> i64 {
+        self.clock.now()
+    }
+
+    /// Begins a transaction as the only writer of the file; `durable`: its commit is synced to disk.
+    pub(crate) fn begin(&mut self, durable: bool) -> Result<(), Failure> {
+        // In WAL mode NORMAL never syncs at a commit, FULL always does, with all that was committed before
+        // (https://www.sqlite.org/pragma.html#pragma_synchronous). It cannot be changed within a transaction.
+        if durable != self.durable {
+            let level = if durable { "FULL" } else { "NORMAL" };
+            self.conn
+                .execute_batch(&format!("PRAGMA synchronous = {level}"))?;
+            self.durable = durable;
+        }
+        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        self.kept = 0;
+        self.completing.clear();
+        self.keep_promises()
+            .and_then(|()| self.records.refresh(&self.conn))
+            .inspect_err(|_| self.abandon())
+    }
+
+    /// Ends the transaction; rolls it back where `so_far` is an error already.
+    pub(crate) fn commit(&mut self, so_far: Result<(), Failure>) -> Result<(), Failure> {
+        let result = so_far.and_then(|()| {
+            self.check_lost()?;
+            self.keep_promises()?;
+            self.conn.execute_batch("COMMIT")?;
+            Ok(())
+        });
+        if result.is_err() {
+            self.abandon();
+            return result;
+        }
+        self.promises.clear();
+        let counter = if self.durable {
+            &self.commits.full
+        } else {
+            &self.commits.normal
+        };
+        counter.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        self.lost = None;
+        self.records.forget();
+        if !self.conn.is_autocommit()
+            && let Err(error) = self.conn.execute_batch("ROLLBACK")
+        {
+            tracing::error!(%error, "SQLite could not roll back");
+        }
+    }
+
+    /// Runs `run` so that it leaves nothing behind if it fails.
+    pub(crate) fn savepoint<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.check_lost()?;
+        self.open_savepoint("onlyonce_work")?;
+        let result = run(self);
+        match &result {
+            Ok(_) => self.release("onlyonce_work")?,
+            Err(_) => self.roll_back("onlyonce_work"),
+        }
+        result
+    }
+
+    // These statements are not cached: a user's closure could get a cached one by its text, past the authorizer, which
+    // SQLite asks when a statement is prepared (https://www.sqlite.org/c3ref/set_authorizer.html).
+
+    pub(crate) fn open_savepoint(&mut self, name: &str) -> Result<(), Failure> {
+        Ok(self.conn.execute_batch(&format!("SAVEPOINT {name}"))?)
+    }
+
+    pub(crate) fn release(&mut self, name: &str) -> Result<(), Failure> {
+        let released = self.conn.execute_batch(&format!("RELEASE {name}"));
+        released.map_err(|error| self.lose(error.into()))
+    }
+
+    /// Undoes everything since the savepoint. If that fails, the whole transaction is lost.
+    pub(crate) fn roll_back(&mut self, name: &str) {
+        self.records.forget();
+        let undone = self
+            .conn
+            .execute_batch(&format!("ROLLBACK TO {name}; RELEASE {name}"));
+        if let Err(error) = undone {
+            self.lose(error.into());
+        }
+    }
+
+    fn lose(&mut self, failure: Failure) -> Failure {
+        self.lost.get_or_insert(failure).clone()
+    }
+
+    /// Some errors (disk full, I/O) make SQLite roll back the whole transaction by itself:
+    /// <https://www.sqlite.org/lang_transaction.html>.
+    pub(crate) fn check_lost(&mut self) -> Result<(), Failure> {
+        if self.lost.is_none() && self.conn.is_autocommit() {
+            self.lose(Failure::new(
+                ErrorKind::Store,
+                true,
+                "the transaction that this shared with others was rolled back",
+            ));
+        }
+        self.lost.clone().map_or(Ok(()), Err)
+    }
+
+    /// Runs a user's closure: it cannot end the transaction, and its panic does not end the thread.
+    pub(crate) fn guarded<T>(
+        &mut self,
+        run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        self.guarded.store(true, Relaxed);
+        let result = catch_unwind(AssertUnwindSafe(|| run(&self.conn)));
+        self.guarded.store(false, Relaxed);
+        match result {
+            Ok(result) => result.map_err(user),
+            Err(_) => Err(Error::new(
+                ErrorKind::Other,
+                "the closure given to the database panicked",
+            )),
+        }
+    }
+
+    /// Notes a promise, to be carried out by [`keep_promises`](Self::keep_promises) and again in the next transaction
+    /// if this one fails.
+    pub(crate) fn promise(&mut self, promise: Promise) {
+        self.promises.push(promise);
+    }
+
+    /// Carries out what was promised. Outside of every savepoint of a user's, so that none of their rollbacks takes it
+    /// back.
+    pub(crate) fn keep_promises(&mut self) -> Result<(), Failure> {
+        for promise in &self.promises[self.kept..] {
+            match promise {
+                Promise::Renew { claim, until } => claims::prolong(&self.conn, claim, *until)?,
+                Promise::Extend { lease, until } => messages::prolong(&self.conn, lease, *until)?,
+            }
+        }
+        self.kept = self.promises.len();
+        Ok(())
+    }
+}
+
+fn set_up(conn: &Connection) -> Result<(), Failure> {
+    let mut tries = 0;
+    let mode: String = loop {
+        // Another process that is just opening the file holds a lock which the busy handler is not asked about.
+        match conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
+            Err(error) if tries < BUSY_TRIES && Failure::from_busy(&error) => {
+                std::thread::sleep(BUSY_PAUSE);
+                tries += 1;
+            }
+            other => break other?,
+        }
+    };
+    if mode != "wal" {
+        return Err(Failure::new(
+            ErrorKind::Config,
+            false,
+            format!(
+                "the file cannot be in WAL mode (it is in `{mode}`); is it on a network file system?"
+            ),
+        ));
+    }
+    Ok(conn.execute_batch(
+        "PRAGMA synchronous = NORMAL;
+         PRAGMA cache_size = -65536;
+         PRAGMA wal_autocheckpoint = 4000;
+         PRAGMA journal_size_limit = 67108864;
+         PRAGMA temp_store = MEMORY;
+         PRAGMA foreign_keys = ON;",
+    )?)
+}
+
+/// What a user's closure must not do, because others share the transaction and the connection with it.
+fn endangers(action: &AuthAction<'_>) -> bool {
+    match action {
+        AuthAction::Transaction { .. }
+        | AuthAction::Savepoint { .. }
+        | AuthAction::Attach { .. }
+        | AuthAction::Detach { .. } => true,
+        AuthAction::Pragma {
+            pragma_name,
+            pragma_value: Some(_),
+        } => [
+            "synchronous",
+            "journal_mode",
+            "locking_mode",
+            "query_only",
+            "wal_autocheckpoint",
+            "writable_schema",
+        ]
+        .iter()
+        .any(|name| pragma_name.eq_ignore_ascii_case(name)),
+        AuthAction::Insert { table_name }
+        | AuthAction::Delete { table_name }
+        | AuthAction::DropTable { table_name }
+        | AuthAction::AlterTable { table_name, .. }
+        | AuthAction::Update { table_name, .. } => {
+            table_name.to_ascii_lowercase().starts_with("onlyonce_")
+        }
+        _ => false,
+    }
+}

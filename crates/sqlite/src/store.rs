@@ -1,0 +1,96 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::{
+    Claim, Claimed, Completion, Error, Held, Owner, Store, TransactionalStore, Verdicts,
+};
+
+use crate::claims;
+use crate::config::Config;
+use crate::database::Database;
+use crate::transaction::SqliteTx;
+
+/// Remembers in a SQLite file which messages took effect.
+///
+/// Records are synced to disk before [`complete`](Store::complete) answers; claims survive the process but not a power
+/// failure, after which tokens still go up. Whatever is asked at the same moment, by whomever, shares one transaction
+/// and one sync. If a future is dropped, its batch was applied as a whole or not at all.
+///
+/// Errors are retryable where the file was locked by another process for 5 s
+/// ([`Timeout`](onlyonce_core::ErrorKind::Timeout)), or the disk was full or failed
+/// ([`Store`](onlyonce_core::ErrorKind::Store)).
+#[derive(Clone, Debug)]
+pub struct SqliteStore {
+    database: Database,
+    turn: Duration,
+}
+
+impl SqliteStore {
+    /// Opens the store in the file of `config`; its queue, if any, is not looked at.
+    ///
+    /// # Errors
+    /// As [`Database::open`].
+    pub async fn open(config: &Config) -> Result<Self, Error> {
+        Ok(Self {
+            database: Database::open(config).await?,
+            turn: config.turn,
+        })
+    }
+
+    /// The file it is in.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        let batch = batch.to_vec();
+        let claim = move |session: &mut _| claims::claim(session, owner, &batch, lease);
+        Ok(self.database.work(false, claim).await?)
+    }
+
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        let batch = batch.to_vec();
+        let renew = move |session: &mut _| claims::renew(session, &batch, lease);
+        Ok(self.database.urgent(renew).await?)
+    }
+
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        let batch = batch.to_vec();
+        let start = move |session: &mut _| claims::start(session, &batch);
+        Ok(self.database.work(false, start).await?)
+    }
+
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        let batch = batch.to_vec();
+        let complete = move |session: &mut _| claims::complete_all(session, &batch);
+        Ok(self.database.work(true, complete).await?)
+    }
+
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        let batch = batch.to_vec();
+        let release = move |session: &mut _| claims::release(session, &batch);
+        Ok(self.database.work(false, release).await?)
+    }
+
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        let prune = move |session: &mut _| claims::prune(session, limit);
+        Ok(self.database.work(false, prune).await?)
+    }
+}
+
+#[async_trait]
+impl TransactionalStore for SqliteStore {
+    type Tx = SqliteTx;
+
+    async fn begin(&self) -> Result<SqliteTx, Error> {
+        Ok(SqliteTx::new(self.database.clone(), self.turn))
+    }
+}

@@ -1,0 +1,218 @@
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::{Completion, Error, ErrorKind, Fenced, Message, Transaction};
+use rusqlite::{Connection, Params};
+use tokio::sync::oneshot;
+
+use crate::database::Database;
+use crate::messages;
+use crate::queue::SqliteQueue;
+use crate::session::Session;
+use crate::turn::{Call, Op, OpError, OpResult, TxId};
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// The transaction that a handler gets: what it does with it takes effect together with the record that it did, or not
+/// at all.
+///
+/// Nothing is locked until its first use. That waits for its *turn*: a file has one writer, so transactions have the
+/// connection one after another, each from its first use until it is committed, undone or dropped. Those that are
+/// committed while others wait for their turn share one commit and one sync with them; a lone one is committed at once.
+///
+/// A turn keeps every other transaction of every process on this file waiting, so await what is slow *before* the first
+/// use. Claims are renewed meanwhile. After [`Config::turn`](crate::Config::turn) the transaction is undone.
+///
+/// Dropping it undoes it, and nothing of anybody else's. If the future of one of its methods is dropped, it is unknown
+/// whether that step was done, so the current part can only be undone.
+#[derive(Debug)]
+pub struct SqliteTx {
+    database: Database,
+    limit: Duration,
+    id: TxId,
+    state: State,
+    /// How many parts are completed.
+    parts: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Not used yet, or undone.
+    Idle,
+    /// It has its turn.
+    Turn,
+    /// A step is under way; if it stays so, its future was dropped.
+    Unknown,
+    /// It had its turn and lost it.
+    Lost,
+}
+
+impl SqliteTx {
+    pub(crate) fn new(database: Database, limit: Duration) -> Self {
+        Self {
+            database,
+            limit,
+            id: TxId(NEXT.fetch_add(1, Relaxed)),
+            state: State::Idle,
+            parts: 0,
+        }
+    }
+
+    /// Runs `run` within the transaction, on the database thread: it may do any SQL but begin and end transactions, and
+    /// write to the tables named `onlyonce_…`. Keep it short, it keeps everybody waiting.
+    ///
+    /// ```no_run
+    /// # async fn handler(tx: &mut onlyonce_sqlite::SqliteTx) -> Result<(), onlyonce_core::Error> {
+    /// let amount = 5;
+    /// let left: i64 = tx
+    ///     .with(move |conn| {
+    ///         conn.query_row(
+    ///             "UPDATE account SET balance = balance - ?1 WHERE id = 7 RETURNING balance",
+    ///             [amount],
+    ///             |row| row.get(0),
+    ///         )
+    ///     })
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// That of `run`, with the [`rusqlite::Error`] as its source: the statement that failed has done nothing, those
+    /// before it still stand. If `run` panics, likewise. Otherwise the transaction is lost and everything in it undone;
+    /// such an error is retryable, with the whole message.
+    pub async fn with<T, F>(&mut self, run: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.run(move |session| session.guarded(run)).await
+    }
+
+    /// Runs one statement and returns how many rows it changed.
+    ///
+    /// # Errors
+    /// As [`with`](Self::with).
+    pub async fn execute<P>(&mut self, sql: impl Into<String>, params: P) -> Result<usize, Error>
+    where
+        P: Params + Send + 'static,
+    {
+        let sql = sql.into();
+        self.with(move |conn| conn.prepare_cached(&sql)?.execute(params))
+            .await
+    }
+
+    /// Publishes to a queue in the same file, as part of the transaction: the messages can be received once it is
+    /// committed, and never if it is not.
+    ///
+    /// # Errors
+    /// The queue is in another file; otherwise as [`with`](Self::with).
+    pub async fn publish(&mut self, queue: &SqliteQueue, batch: &[Message]) -> Result<(), Error> {
+        if !self.database.is_same(queue.database()) {
+            return Err(
+                Error::config("a transaction can publish only to a queue in its own file")
+                    .on_queue(onlyonce_core::Sink::name(queue)),
+            );
+        }
+        let (id, batch) = (queue.id(), batch.to_vec());
+        self.run(move |session| Ok(messages::publish_all(session, id, &batch)?))
+            .await
+    }
+
+    async fn run<T: Send + 'static>(
+        &mut self,
+        run: impl FnOnce(&mut Session) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.step(|answer| Op::Run(Box::new(Call { run, answer })))
+            .await
+    }
+
+    /// Takes a step, waiting for the turn if it is the first.
+    async fn step<T>(
+        &mut self,
+        op: impl FnOnce(oneshot::Sender<OpResult<T>>) -> Op,
+    ) -> Result<T, Error> {
+        let begun = match self.state {
+            State::Idle => false,
+            State::Turn => true,
+            State::Unknown => return Err(interrupted()),
+            State::Lost => return Err(crate::turn::no_turn().into()),
+        };
+        self.state = State::Unknown;
+        let (answer, result) = oneshot::channel();
+        if begun {
+            self.database.step(self.id, op(answer));
+        } else {
+            let (tx, limit) = (self.id, self.limit);
+            self.database.take_turn(tx, limit, op(answer)).await;
+        }
+        let result = result.await.unwrap_or_else(|_| Err(OpError::closed()));
+        self.state = match &result {
+            Ok(_) | Err(OpError::Failed(_)) => State::Turn,
+            // Nothing was done yet that could be lost.
+            Err(OpError::Lost(_)) if !begun => State::Idle,
+            Err(OpError::Lost(_)) => State::Lost,
+        };
+        Ok(result?)
+    }
+
+    /// Ends the turn, if there is or may be one, and is as new.
+    fn reset(&mut self) {
+        if self.state != State::Idle {
+            self.database.step(self.id, Op::End);
+        }
+        self.id = TxId(NEXT.fetch_add(1, Relaxed));
+        self.state = State::Idle;
+    }
+}
+
+#[async_trait]
+impl Transaction for SqliteTx {
+    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+        let completion = completion.clone();
+        let verdict = self.step(|answer| Op::Complete(completion, answer)).await?;
+        self.parts += usize::from(verdict.is_ok());
+        Ok(verdict)
+    }
+
+    async fn undo(&mut self) -> Result<(), Error> {
+        if self.parts == 0 {
+            self.reset();
+            return Ok(());
+        }
+        if self.state == State::Unknown {
+            // The turn's steps are taken in order, so whatever the interrupted one did is undone with the rest.
+            self.state = State::Turn;
+        }
+        self.step(Op::Undo).await
+    }
+
+    async fn commit(mut self) -> Result<(), Error> {
+        match self.state {
+            State::Idle => Ok(()),
+            _ => {
+                let result = self.step(Op::Commit).await;
+                // The turn is over, there is nothing to end.
+                self.state = State::Idle;
+                result
+            }
+        }
+    }
+}
+
+impl Drop for SqliteTx {
+    fn drop(&mut self) {
+        if matches!(self.state, State::Turn | State::Unknown) {
+            self.database.step(self.id, Op::End);
+        }
+    }
+}
+
+fn interrupted() -> Error {
+    Error::new(
+        ErrorKind::Other,
+        "a call on this transaction was dropped before it was answered, so what it did is unknown; undo it",
+    )
+    .retryable(true)
+}

@@ -1,0 +1,289 @@
+use std::time::{Duration, Instant};
+
+use onlyonce_core::{Completion, Error, ErrorKind, Fenced};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::claims;
+use crate::error::Failure;
+use crate::inbox::{Command, Inbox, Reply};
+use crate::session::Session;
+
+const TX: &str = "onlyonce_tx";
+const PART: &str = "onlyonce_part";
+
+/// Names one transaction within a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TxId(pub(crate) u64);
+
+/// A transaction's wish to have the connection to itself, with what it wants to do first.
+pub(crate) struct Turn {
+    pub(crate) tx: TxId,
+    pub(crate) first: Op,
+    /// How long it may last.
+    pub(crate) limit: Duration,
+    pub(crate) _place: Option<OwnedSemaphorePermit>,
+}
+
+/// Why a step of a transaction has no result.
+#[derive(Debug)]
+pub(crate) enum OpError {
+    /// The step failed; the turn goes on.
+    Failed(Error),
+    /// There is no turn any more, and everything done in it is undone.
+    Lost(Failure),
+}
+
+impl OpError {
+    /// The thread has ended without an answer.
+    pub(crate) fn closed() -> Self {
+        Self::Lost(Failure::closed())
+    }
+}
+
+impl From<OpError> for Error {
+    fn from(error: OpError) -> Self {
+        match error {
+            OpError::Failed(error) => error,
+            OpError::Lost(failure) => failure.into(),
+        }
+    }
+}
+
+pub(crate) type OpResult<T> = Result<T, OpError>;
+
+/// Something that runs within the current part.
+pub(crate) trait Step: Send {
+    /// Whether the one who asked has gone away.
+    fn is_abandoned(&self) -> bool;
+    /// Runs and answers.
+    fn run(self: Box<Self>, session: &mut Session);
+    /// Answers that there is no turn.
+    fn refuse(self: Box<Self>, failure: Failure);
+}
+
+/// A closure as a [`Step`].
+pub(crate) struct Call<T, F> {
+    pub(crate) run: F,
+    pub(crate) answer: oneshot::Sender<OpResult<T>>,
+}
+
+impl<T, F> Step for Call<T, F>
+where
+    T: Send,
+    F: FnOnce(&mut Session) -> Result<T, Error> + Send,
+{
+    fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
+    }
+
+    fn run(self: Box<Self>, session: &mut Session) {
+        let Self { run, answer } = *self;
+        let result = run(session).map_err(OpError::Failed);
+        tell(answer, session, result);
+    }
+
+    fn refuse(self: Box<Self>, failure: Failure) {
+        drop(self.answer.send(Err(OpError::Lost(failure))));
+    }
+}
+
+/// Answers `result`, unless the transaction was lost in getting it. Whether anybody still listens is theirs to decide.
+fn tell<T>(answer: oneshot::Sender<OpResult<T>>, session: &mut Session, result: OpResult<T>) {
+    let result = session
+        .check_lost()
+        .map_err(OpError::Lost)
+        .and_then(|()| result);
+    drop(answer.send(result));
+}
+
+/// One step of a transaction.
+pub(crate) enum Op {
+    /// Runs something within the current part.
+    Run(Box<dyn Step>),
+    /// Ends the part with its record.
+    Complete(Completion, oneshot::Sender<OpResult<Result<(), Fenced>>>),
+    /// Undoes the part.
+    Undo(oneshot::Sender<OpResult<()>>),
+    /// Hands the completed parts over to the shared transaction; answered after its commit.
+    Commit(oneshot::Sender<OpResult<()>>),
+    /// Undoes everything.
+    End,
+}
+
+impl Op {
+    pub(crate) fn refuse(self, failure: Failure) {
+        match self {
+            Self::Run(step) => step.refuse(failure),
+            Self::Complete(_, answer) => drop(answer.send(Err(OpError::Lost(failure)))),
+            Self::Undo(answer) => drop(answer.send(Err(OpError::Lost(failure)))),
+            Self::Commit(answer) => drop(answer.send(Err(OpError::Lost(failure)))),
+            Self::End => {}
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Run(step) => step.is_abandoned(),
+            Self::Complete(_, answer) => answer.is_closed(),
+            Self::Undo(answer) => answer.is_closed(),
+            Self::Commit(answer) => answer.is_closed(),
+            Self::End => true,
+        }
+    }
+}
+
+/// The answer to a step of a transaction that has no turn.
+pub(crate) fn no_turn() -> Failure {
+    Failure::new(
+        ErrorKind::Timeout,
+        true,
+        "the transaction was undone: it kept others waiting longer than `turn` allows, or a failure of SQLite undid all \
+         that shared one commit",
+    )
+}
+
+/// A transaction's time alone with the connection. Nothing but renewals is answered meanwhile.
+pub(crate) struct Running<'a> {
+    session: &'a mut Session,
+    inbox: &'a Inbox,
+    /// Who is told after the shared transaction's commit.
+    replies: &'a mut Vec<Reply>,
+    /// A part has begun and not ended.
+    open: bool,
+}
+
+/// Whether a turn goes on after a step.
+#[derive(PartialEq)]
+enum Then {
+    GoOn,
+    Over,
+}
+
+impl<'a> Running<'a> {
+    /// Lets a transaction have its turn, to the end.
+    pub(crate) fn run(
+        session: &'a mut Session,
+        inbox: &'a Inbox,
+        replies: &'a mut Vec<Reply>,
+        turn: Turn,
+    ) {
+        if turn.first.is_abandoned() {
+            return;
+        }
+        if let Err(failure) = session.open_savepoint(TX) {
+            return turn.first.refuse(failure);
+        }
+        let mut running = Self {
+            session,
+            inbox,
+            replies,
+            open: false,
+        };
+        let deadline = Instant::now() + turn.limit;
+        let mut op = turn.first;
+        while running.step(op) == Then::GoOn {
+            match running.next(turn.tx, deadline) {
+                Some(next) => op = next,
+                None => {
+                    running.session.roll_back(TX);
+                    break;
+                }
+            }
+        }
+        // Before anything else runs: a claim must not find that a lease has ended which was renewed meanwhile. If it
+        // fails, the commit tries again.
+        if let Err(failure) = running.session.keep_promises() {
+            tracing::warn!(error = %Error::from(failure), "could not write renewals yet");
+        }
+    }
+
+    /// Waits for the next step, answering renewals meanwhile; `None`: the turn has lasted too long.
+    fn next(&mut self, tx: TxId, deadline: Instant) -> Option<Op> {
+        loop {
+            match self.inbox.next_urgent(deadline)? {
+                Command::Op { tx: of, op } if of == tx => return Some(op),
+                // While this turn lasts, this process holds SQLite's write lock: no other can take a claim over, so
+                // what the running transaction reads is how things stand, and a renewal may be answered before it is
+                // committed. It must be, since turns may outlast a lease.
+                Command::Urgent(run) => {
+                    if let Some(reply) = run(Ok(self.session)) {
+                        reply(Ok(()));
+                    }
+                }
+                other => other.refuse(&no_turn()),
+            }
+        }
+    }
+
+    fn step(&mut self, op: Op) -> Then {
+        match op {
+            Op::Run(step) => match self.begin_part() {
+                Ok(()) => step.run(self.session),
+                Err(failure) => step.refuse(failure),
+            },
+            Op::Complete(completion, answer) => {
+                let result = self.complete(&completion).map_err(failed);
+                tell(answer, self.session, result);
+            }
+            Op::Undo(answer) => {
+                self.undo_part();
+                tell(answer, self.session, Ok(()));
+            }
+            Op::Commit(answer) => {
+                self.commit(answer);
+                return Then::Over;
+            }
+            Op::End => {
+                self.session.roll_back(TX);
+                return Then::Over;
+            }
+        }
+        if self.session.lost.is_some() {
+            Then::Over
+        } else {
+            Then::GoOn
+        }
+    }
+
+    fn begin_part(&mut self) -> Result<(), Failure> {
+        if !self.open {
+            self.session.open_savepoint(PART)?;
+            self.open = true;
+        }
+        Ok(())
+    }
+
+    fn undo_part(&mut self) {
+        if self.open {
+            self.session.roll_back(PART);
+            self.open = false;
+        }
+    }
+
+    fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Failure> {
+        self.begin_part()?;
+        let result = claims::complete(self.session, completion);
+        if let Ok(Ok(())) = result {
+            self.session.release(PART)?;
+            self.open = false;
+        } else {
+            self.undo_part();
+        }
+        result
+    }
+
+    fn commit(&mut self, answer: oneshot::Sender<OpResult<()>>) {
+        self.undo_part();
+        if let Err(failure) = self.session.release(TX) {
+            drop(answer.send(Err(OpError::Lost(failure))));
+            return;
+        }
+        self.replies.push(Box::new(|committed| {
+            drop(answer.send(committed.map_err(OpError::Lost)));
+        }));
+    }
+}
+
+fn failed(failure: Failure) -> OpError {
+    OpError::Failed(failure.into())
+}

@@ -1,0 +1,264 @@
+//! The embedded queue: order, leases, dead letters, many messages.
+
+use crate::support::*;
+use onlyonce_core::{
+    Action, Answer, Delivery, ErrorKind, Limit, Message, Receipt, Settlement, Sink, Source,
+};
+use onlyonce_sqlite::{DEAD_LETTER_REASON, SqliteQueue};
+use std::sync::Arc;
+use std::time::Duration;
+
+async fn open(scene: &Scene) -> SqliteQueue {
+    SqliteQueue::open(&scene.config()).await.unwrap()
+}
+
+async fn publish(queue: &SqliteQueue, batch: &[Message]) {
+    for result in queue.publish(batch).await {
+        result.unwrap();
+    }
+}
+
+async fn receive(queue: &SqliteQueue, n: usize) -> Vec<Delivery> {
+    queue.receive(limit(n)).await.unwrap()
+}
+
+fn texts(deliveries: &[Delivery]) -> Vec<String> {
+    let text = |d: &Delivery| String::from_utf8(d.message.body.to_vec()).unwrap();
+    deliveries.iter().map(text).collect()
+}
+
+async fn settle(queue: &SqliteQueue, deliveries: &[Delivery], action: Action) -> Vec<Answer> {
+    let settlement = |d: &Delivery| Settlement {
+        receipt: d.receipt.clone(),
+        action: action.clone(),
+    };
+    let batch: Vec<_> = deliveries.iter().map(settlement).collect();
+    queue.settle(&batch).await
+}
+
+async fn applied(queue: &SqliteQueue, deliveries: &[Delivery], action: Action) {
+    for answer in settle(queue, deliveries, action).await {
+        assert!(answer.is_applied(), "{answer:?}");
+    }
+}
+
+fn nack(delay: Duration) -> Action {
+    Action::Nack { delay }
+}
+
+#[tokio::test]
+async fn a_message_comes_back_whole() {
+    let scene = Scene::new();
+    let queue = open(&scene).await;
+    let sent = Message::new("body")
+        .with_dedup_id("d-1")
+        .with_group("g")
+        .with_attribute("a", "1");
+    publish(&queue, std::slice::from_ref(&sent)).await;
+    let got = receive(&queue, 10).await;
+    let message = &got[0].message;
+    assert_eq!(message.body, sent.body);
+    assert_eq!(message.attributes, sent.attributes);
+    assert_eq!(message.dedup_id, sent.dedup_id);
+    assert_eq!(message.group, sent.group);
+    assert!(message.published_at.is_some() && message.broker_id.is_some());
+    assert_eq!(got[0].attempt, Some(1));
+    applied(&queue, &got, Action::Ack).await;
+    scene.pass(DAY);
+    assert!(receive(&queue, 10).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_group_waits_for_its_head_and_no_other_does() {
+    let scene = Scene::new();
+    let queue = open(&scene).await;
+    publish(&queue, &messages(&["a1", "a2", "a3"], Some("a"))).await;
+    publish(&queue, &messages(&["b1"], Some("b"))).await;
+    publish(&queue, &messages(&["x"], None)).await;
+    let got = receive(&queue, 3).await;
+    assert_eq!(texts(&got), ["a1", "b1", "x"], "one group fills no batch");
+    assert!(receive(&queue, 10).await.is_empty(), "a2 waits for a1");
+    applied(&queue, &got[..1], nack(Duration::from_secs(5))).await;
+    assert!(receive(&queue, 10).await.is_empty(), "a1 is delayed");
+    scene.pass(Duration::from_secs(5));
+    let got = receive(&queue, 10).await;
+    assert_eq!(texts(&got), ["a1", "a2", "a3"]);
+    assert_eq!(got[0].attempt, Some(2));
+    // The middle one is given back with a delay, the head is done: the third waits behind the second.
+    applied(&queue, &got[..1], Action::Ack).await;
+    applied(&queue, &got[1..2], nack(Duration::from_secs(5))).await;
+    applied(&queue, &got[2..], nack(Duration::ZERO)).await;
+    assert!(receive(&queue, 10).await.is_empty());
+    scene.pass(Duration::from_secs(5));
+    assert_eq!(texts(&receive(&queue, 10).await), ["a2", "a3"]);
+}
+
+#[tokio::test]
+async fn a_lease_that_ends_makes_the_old_receipt_worthless() {
+    let scene = Scene::new();
+    let queue = open(&scene).await;
+    publish(&queue, &messages(&["x"], None)).await;
+    let old = receive(&queue, 1).await;
+    scene.pass(LEASE);
+    let new = receive(&queue, 1).await;
+    assert_eq!(new[0].attempt, Some(2));
+    for action in [
+        Action::Ack,
+        nack(Duration::ZERO),
+        Action::DeadLetter { reason: "x".into() },
+    ] {
+        let answers = settle(&queue, &old, action).await;
+        assert!(matches!(answers[0], Answer::LeaseLost), "{answers:?}");
+    }
+    let answers = queue.extend(&[old[0].receipt.clone()], LEASE).await;
+    assert!(matches!(answers[0], Answer::LeaseLost), "{answers:?}");
+    assert!(receive(&queue, 1).await.is_empty(), "the new lease stands");
+    applied(&queue, &new, Action::Ack).await;
+}
+
+#[tokio::test]
+async fn an_extended_lease_lasts() {
+    let scene = Scene::new();
+    let queue = open(&scene).await;
+    publish(&queue, &messages(&["x"], None)).await;
+    let got = receive(&queue, 1).await;
+    scene.pass(Duration::from_secs(29));
+    assert!(queue.extend(&[got[0].receipt.clone()], LEASE).await[0].is_applied());
+    scene.pass(Duration::from_secs(29));
+    assert!(receive(&queue, 1).await.is_empty());
+    let foreign = Receipt::Handle("of another broker".into());
+    let answers = queue.extend(&[foreign], LEASE).await;
+    assert!(matches!(answers[0], Answer::LeaseLost));
+    applied(&queue, &got, Action::Ack).await;
+}
+
+#[tokio::test]
+async fn dead_letters_keep_group_order_and_their_reason() {
+    let scene = Scene::new();
+    let queue = open(&scene).await;
+    publish(&queue, &messages(&["a1", "a2", "a3"], Some("a"))).await;
+    let got = receive(&queue, 10).await;
+    // In the wrong order, to see that theirs is kept.
+    for i in [1, 0] {
+        let reason = format!("no. {i}");
+        applied(&queue, &got[i..=i], Action::DeadLetter { reason }).await;
+    }
+    let dead = SqliteQueue::open(&scene.config().queue("orders.dead"))
+        .await
+        .unwrap();
+    let letters = receive(&dead, 10).await;
+    assert_eq!(texts(&letters), ["a1", "a2"]);
+    assert_eq!(letters[0].attempt, Some(1));
+    let reason = letters[0].message.attributes.get(DEAD_LETTER_REASON);
+    assert_eq!(reason, Some("no. 0"));
+    applied(&queue, &got[2..], nack(Duration::ZERO)).await;
+    assert_eq!(texts(&receive(&queue, 10).await), ["a3"], "a3 moved up");
+}
+
+#[tokio::test]
+async fn too_many_deliveries_or_too_much_age_make_a_dead_letter() {
+    let scene = Scene::new();
+    let mut config = scene.config();
+    config.max_deliveries = Some(2);
+    config.retention = Some(DAY);
+    let queue = SqliteQueue::open(&config).await.unwrap();
+    publish(&queue, &messages(&["poison"], None)).await;
+    for attempt in 1..=2 {
+        assert_eq!(receive(&queue, 1).await[0].attempt, Some(attempt));
+        scene.pass(LEASE);
+    }
+    publish(&queue, &messages(&["old"], None)).await;
+    assert_eq!(texts(&receive(&queue, 10).await), ["old"]);
+    scene.pass(DAY);
+    assert!(receive(&queue, 10).await.is_empty());
+    let dead = SqliteQueue::open(&scene.config().queue("orders.dead"))
+        .await
+        .unwrap();
+    let letters = receive(&dead, 10).await;
+    assert_eq!(texts(&letters), ["poison", "old"]);
+    let reason = |i: usize| letters[i].message.attributes.get(DEAD_LETTER_REASON);
+    assert!(reason(0).unwrap().contains("2 times"));
+    assert!(reason(1).unwrap().contains("retention"));
+}
+
+#[tokio::test]
+async fn limits_on_bytes_and_messages_hold() {
+    let scene = Scene::new();
+    let queue = open(&scene).await;
+    publish(&queue, &messages(&["12345", "12345", "12345"], None)).await;
+    let small = Limit {
+        messages: 10,
+        bytes: 10,
+        wait: Duration::ZERO,
+    };
+    assert_eq!(queue.receive(small).await.unwrap().len(), 2);
+    let tiny = Limit { bytes: 1, ..small };
+    assert_eq!(queue.receive(tiny).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_waiting_receive_is_woken_by_a_publish() {
+    let scene = Scene::new();
+    let queue = Arc::new(open(&scene).await);
+    let waiting = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move {
+            let limit = Limit {
+                wait: Duration::from_secs(60),
+                ..limit(1)
+            };
+            queue.receive(limit).await.unwrap()
+        }
+    });
+    publish(&queue, &messages(&["x"], None)).await;
+    assert_eq!(texts(&waiting.await.unwrap()), ["x"]);
+}
+
+#[tokio::test]
+async fn closing_gives_back_in_order() {
+    let scene = Scene::new();
+    let (first, second) = (open(&scene).await, open(&scene).await);
+    publish(&first, &messages(&["a1", "a2", "a3"], Some("a"))).await;
+    let got = receive(&first, 10).await;
+    Source::close(&first).await.unwrap();
+    Source::close(&first).await.unwrap();
+    let error = first.receive(limit(1)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Closed);
+    let answers = settle(&first, &got, Action::Ack).await;
+    assert!(matches!(answers[0], Answer::LeaseLost), "{answers:?}");
+    assert_eq!(texts(&receive(&second, 10).await), ["a1", "a2", "a3"]);
+}
+
+#[tokio::test]
+async fn a_dropped_receive_loses_nothing() {
+    let scene = Scene::new();
+    let queue = Arc::new(open(&scene).await);
+    let all: Vec<String> = (0..200).map(|n| n.to_string()).collect();
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    publish(&queue, &messages(&all, None)).await;
+    let mut got = Vec::new();
+    for n in 0.. {
+        let receiving = tokio::spawn({
+            let queue = Arc::clone(&queue);
+            async move { queue.receive(limit(3)).await.unwrap() }
+        });
+        // Dropped before, during or after the command, as it comes.
+        tokio::time::sleep(Duration::from_micros(n * 7 % 150)).await;
+        receiving.abort();
+        if let Ok(deliveries) = receiving.await {
+            got.extend(deliveries);
+        }
+        if n > 200 {
+            // The clock stands still, so no lease ever ends: what is missing would stay away.
+            let rest = receive(&queue, 300).await;
+            if rest.is_empty() {
+                break;
+            }
+            got.extend(rest);
+        }
+    }
+    // A result that was sent and then dropped unread was kept for the next caller.
+    let mut seen = texts(&got);
+    seen.sort_by_key(|text| text.parse::<u32>().unwrap());
+    assert_eq!(seen, all);
+}

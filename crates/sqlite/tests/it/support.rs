@@ -1,0 +1,98 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, UNIX_EPOCH};
+
+use onlyonce_core::{
+    Claim, Claimed, Completion, Fingerprint, Held, KeyDigest, Limit, Message, Token,
+};
+use onlyonce_sqlite::Config;
+use tempfile::TempDir;
+
+/// A directory for one test's file, and a clock that moves when told.
+pub(crate) struct Scene {
+    pub(crate) dir: TempDir,
+    now: Arc<AtomicU64>,
+}
+
+impl Scene {
+    pub(crate) fn new() -> Self {
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            now: Arc::new(AtomicU64::new(1_700_000_000_000)),
+        }
+    }
+
+    pub(crate) fn config(&self) -> Config {
+        let now = Arc::clone(&self.now);
+        Config::new(self.dir.path().join("test.db"))
+            .queue("orders")
+            .clock(move || UNIX_EPOCH + Duration::from_millis(now.load(SeqCst)))
+    }
+
+    pub(crate) fn pass(&self, time: Duration) {
+        self.now.fetch_add(time.as_millis() as u64, SeqCst);
+    }
+}
+
+pub(crate) const LEASE: Duration = Duration::from_secs(30);
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
+
+pub(crate) fn key(n: u64) -> KeyDigest {
+    let mut key = [7; 16];
+    key[..8].copy_from_slice(&n.to_be_bytes());
+    KeyDigest(key)
+}
+
+pub(crate) fn claim(n: u64) -> Claim {
+    Claim {
+        key: key(n),
+        fingerprint: Fingerprint::of(b"payload"),
+    }
+}
+
+pub(crate) fn token(claimed: &Claimed) -> Token {
+    match claimed {
+        Claimed::New { token, .. } => *token,
+        other => panic!("not new: {other:?}"),
+    }
+}
+
+pub(crate) fn completion(n: u64, token: Token) -> Completion {
+    Completion {
+        held: Held { key: key(n), token },
+        fingerprint: Fingerprint::of(b"payload"),
+        outcome: None,
+        retention: DAY,
+    }
+}
+
+pub(crate) fn limit(messages: usize) -> Limit {
+    Limit {
+        messages,
+        bytes: 1 << 20,
+        wait: Duration::ZERO,
+    }
+}
+
+pub(crate) fn messages(texts: &[&str], group: Option<&str>) -> Vec<Message> {
+    let message = |text: &&str| {
+        let message = Message::new(text.as_bytes().to_vec());
+        match group {
+            Some(group) => message.with_group(group),
+            None => message,
+        }
+    };
+    texts.iter().map(message).collect()
+}
+
+/// Asks again until it is so, for ten seconds.
+pub(crate) async fn until<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(value) = ask().await {
+            return value;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "it never came");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}

@@ -1,0 +1,350 @@
+//! Transactions: turns, shared commits, what is undone and what is not.
+
+use crate::support::*;
+use onlyonce_core::{
+    Claimed, ErrorKind, Fenced, Held, Message, Owner, Sink, Source, Store, Transaction,
+    TransactionalStore,
+};
+use onlyonce_sqlite::{Database, SqliteQueue, SqliteStore, SqliteTx};
+use std::time::Duration;
+
+struct Stage {
+    scene: Scene,
+    store: SqliteStore,
+    owner: Owner,
+}
+
+impl Stage {
+    async fn new() -> Self {
+        Self::with_turn(Duration::from_secs(30)).await
+    }
+
+    async fn with_turn(turn: Duration) -> Self {
+        let scene = Scene::new();
+        let mut config = scene.config();
+        config.turn = turn;
+        let store = SqliteStore::open(&config).await.unwrap();
+        let create = |conn: &rusqlite::Connection| conn.execute_batch("CREATE TABLE effect (n)");
+        store.database().with(create).await.unwrap();
+        Self {
+            scene,
+            store,
+            owner: Owner::random(),
+        }
+    }
+
+    async fn claim(&self, n: i64) -> Held {
+        let claimed = self
+            .store
+            .claim(self.owner, &[claim(n as u64)], LEASE)
+            .await;
+        Held {
+            key: key(n as u64),
+            token: token(&claimed.unwrap()[0]),
+        }
+    }
+
+    async fn begin(&self) -> SqliteTx {
+        self.store.begin().await.unwrap()
+    }
+
+    async fn effects(&self) -> Vec<i64> {
+        effects(self.store.database()).await
+    }
+
+    async fn is_done(&self, n: i64) -> bool {
+        let claimed = self
+            .store
+            .claim(Owner::random(), &[claim(n as u64)], LEASE)
+            .await;
+        matches!(claimed.unwrap()[0], Claimed::Done { .. })
+    }
+}
+
+async fn effects(database: &Database) -> Vec<i64> {
+    let read = |conn: &rusqlite::Connection| {
+        let mut all = conn.prepare("SELECT n FROM effect ORDER BY n")?;
+        let all = all.query_map([], |row| row.get(0))?;
+        all.collect::<rusqlite::Result<Vec<i64>>>()
+    };
+    database.with(read).await.unwrap()
+}
+
+async fn effect(tx: &mut SqliteTx, n: i64) {
+    let inserted = tx.execute("INSERT INTO effect VALUES (?1)", [n]).await;
+    assert_eq!(inserted.unwrap(), 1);
+}
+
+async fn complete(tx: &mut SqliteTx, held: Held) -> Result<(), Fenced> {
+    let mut done = completion(0, held.token);
+    done.held = held;
+    tx.complete(&done).await.unwrap()
+}
+
+#[tokio::test]
+async fn effect_and_record_are_committed_together() {
+    let stage = Stage::new().await;
+    let held = stage.claim(1).await;
+    let mut tx = stage.begin().await;
+    effect(&mut tx, 1).await;
+    complete(&mut tx, held).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(stage.effects().await, [1]);
+    assert!(stage.is_done(1).await);
+    // Without an effect, too; and a transaction that did nothing.
+    let held = stage.claim(2).await;
+    let mut tx = stage.begin().await;
+    complete(&mut tx, held).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(stage.is_done(2).await);
+    stage.begin().await.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn transactions_that_wait_for_their_turn_share_a_commit() {
+    let stage = Stage::new().await;
+    let (held1, held2) = (stage.claim(1).await, stage.claim(2).await);
+    let mut first = stage.begin().await;
+    effect(&mut first, 1).await;
+    let before = stage.store.database().commits();
+    let mut second = stage.begin().await;
+    let second = tokio::spawn(async move {
+        effect(&mut second, 2).await;
+        complete(&mut second, held2).await.unwrap();
+        second.commit().await.unwrap();
+    });
+    // The second gets in line: nothing else runs on this thread.
+    tokio::task::yield_now().await;
+    complete(&mut first, held1).await.unwrap();
+    first.commit().await.unwrap();
+    second.await.unwrap();
+    assert_eq!(stage.store.database().commits().full, before.full + 1);
+    assert_eq!(stage.effects().await, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_stale_token_is_refused_and_its_effects_undone() {
+    let stage = Stage::new().await;
+    let zombie = stage.claim(1).await;
+    stage.scene.pass(LEASE);
+    let owner = Owner::random();
+    let taken = stage.store.claim(owner, &[claim(1)], LEASE).await.unwrap();
+    let mut tx = stage.begin().await;
+    effect(&mut tx, 1).await;
+    assert_eq!(complete(&mut tx, zombie).await, Err(Fenced));
+    // Another part of the same transaction is not touched by it.
+    effect(&mut tx, 2).await;
+    let live = Held {
+        key: key(1),
+        token: token(&taken[0]),
+    };
+    complete(&mut tx, live).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(stage.effects().await, [2]);
+}
+
+#[tokio::test]
+async fn a_part_is_undone_alone() {
+    let stage = Stage::new().await;
+    let (held1, held3) = (stage.claim(1).await, stage.claim(3).await);
+    let mut tx = stage.begin().await;
+    effect(&mut tx, 1).await;
+    complete(&mut tx, held1).await.unwrap();
+    effect(&mut tx, 2).await;
+    tx.undo().await.unwrap();
+    effect(&mut tx, 3).await;
+    complete(&mut tx, held3).await.unwrap();
+    effect(&mut tx, 4).await;
+    tx.commit().await.unwrap();
+    assert_eq!(stage.effects().await, [1, 3], "4 was never completed");
+}
+
+#[tokio::test]
+async fn dropping_undoes_all_of_it_and_nothing_else() {
+    let stage = Stage::new().await;
+    let (held1, held2) = (stage.claim(1).await, stage.claim(2).await);
+    let mut dropped = stage.begin().await;
+    effect(&mut dropped, 1).await;
+    complete(&mut dropped, held1).await.unwrap();
+    effect(&mut dropped, 10).await;
+    let mut other = stage.begin().await;
+    let other = tokio::spawn(async move {
+        effect(&mut other, 2).await;
+        complete(&mut other, held2).await.unwrap();
+        other.commit().await.unwrap();
+    });
+    tokio::task::yield_now().await;
+    drop(dropped);
+    other.await.unwrap();
+    assert_eq!(stage.effects().await, [2]);
+    assert!(!stage.is_done(1).await && stage.is_done(2).await);
+    // Undone, the claim is still held, and the message can be tried again.
+    let mut again = stage.begin().await;
+    effect(&mut again, 1).await;
+    complete(&mut again, held1).await.unwrap();
+    again.commit().await.unwrap();
+    assert_eq!(stage.effects().await, [1, 2]);
+}
+
+#[tokio::test]
+async fn after_a_dropped_call_only_undo_is_possible() {
+    let stage = Stage::new().await;
+    let held = stage.claim(1).await;
+    let mut tx = stage.begin().await;
+    let slow = tx.with(|conn| {
+        std::thread::sleep(Duration::from_millis(50));
+        conn.execute("INSERT INTO effect VALUES (1)", [])
+    });
+    let dropped = tokio::time::timeout(Duration::from_millis(5), slow).await;
+    assert!(dropped.is_err());
+    let error = tx.complete(&completion(1, held.token)).await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    tx.undo().await.unwrap();
+    effect(&mut tx, 2).await;
+    complete(&mut tx, held).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(stage.effects().await, [2]);
+}
+
+#[tokio::test]
+async fn a_transaction_dropped_while_it_waits_for_its_turn_takes_none() {
+    let stage = Stage::new().await;
+    let held = stage.claim(1).await;
+    let mut first = stage.begin().await;
+    effect(&mut first, 1).await;
+    let mut second = stage.begin().await;
+    let waiting = tokio::spawn(async move { effect(&mut second, 2).await });
+    tokio::task::yield_now().await;
+    waiting.abort();
+    assert!(waiting.await.is_err());
+    complete(&mut first, held).await.unwrap();
+    first.commit().await.unwrap();
+    assert_eq!(stage.effects().await, [1]);
+}
+
+#[tokio::test]
+async fn renewals_are_answered_during_a_turn_and_last() {
+    let stage = Stage::new().await;
+    let (held1, held2) = (stage.claim(1).await, stage.claim(2).await);
+    let mut tx = stage.begin().await;
+    effect(&mut tx, 1).await;
+    // Both: the claim of the transaction itself, and a bystander's; a token that was never given is refused.
+    let wrong = Held {
+        token: onlyonce_core::Token(held2.token.0 + 100),
+        ..held2
+    };
+    stage.scene.pass(LEASE - Duration::from_secs(1));
+    let verdicts = stage.store.renew(&[held1, held2, wrong], LEASE).await;
+    assert_eq!(verdicts.unwrap(), [Ok(()), Ok(()), Err(Fenced)]);
+    stage.scene.pass(LEASE - Duration::from_secs(1));
+    // A claim waits for the turn to end; then it must find the renewed lease, though the transaction is undone.
+    let rival = tokio::spawn({
+        let store = stage.store.clone();
+        async move {
+            let batch = [claim(1), claim(2)];
+            store.claim(Owner::random(), &batch, LEASE).await.unwrap()
+        }
+    });
+    tokio::task::yield_now().await;
+    drop(tx);
+    for answer in rival.await.unwrap() {
+        assert!(matches!(answer, Claimed::Busy { .. }), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_during_an_uncommitted_completion_is_not_refused() {
+    let stage = Stage::new().await;
+    let held = stage.claim(1).await;
+    let mut tx = stage.begin().await;
+    complete(&mut tx, held).await.unwrap();
+    assert_eq!(stage.store.renew(&[held], LEASE).await.unwrap(), [Ok(())]);
+    tx.commit().await.unwrap();
+    assert_eq!(
+        stage.store.renew(&[held], LEASE).await.unwrap(),
+        [Err(Fenced)]
+    );
+}
+
+#[tokio::test]
+async fn a_closure_cannot_end_the_transaction_or_touch_the_records() {
+    let stage = Stage::new().await;
+    let held = stage.claim(1).await;
+    let mut tx = stage.begin().await;
+    effect(&mut tx, 1).await;
+    for sql in [
+        "COMMIT",
+        "ROLLBACK",
+        "BEGIN",
+        "SAVEPOINT mine",
+        "RELEASE onlyonce_tx",
+        "ROLLBACK TO onlyonce_part",
+        "PRAGMA journal_mode = DELETE",
+        "PRAGMA query_only = 1",
+        "ATTACH ':memory:' AS other",
+        "DELETE FROM onlyonce_claim",
+        "DROP TABLE onlyonce_done",
+    ] {
+        let error = tx.with(move |conn| conn.execute_batch(sql)).await;
+        let error = error.expect_err(sql);
+        assert!(!error.is_retryable(), "{sql}: {error}");
+    }
+    complete(&mut tx, held).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(stage.effects().await, [1]);
+}
+
+#[tokio::test]
+async fn a_panic_or_an_error_in_a_closure_is_the_callers_alone() {
+    let stage = Stage::new().await;
+    let held = stage.claim(1).await;
+    let mut tx = stage.begin().await;
+    let panicked = tx.with(|_| -> rusqlite::Result<()> { panic!("on purpose") });
+    assert_eq!(panicked.await.unwrap_err().kind(), ErrorKind::Other);
+    let failed = tx.execute("INSERT INTO nowhere VALUES (1)", []).await;
+    let error = failed.unwrap_err();
+    let cause = std::error::Error::source(&error).unwrap();
+    assert!(cause.downcast_ref::<rusqlite::Error>().is_some());
+    effect(&mut tx, 1).await;
+    complete(&mut tx, held).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(stage.effects().await, [1]);
+}
+
+#[tokio::test]
+async fn a_turn_that_lasts_too_long_is_undone_and_the_next_one_comes() {
+    let stage = Stage::with_turn(Duration::from_millis(50)).await;
+    let held = stage.claim(1).await;
+    let mut stuck = stage.begin().await;
+    effect(&mut stuck, 1).await;
+    let mut next = stage.begin().await;
+    effect(&mut next, 2).await;
+    complete(&mut next, held).await.unwrap();
+    next.commit().await.unwrap();
+    let error = stuck.execute("INSERT INTO effect VALUES (3)", []).await;
+    let error = error.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.is_retryable()),
+        (ErrorKind::Timeout, true)
+    );
+    assert!(stuck.complete(&completion(1, held.token)).await.is_err());
+    assert!(stuck.commit().await.is_err());
+    assert_eq!(stage.effects().await, [2]);
+}
+
+#[tokio::test]
+async fn publishing_in_a_transaction_is_part_of_it() {
+    let stage = Stage::new().await;
+    let queue = SqliteQueue::open(&stage.scene.config()).await.unwrap();
+    let held = stage.claim(1).await;
+    let mut tx = stage.begin().await;
+    tx.publish(&queue, &[Message::new("undone")]).await.unwrap();
+    tx.undo().await.unwrap();
+    tx.publish(&queue, &[Message::new("kept")]).await.unwrap();
+    complete(&mut tx, held).await.unwrap();
+    tx.commit().await.unwrap();
+    let got = queue.receive(limit(10)).await.unwrap();
+    assert_eq!(got.len(), 1);
+    assert_eq!(got[0].message.body, "kept");
+    Sink::close(&queue).await.unwrap();
+}
