@@ -57,6 +57,10 @@ impl<T> Acks<T> {
         self.settled + self.window.len() as u64
     }
 
+    pub(crate) fn any_settled(&self) -> bool {
+        self.settled > 0 || self.window.iter().any(Option::is_none)
+    }
+
     /// What was kept for `tag`, if it is open.
     pub(crate) fn kept(&mut self, tag: u64) -> Option<&T> {
         self.slot(tag)?.as_ref()

@@ -96,12 +96,13 @@ fn of_exception(what: &str, code: u16, text: &str) -> Error {
             (ErrorKind::NotFound, true)
         }
         404 => (ErrorKind::NotFound, false),
+        // Somebody else's exclusive consumer or queue, for as long as it lasts.
+        403 if text.contains("exclusive") => (ErrorKind::Other, true),
+        405 => (ErrorKind::Other, true),
         403 => (ErrorKind::Permission, false),
         530 if text.contains("limit") => (ErrorKind::Throttled, true),
         530 if text.contains("not found") => (ErrorKind::NotFound, false),
         530 => (ErrorKind::Permission, false),
-        // Somebody else's exclusive queue or consumer, for as long as it lasts.
-        405 => (ErrorKind::Other, true),
         406 => (ErrorKind::Other, false),
         540 => (ErrorKind::Config, false),
         _ => (ErrorKind::Connection, true),

@@ -28,7 +28,7 @@ use crate::error::Fault;
 use crate::publisher::{finish, start};
 use crate::{Config, config, headers};
 
-/// How long a channel must have lived for the next reconnection to be quick again.
+/// How long a channel on which nothing was settled must have lived for the next reconnection to be quick again.
 const STABLE: Duration = Duration::from_secs(10);
 /// Deliveries taken from the client in one go.
 const CHUNK: usize = 1_000;
@@ -268,8 +268,9 @@ impl Shared {
         !go_on
     }
 
-    /// The life of one channel: `Ok` when the source was closed and the channel with it, else why it ended.
-    async fn live(&self, link: Link, consumer: Consumer) -> Result<(), Fault> {
+    /// The life of one channel: `Ok` when the source was closed and the channel with it, else why it ended. And whether
+    /// anything was settled on it.
+    async fn live(&self, link: Link, consumer: Consumer) -> (Result<(), Fault>, bool) {
         let epoch = self.begin(link);
         let mut deliveries = consumer.ready_chunks(CHUNK);
         let ended = self.read(&epoch, &mut deliveries).await;
@@ -277,7 +278,8 @@ impl Shared {
         // Before the consumer is dropped, which would cancel it.
         let closed = epoch.link.close().await;
         drop(deliveries);
-        ended.and(closed)
+        let useful = lock(&epoch.acks).any_settled();
+        (ended.and(closed), useful)
     }
 
     /// Reads deliveries until the source is closed.
@@ -515,7 +517,7 @@ async fn drive(shared: Arc<Shared>) -> Result<(), Fault> {
         let opened_at = Instant::now();
         match opened {
             Ok((link, consumer)) => {
-                let ended = shared.live(link, consumer).await;
+                let (ended, useful) = shared.live(link, consumer).await;
                 if shared.stop.is_cancelled() {
                     return ended;
                 }
@@ -525,7 +527,7 @@ async fn drive(shared: Arc<Shared>) -> Result<(), Fault> {
                 if fault.is_unreadable() && shared.report(error, false) {
                     return Ok(());
                 }
-                if opened_at.elapsed() >= STABLE {
+                if useful || opened_at.elapsed() >= STABLE {
                     backoff.reset();
                 }
             }

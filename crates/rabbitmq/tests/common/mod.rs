@@ -9,9 +9,12 @@ mod proxy;
 
 use std::time::Duration;
 
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    QueuePurgeOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use onlyonce_core::{
     Action, Answer, Delivery, Limit, Message, Receipt, Settlement, Sink as _, Source as _,
 };
@@ -132,6 +135,26 @@ impl Queue {
             .unwrap();
     }
 
+    /// Binds the queue to a new headers exchange, for messages whose header `name` is `value`.
+    pub(crate) async fn bind_by_header(&self, exchange: &str, name: &str, value: &str) {
+        let options = ExchangeDeclareOptions {
+            auto_delete: true,
+            ..Default::default()
+        };
+        let none = FieldTable::default();
+        let declare =
+            self.channel
+                .exchange_declare(exchange.into(), ExchangeKind::Headers, options, none);
+        declare.await.unwrap();
+        let mut arguments = FieldTable::default();
+        arguments.insert(name.into(), AMQPValue::LongString(value.into()));
+        let (queue, options) = (self.name.as_str().into(), QueueBindOptions::default());
+        let bind = self
+            .channel
+            .queue_bind(queue, exchange.into(), "".into(), options, arguments);
+        bind.await.unwrap();
+    }
+
     pub(crate) async fn delete(&self) {
         self.channel
             .queue_delete(self.name.as_str().into(), QueueDeleteOptions::default())
@@ -225,4 +248,27 @@ pub(crate) async fn ack(source: &RabbitSource, deliveries: &[Delivery]) {
     for answer in settle(source, deliveries, &Action::Ack).await {
         assert!(answer.is_applied(), "{answer:?}");
     }
+}
+
+pub(crate) fn settlement(delivery: &Delivery, action: &Action) -> Settlement {
+    Settlement {
+        receipt: delivery.receipt.clone(),
+        action: action.clone(),
+    }
+}
+
+pub(crate) fn sorted(mut texts: Vec<String>) -> Vec<String> {
+    texts.sort();
+    texts
+}
+
+/// Receives and acks `many`; their bodies in the order in which they came.
+pub(crate) async fn drain(source: &RabbitSource, many: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    while all.len() < many {
+        let some = receive(source, 1).await;
+        ack(source, &some).await;
+        all.extend(bodies(&some));
+    }
+    all
 }
