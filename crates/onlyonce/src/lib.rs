@@ -12,6 +12,11 @@
 
 mod registry;
 
+/// The README's code compiles.
+#[cfg(all(doctest, feature = "rabbitmq", feature = "sqlite"))]
+#[doc = include_str!("../../../README.md")]
+pub struct Readme;
+
 pub use onlyonce_core::*;
 pub use registry::{sink, source, store};
 

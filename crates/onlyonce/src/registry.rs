@@ -20,9 +20,9 @@ pub async fn source(url: &str) -> Result<Arc<dyn Source>, Error> {
     match url.scheme() {
         "memory" => Ok(Arc::new(memory_queue(&url)?)),
         #[cfg(feature = "sqlite")]
-        "sqlite" => Ok(Arc::new(crate::sqlite::SqliteQueue::open(
-            crate::sqlite::Config::from_url(&url)?,
-        )?)),
+        "sqlite" => Ok(Arc::new(
+            crate::sqlite::SqliteQueue::open(&crate::sqlite::Config::from_url(&url)?).await?,
+        )),
         #[cfg(feature = "rabbitmq")]
         "amqp" | "amqps" => Ok(Arc::new(crate::rabbitmq::RabbitSource::new(
             url.as_str().parse()?,
@@ -40,9 +40,9 @@ pub async fn sink(url: &str) -> Result<Arc<dyn Sink>, Error> {
     match url.scheme() {
         "memory" => Ok(Arc::new(memory_queue(&url)?)),
         #[cfg(feature = "sqlite")]
-        "sqlite" => Ok(Arc::new(crate::sqlite::SqliteQueue::open(
-            crate::sqlite::Config::from_url(&url)?,
-        )?)),
+        "sqlite" => Ok(Arc::new(
+            crate::sqlite::SqliteQueue::open(&crate::sqlite::Config::from_url(&url)?).await?,
+        )),
         #[cfg(feature = "rabbitmq")]
         "amqp" | "amqps" => Ok(Arc::new(crate::rabbitmq::RabbitSink::new(
             url.as_str().parse()?,
@@ -61,9 +61,9 @@ pub async fn store(url: &str) -> Result<Arc<dyn Store>, Error> {
     match url.scheme() {
         "memory" => Ok(Arc::new(memory_store(&url)?)),
         #[cfg(feature = "sqlite")]
-        "sqlite" => Ok(Arc::new(crate::sqlite::SqliteStore::open(
-            crate::sqlite::Config::from_url(&url)?,
-        )?)),
+        "sqlite" => Ok(Arc::new(
+            crate::sqlite::SqliteStore::open(&crate::sqlite::Config::from_url(&url)?).await?,
+        )),
         other => Err(unknown(other, "store")),
     }
 }

@@ -1,0 +1,93 @@
+//! A message that comes alone must not wait for company.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use onlyonce::rabbitmq::RabbitSource;
+use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
+use onlyonce::{Hazard, Pipeline};
+use tokio::time::sleep;
+
+use crate::Error;
+use crate::measure::Summary;
+use crate::queue::Queue;
+
+const TRIES: usize = 51;
+
+/// Milliseconds: median (least–most).
+pub(crate) struct Millis {
+    pub(crate) median: f64,
+    summary: Summary,
+}
+
+impl Millis {
+    fn of(times: &[Duration]) -> Self {
+        let summary = Summary::of(times.iter().map(|t| t.as_secs_f64() * 1e3));
+        Self {
+            median: summary.median,
+            summary,
+        }
+    }
+}
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ms", self.summary)
+    }
+}
+
+pub(crate) struct Lone {
+    pub(crate) committed: Millis,
+    pub(crate) settled: Millis,
+}
+
+/// What one durable commit costs on this disk, by itself.
+pub(crate) fn one_commit() -> Result<Millis, Error> {
+    let dir = tempfile::tempdir()?;
+    let connection = onlyonce::sqlite::rusqlite::Connection::open(dir.path().join("commit.db"))?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE t (n INTEGER);",
+    )?;
+    let mut times = Vec::new();
+    for n in 0..TRIES {
+        let began = Instant::now();
+        connection.execute("INSERT INTO t VALUES (?1)", [n])?;
+        times.push(began.elapsed());
+    }
+    Ok(Millis::of(&times))
+}
+
+/// From the publisher's confirm to the commit and to the ack, on a pipeline with nothing else to do.
+pub(crate) async fn lone_message(queue: &Queue) -> Result<Lone, Error> {
+    let dir = tempfile::tempdir()?;
+    let store = SqliteStore::open(&Config::new(dir.path().join("lone.db"))).await?;
+    let source = RabbitSource::new(queue.url().parse()?)?;
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let builder = Pipeline::transactional(source, store)
+        .allow(Hazard::NoDeadLetter)
+        .shutdown(async { drop(stopped.await) });
+    let counters = builder.counters();
+    let pipeline = tokio::spawn(builder.run(no_effect));
+    let (mut committed, mut settled) = (Vec::new(), Vec::new());
+    for n in 1..=TRIES as u64 {
+        sleep(Duration::from_millis(20)).await;
+        queue.publish(n as usize).await?;
+        let began = Instant::now();
+        while counters.report().applied < n {
+            tokio::task::yield_now().await;
+        }
+        committed.push(began.elapsed());
+        while counters.report().settled < n {
+            tokio::task::yield_now().await;
+        }
+        settled.push(began.elapsed());
+    }
+    drop(stop);
+    pipeline.await??;
+    Ok(Lone {
+        committed: Millis::of(&committed),
+        settled: Millis::of(&settled),
+    })
+}
+
+async fn no_effect(_tx: &mut SqliteTx) {}

@@ -1,0 +1,126 @@
+//! The same queue through onlyonce, with the same handler.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use onlyonce::memory::MemoryStore;
+use onlyonce::rabbitmq::RabbitSource;
+use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
+use onlyonce::{Builder, Hazard, Message, Pipeline, Report, Transaction};
+use tokio_util::sync::CancellationToken;
+
+use crate::Error;
+use crate::measure::Done;
+use crate::queue::Queue;
+
+fn source(queue: &Queue) -> Result<RabbitSource, Error> {
+    Ok(RabbitSource::new(queue.url().parse()?)?)
+}
+
+/// Stops a pipeline after so many messages.
+struct StopAfter {
+    left: AtomicUsize,
+    stop: CancellationToken,
+}
+
+impl StopAfter {
+    fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self {
+            left: AtomicUsize::new(count),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    fn handled(&self) {
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.stop.cancel();
+        }
+    }
+}
+
+fn settings<Tx: Transaction>(builder: Builder<Tx>, stop: &StopAfter) -> Builder<Tx> {
+    builder
+        .allow(Hazard::NoDeadLetter)
+        .prefetch(1_000, 64 << 20)
+        .shutdown(stop.stop.clone().cancelled_owned())
+}
+
+fn check(report: Report, count: usize, done: Done) -> Result<Done, Error> {
+    match report.applied == count as u64 {
+        true => Ok(done),
+        false => Err(format!("{count} messages sent, {report:?}").into()),
+    }
+}
+
+pub(crate) async fn at_least_once(queue: &Queue, count: usize) -> Result<Done, Error> {
+    let stop = StopAfter::new(count);
+    let builder = settings(Pipeline::at_least_once(source(queue)?), &stop);
+    let report = builder
+        .run(move |message: Arc<Message>| {
+            stop.handled();
+            async move { drop(message) }
+        })
+        .await?;
+    check(report, count, Done::default())
+}
+
+pub(crate) async fn idempotent_memory(queue: &Queue, count: usize) -> Result<Done, Error> {
+    let stop = StopAfter::new(count);
+    let builder = settings(
+        Pipeline::idempotent(source(queue)?, MemoryStore::new()),
+        &stop,
+    );
+    let report = builder
+        .run(move |message: Arc<Message>| {
+            stop.handled();
+            async move { drop(message) }
+        })
+        .await?;
+    check(report, count, Done::default())
+}
+
+async fn open(dir: &Path) -> Result<SqliteStore, Error> {
+    Ok(SqliteStore::open(&Config::new(dir.join("bench.db"))).await?)
+}
+
+pub(crate) async fn idempotent_sqlite(queue: &Queue, count: usize) -> Result<Done, Error> {
+    let dir = tempfile::tempdir()?;
+    let store = open(dir.path()).await?;
+    let database = store.database().clone();
+    let before = database.commits();
+    let stop = StopAfter::new(count);
+    let builder = settings(Pipeline::idempotent(source(queue)?, store), &stop);
+    let report = builder
+        .run(move |message: Arc<Message>| {
+            stop.handled();
+            async move { drop(message) }
+        })
+        .await?;
+    let after = database.commits();
+    check(
+        report,
+        count,
+        Done::commits(after.full - before.full, after.normal - before.normal),
+    )
+}
+
+pub(crate) async fn transactional_sqlite(queue: &Queue, count: usize) -> Result<Done, Error> {
+    let dir = tempfile::tempdir()?;
+    let store = open(dir.path()).await?;
+    let database = store.database().clone();
+    let before = database.commits();
+    let stop = StopAfter::new(count);
+    let builder = settings(Pipeline::transactional(source(queue)?, store), &stop).state(stop);
+    let report = builder.run(no_effect).await?;
+    let after = database.commits();
+    check(
+        report,
+        count,
+        Done::commits(after.full - before.full, after.normal - before.normal),
+    )
+}
+
+async fn no_effect(stop: onlyonce::State<Arc<StopAfter>>, _tx: &mut SqliteTx) {
+    stop.0.handled();
+}
