@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 /// Histories are made until this much of the wall's clock is used: many for a fast adapter, a few for a slow one.
 const BUDGET: Duration = Duration::from_secs(5);
-const MOST: usize = 500;
+const MOST: usize = 200;
 
 /// Says how to see a failure again.
 struct Replay(u64);

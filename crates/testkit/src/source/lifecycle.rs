@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onlyonce_core::{Action, Answer, Delivery, ErrorKind, Ordering, Source};
+use onlyonce_core::{Action, Answer, ErrorKind, Ordering, Source};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::SourceHarness;
@@ -56,11 +56,10 @@ pub async fn dropped_receive_loses_nothing(harness: &dyn SourceHarness) {
         for round in 0_u64.. {
             assert!(Instant::now() < deadline, "lost: {missing:?}");
             let short = Duration::from_micros(200 * (round % 32));
-            let receive = source.receive(limit(5, harness.patience()));
+            let receive = receive(&*source, limit(5, harness.patience()));
             let Ok(got) = timeout(short, receive).await else {
                 continue;
             };
-            let got = got.expect("it is open");
             applied(&*source, &got, &Action::Ack).await;
             for body in bodies_of(&got) {
                 missing.remove(&body);
@@ -82,8 +81,7 @@ async fn share(
 ) {
     let read = |seen: &Mutex<Vec<String>>| seen.lock().expect("no panic").len();
     while read(&seen) < count && Instant::now() < deadline {
-        let receive = source.receive(limit(3, Duration::from_millis(100)));
-        let got: Vec<Delivery> = receive.await.expect("it is open");
+        let got = receive(&*source, limit(3, Duration::from_millis(100))).await;
         seen.lock().expect("no panic").extend(bodies_of(&got));
         applied(&*source, &got, &Action::Ack).await;
     }

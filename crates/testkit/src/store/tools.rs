@@ -145,7 +145,7 @@ impl Call {
 /// A token that was never given.
 pub(crate) fn made_up(held: Held) -> Held {
     Held {
-        token: Token(held.token.0 + 1_000_000),
+        token: Token(held.token.0.wrapping_add(1_000_000)),
         ..held
     }
 }
