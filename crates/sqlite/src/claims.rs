@@ -9,9 +9,6 @@ use crate::error::Failure;
 use crate::records::Record;
 use crate::session::{Promise, Session};
 
-/// A claim that has been expired for this long is not coming back, and is pruned: 30 days.
-const ABANDONED: i64 = 30 * 86_400_000;
-
 /// Key and token of a claim, as the database holds them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Row {
@@ -96,8 +93,7 @@ fn claim_one(
         }
     }
     // Once started, a key stays in doubt until someone completes or releases it.
-    let started = existing.as_ref().is_some_and(|e| e.started);
-    let expired = existing.is_some_and(|e| e.until <= claimer.now);
+    let uncertain = existing.is_some_and(|e| e.started);
     session
         .conn
         .prepare_cached("INSERT OR REPLACE INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
@@ -107,11 +103,11 @@ fn claim_one(
             claimer.owner,
             token,
             claimer.until,
-            started,
+            uncertain,
         ))?;
     Ok(Claimed::New {
         token: Token(token.unsigned_abs()),
-        uncertain: started && expired,
+        uncertain,
     })
 }
 
@@ -226,20 +222,6 @@ pub(crate) fn complete(
     };
     session.records.insert(&session.conn, &record)?;
     Ok(Ok(()))
-}
-
-/// Removes what has expired: records, and claims that nobody came back for.
-pub(crate) fn prune(session: &mut Session, limit: usize) -> Result<usize, Failure> {
-    let now = session.now();
-    let records = session.records.prune(&session.conn, now, limit)?;
-    let claims = session
-        .conn
-        .prepare_cached(
-            "DELETE FROM onlyonce_claim WHERE key IN
-             (SELECT key FROM onlyonce_claim WHERE until < ?1 LIMIT ?2)",
-        )?
-        .execute((now - ABANDONED, (limit - records) as i64))?;
-    Ok(records + claims)
 }
 
 fn verdict(applied: bool) -> Result<(), Fenced> {

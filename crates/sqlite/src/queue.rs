@@ -34,7 +34,9 @@ pub struct SqliteQueue {
     rules: Arc<Rules>,
     durable_acks: bool,
     held: Arc<Held>,
+    /// As a source, and as a sink: one may be closed while the other is used.
     closed: AtomicBool,
+    sink_closed: AtomicBool,
 }
 
 impl SqliteQueue {
@@ -70,6 +72,7 @@ impl SqliteQueue {
             durable_acks: config.durable_acks,
             held: Arc::default(),
             closed: AtomicBool::new(false),
+            sink_closed: AtomicBool::new(false),
         })
     }
 
@@ -99,12 +102,15 @@ impl SqliteQueue {
             .await
     }
 
-    fn closed(&self) -> Result<(), Error> {
+    fn check_open(&self) -> Result<(), Error> {
         if self.closed.load(SeqCst) {
-            let error = Error::new(ErrorKind::Closed, "the queue was closed");
-            return Err(error.on_queue(&self.name));
+            return Err(self.closed_error());
         }
         Ok(())
+    }
+
+    fn closed_error(&self) -> Error {
+        Error::new(ErrorKind::Closed, "the queue was closed").on_queue(&self.name)
     }
 
     fn error(&self, failure: Failure) -> Error {
@@ -137,7 +143,7 @@ impl Source for SqliteQueue {
             // Before the look, so that nothing arrives unnoticed between it and the wait.
             let mut arrival = pin!(self.database.arrivals().notified());
             arrival.as_mut().enable();
-            self.closed()?;
+            self.check_open()?;
             let unclaimed = self.held.take_unclaimed(limit.messages);
             if !unclaimed.is_empty() {
                 return Ok(unclaimed);
@@ -145,11 +151,11 @@ impl Source for SqliteQueue {
             let (arriving, wait) = self.look(limit).await.map_err(|f| self.error(f))?;
             if !arriving.is_empty() {
                 let deliveries = arriving.arrive();
-                if self.closed().is_err() {
+                if self.check_open().is_err() {
                     // It was closed meanwhile, without giving these back.
                     Source::close(self).await?;
                 }
-                self.closed()?;
+                self.check_open()?;
                 return Ok(deliveries);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -235,8 +241,8 @@ impl Sink for SqliteQueue {
     }
 
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
-        if self.closed().is_err() {
-            return batch.iter().map(|_| self.closed()).collect();
+        if self.sink_closed.load(SeqCst) {
+            return batch.iter().map(|_| Err(self.closed_error())).collect();
         }
         let (queue, messages) = (self.rules.queue, batch.to_vec());
         let published = self.database.work(true, move |session| {
@@ -253,7 +259,9 @@ impl Sink for SqliteQueue {
     }
 
     async fn close(&self) -> Result<(), Error> {
-        Source::close(self).await
+        // Whatever is under way answers by itself.
+        self.sink_closed.store(true, SeqCst);
+        Ok(())
     }
 }
 

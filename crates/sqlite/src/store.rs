@@ -8,6 +8,7 @@ use onlyonce_core::{
 use crate::claims;
 use crate::config::Config;
 use crate::database::Database;
+use crate::session::Session;
 use crate::transaction::SqliteTx;
 
 /// Remembers in a SQLite file which messages took effect.
@@ -81,7 +82,10 @@ impl Store for SqliteStore {
     }
 
     async fn prune(&self, limit: usize) -> Result<usize, Error> {
-        let prune = move |session: &mut _| claims::prune(session, limit);
+        let prune = move |session: &mut Session| {
+            let now = session.now();
+            session.records.prune(&session.conn, now, limit)
+        };
         Ok(self.database.work(false, prune).await?)
     }
 }

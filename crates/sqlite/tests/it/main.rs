@@ -1,5 +1,6 @@
 //! What is particular to SQLite; what every source and store promises is in `conformance`.
 
+mod conformance;
 mod queue;
 mod store;
 mod support;

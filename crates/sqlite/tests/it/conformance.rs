@@ -1,0 +1,112 @@
+//! What every source and every store promises.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::{Limit, Sink, Source, Store};
+use onlyonce_sqlite::{Config, DEAD_LETTER_REASON, SqliteQueue, SqliteStore, SqliteTx};
+use onlyonce_testkit::source::{DeadLettered, SourceHarness};
+use onlyonce_testkit::store::StoreHarness;
+use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
+
+use crate::support::Scene;
+
+const LEASE: Duration = Duration::from_secs(1);
+
+/// A queue on the machine's clock.
+struct Queue {
+    dir: tempfile::TempDir,
+}
+
+impl Queue {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir }
+    }
+
+    async fn open(&self, name: &str) -> Arc<SqliteQueue> {
+        let mut config = Config::new(self.dir.path().join("queue.db")).queue(name);
+        config.lease = LEASE;
+        Arc::new(SqliteQueue::open(&config).await.unwrap())
+    }
+}
+
+#[async_trait]
+impl SourceHarness for Queue {
+    async fn source(&self) -> Arc<dyn Source> {
+        self.open("orders").await
+    }
+
+    async fn sink(&self) -> Arc<dyn Sink> {
+        self.open("orders").await
+    }
+
+    fn lease(&self) -> Duration {
+        LEASE
+    }
+
+    async fn dead_letters(&self) -> Vec<DeadLettered> {
+        let limit = Limit {
+            messages: 1000,
+            bytes: usize::MAX,
+            wait: Duration::ZERO,
+        };
+        let dead = self.open("orders.dead").await;
+        let letters = dead.receive(limit).await.unwrap();
+        Source::close(&*dead).await.unwrap();
+        let letters = letters.iter().map(|letter| DeadLettered {
+            body: letter.message.body.clone(),
+            reason: letter
+                .message
+                .attributes
+                .get(DEAD_LETTER_REASON)
+                .unwrap()
+                .into(),
+        });
+        letters.collect()
+    }
+}
+
+onlyonce_testkit::source_suite!(Queue::new());
+
+#[async_trait]
+impl StoreHarness for Scene {
+    async fn store(&self) -> Arc<dyn Store> {
+        Arc::new(self.transactional().await)
+    }
+
+    async fn expire(&self, time: Duration) {
+        self.pass(time);
+    }
+}
+
+#[async_trait]
+impl TransactionalStoreHarness for Scene {
+    type Store = SqliteStore;
+
+    async fn transactional(&self) -> SqliteStore {
+        let store = SqliteStore::open(&self.config()).await.unwrap();
+        let create = |conn: &rusqlite::Connection| {
+            conn.execute_batch("CREATE TABLE IF NOT EXISTS effect (text)")
+        };
+        store.database().with(create).await.unwrap();
+        store
+    }
+
+    async fn write(&self, tx: &mut SqliteTx, effect: &str) {
+        let effect = effect.to_owned();
+        let written = tx.execute("INSERT INTO effect VALUES (?1)", [effect]);
+        written.await.unwrap();
+    }
+
+    async fn effects(&self) -> Vec<String> {
+        let conn = rusqlite::Connection::open(self.config().path).unwrap();
+        let mut all = conn.prepare("SELECT text FROM effect").unwrap();
+        let all = all.query_map([], |row| row.get(0)).unwrap();
+        all.collect::<Result<_, _>>().unwrap()
+    }
+}
+
+onlyonce_testkit::store_suite!(Scene::new());
+onlyonce_testkit::transactional_store_suite!(Scene::new());
