@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::memory::MemoryQueue;
 use onlyonce_core::{
-    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Limit, Message, Ordering,
-    Receipt, Settlement, Sink, Source,
+    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Limit, Message, Receipt,
+    Settlement, Sink, Source,
 };
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::source_suite;
@@ -15,6 +15,8 @@ use crate::{Gaps, noticed_by};
 
 const LEASE: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(3600);
+/// The attribute of a message that the sink refuses.
+const REFUSED: &str = "refused";
 const NACK: Action = Action::Nack {
     delay: Duration::ZERO,
 };
@@ -63,6 +65,20 @@ enum Bug {
     AsciiAttributes,
     /// The dedup id is not carried over.
     DedupIdIsLost,
+    /// Bodies are cut off, or made up where there is none.
+    BodiesAreChanged,
+    /// A receipt that is spent breaks the consumer, as AMQP closes the channel.
+    StaleReceiptCloses,
+    /// A batch is published from its end.
+    PublishReverses,
+    /// Everything is published twice.
+    PublishRepeats,
+    /// One message that is refused makes the whole batch fail.
+    RefusalFailsBatch,
+    /// The queue's lease is guessed.
+    InspectGuesses,
+    /// As `FewCapabilities`, and receipts name the message, not the delivery.
+    ReceiptOutlivesConnection,
 }
 
 /// What all consumers of one queue know.
@@ -75,7 +91,8 @@ struct Shared {
 }
 
 struct Buggy {
-    queue: MemoryQueue,
+    /// The consumer, until its connection breaks.
+    queue: Mutex<Arc<MemoryQueue>>,
     bug: Bug,
     shared: Arc<Shared>,
 }
@@ -89,6 +106,25 @@ fn label(message: &Message) -> String {
 }
 
 impl Buggy {
+    fn queue(&self) -> Arc<MemoryQueue> {
+        Arc::clone(&self.queue.lock().expect("no panic"))
+    }
+
+    /// Gives back what is held, as a broker does when the connection is gone, and connects anew.
+    async fn reconnect(&self) {
+        let new = Arc::new(MemoryQueue::clone(&self.queue()));
+        let old = std::mem::replace(&mut *self.queue.lock().expect("no panic"), new);
+        Source::close(&*old).await.expect("it closes");
+    }
+
+    /// Has no capability at all.
+    fn is_limited(&self) -> bool {
+        matches!(
+            self.bug,
+            Bug::FewCapabilities | Bug::ReceiptOutlivesConnection
+        )
+    }
+
     fn remember(&self, delivery: &Delivery) {
         let message = Message::clone(&delivery.message);
         let receipt = delivery.receipt.clone();
@@ -110,7 +146,7 @@ impl Buggy {
     async fn one(&self, receipt: &Receipt, action: Action) -> Answer {
         let receipt = receipt.clone();
         let settlement = Settlement { receipt, action };
-        self.queue.settle(&[settlement]).await.remove(0)
+        self.queue().settle(&[settlement]).await.remove(0)
     }
 
     fn newest(&self, receipt: &Receipt) -> Receipt {
@@ -130,18 +166,17 @@ impl Buggy {
     }
 
     async fn settle_one(&self, Settlement { receipt, action }: &Settlement) -> Answer {
-        let limited = matches!(self.bug, Bug::FewCapabilities);
         let plain = *action == Action::Ack || *action == NACK;
         match (self.bug, action) {
-            _ if limited && !plain => return refused(),
+            _ if self.is_limited() && !plain => return refused(),
             (Bug::AckDoesNothing, Action::Ack) => return Answer::Applied,
             (Bug::AckSettlesLower, Action::Ack) => self.settle_lower(receipt).await,
-            (Bug::ReceiptOutlivesLease, _) => {
+            (Bug::ReceiptOutlivesLease | Bug::ReceiptOutlivesConnection, _) => {
                 return self.one(&self.newest(receipt), action.clone()).await;
             }
             (Bug::NackGoesToTheBack, Action::Nack { .. }) => {
                 if let Some(message) = self.message(receipt) {
-                    self.queue.publish(&[message]).await;
+                    self.queue().publish(&[message]).await;
                 }
                 return self.one(receipt, Action::Ack).await;
             }
@@ -156,7 +191,11 @@ impl Buggy {
             (Bug::AckOnReceive, _) => return Answer::Applied,
             _ => {}
         }
-        self.one(receipt, action.clone()).await
+        let answer = self.one(receipt, action.clone()).await;
+        if self.bug == Bug::StaleReceiptCloses && !answer.is_applied() {
+            self.reconnect().await;
+        }
+        answer
     }
 
     fn deliver(&self, mut delivery: Delivery) -> Delivery {
@@ -165,6 +204,8 @@ impl Buggy {
         match self.bug {
             Bug::GroupsAreIgnored => message.group = message.attributes.remove("group"),
             Bug::DedupIdIsLost => message.dedup_id = None,
+            Bug::BodiesAreChanged if message.body.is_empty() => message.body = "null".into(),
+            Bug::BodiesAreChanged => message.body.truncate(1 << 16),
             Bug::AsciiAttributes => {
                 let ascii = |text: &str| text.replace(|c: char| !c.is_ascii(), "?");
                 let attributes = message.attributes.iter();
@@ -173,7 +214,7 @@ impl Buggy {
             Bug::LeaseIsOverstated => {
                 delivery.lease.until = delivery.lease.until.map(|until| until + LEASE / 2);
             }
-            Bug::FewCapabilities => {
+            _ if self.is_limited() => {
                 delivery.lease.until = None;
                 delivery.attempt = None;
             }
@@ -186,18 +227,14 @@ impl Buggy {
 #[async_trait]
 impl Source for Buggy {
     fn name(&self) -> &str {
-        self.queue.name()
+        "orders"
     }
 
     fn capabilities(&self) -> Capabilities {
-        let mut few = Capabilities::default();
         match self.bug {
-            Bug::FewCapabilities => {
-                few.ordering = Ordering::None;
-                few
-            }
-            Bug::ModestCapabilities => few,
-            _ => self.queue.capabilities(),
+            _ if self.is_limited() => Capabilities::default(),
+            Bug::ModestCapabilities => Capabilities::default(),
+            _ => self.queue().capabilities(),
         }
     }
 
@@ -207,7 +244,7 @@ impl Source for Buggy {
             Bug::ReceiveSpins => limit.wait = Duration::ZERO,
             Bug::ReceiveSleeps => {
                 let wait = std::mem::take(&mut limit.wait);
-                let got = self.queue.receive(limit).await?;
+                let got = self.queue().receive(limit).await?;
                 if !got.is_empty() {
                     return Ok(got.into_iter().map(|d| self.deliver(d)).collect());
                 }
@@ -217,19 +254,19 @@ impl Source for Buggy {
             }
             _ => {}
         }
-        let got = self.queue.receive(limit).await?;
+        let got = self.queue().receive(limit).await?;
         let receipts: Vec<Receipt> = got.iter().map(|d| d.receipt.clone()).collect();
         match self.bug {
-            Bug::FewCapabilities => drop(self.queue.extend(&receipts, LONG).await),
+            _ if self.is_limited() => drop(self.queue().extend(&receipts, LONG).await),
             Bug::AckOnReceive => {
                 for receipt in &receipts {
                     self.one(receipt, Action::Ack).await;
                 }
             }
             Bug::CancelLosesMessages if !got.is_empty() => {
-                self.queue.extend(&receipts, LONG).await;
+                self.queue().extend(&receipts, LONG).await;
                 tokio::task::yield_now().await;
-                self.queue.extend(&receipts, LEASE).await;
+                self.queue().extend(&receipts, LEASE).await;
             }
             _ => {}
         }
@@ -251,44 +288,65 @@ impl Source for Buggy {
 
     async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
         match self.bug {
-            Bug::FewCapabilities => batch.iter().map(|_| refused()).collect(),
+            _ if self.is_limited() => batch.iter().map(|_| refused()).collect(),
             Bug::ExtendDoesNothing => batch.iter().map(|_| Answer::Applied).collect(),
-            _ => self.queue.extend(batch, lease).await,
+            _ => self.queue().extend(batch, lease).await,
         }
     }
 
     async fn inspect(&self) -> Result<Inspection, Error> {
-        self.queue.inspect().await
+        let mut inspection = self.queue().inspect().await?;
+        if self.bug == Bug::InspectGuesses {
+            inspection.lease = Some(Duration::from_secs(30));
+        }
+        Ok(inspection)
     }
 
     async fn close(&self) -> Result<(), Error> {
         if self.bug == Bug::CloseKeepsAll {
             return Ok(());
         }
-        Source::close(&self.queue).await
+        Source::close(&*self.queue()).await
     }
 }
 
 #[async_trait]
 impl Sink for Buggy {
     fn name(&self) -> &str {
-        self.queue.name()
+        "orders"
     }
 
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
-        let mut batch = batch.to_vec();
-        if self.bug == Bug::GroupsAreIgnored {
-            for message in &mut batch {
-                if let Some(group) = message.group.take() {
-                    message.attributes.insert("group", group);
+        let refuses = |message: &Message| message.attributes.get(REFUSED).is_some();
+        let all = self.bug == Bug::RefusalFailsBatch && batch.iter().any(refuses);
+        let mut results = Vec::new();
+        for message in batch {
+            results.push(if all || refuses(message) {
+                Err(Error::new(ErrorKind::Message, "refused"))
+            } else {
+                Ok(())
+            });
+        }
+        let taken = batch.iter().filter(|message| !all && !refuses(message));
+        let mut taken: Vec<Message> = taken.cloned().collect();
+        match self.bug {
+            Bug::GroupsAreIgnored => {
+                for message in &mut taken {
+                    if let Some(group) = message.group.take() {
+                        message.attributes.insert("group", group);
+                    }
                 }
             }
+            Bug::PublishReverses => taken.reverse(),
+            Bug::PublishRepeats => taken.extend_from_within(..),
+            _ => {}
         }
-        self.queue.publish(&batch).await
+        self.queue().publish(&taken).await;
+        results
     }
 
     async fn close(&self) -> Result<(), Error> {
-        Sink::close(&self.queue).await
+        Sink::close(&*self.queue()).await
     }
 }
 
@@ -297,6 +355,8 @@ struct Planted {
     bug: Bug,
     noticed_by: Gaps,
     shared: Arc<Shared>,
+    /// What was opened, so that its connection can be broken.
+    opened: Mutex<Vec<Arc<Buggy>>>,
 }
 
 impl Planted {
@@ -306,15 +366,19 @@ impl Planted {
             bug,
             noticed_by,
             shared: Arc::default(),
+            opened: Mutex::default(),
         }
     }
 
     fn open(&self) -> Arc<Buggy> {
-        Arc::new(Buggy {
-            queue: self.queue.clone(),
+        let opened = Arc::new(Buggy {
+            queue: Mutex::new(Arc::new(self.queue.clone())),
             bug: self.bug,
             shared: Arc::clone(&self.shared),
-        })
+        });
+        let mut all = self.opened.lock().expect("no panic");
+        all.push(Arc::clone(&opened));
+        opened
     }
 }
 
@@ -330,6 +394,18 @@ impl SourceHarness for Planted {
 
     fn lease(&self) -> Duration {
         LEASE
+    }
+
+    fn refused_message(&self) -> Option<Message> {
+        Some(Message::new("no").with_attribute(REFUSED, "yes"))
+    }
+
+    async fn break_connection(&self) -> bool {
+        let all = self.opened.lock().expect("no panic").clone();
+        for opened in all {
+            opened.reconnect().await;
+        }
+        true
     }
 
     async fn dead_letters(&self) -> Vec<DeadLettered> {
@@ -363,8 +439,8 @@ macro_rules! plant {
 plant! {
     few_capabilities: FewCapabilities []
     modest_capabilities: ModestCapabilities [
-        delayed_nack_waits
         dead_letter_keeps_its_reason
+        delayed_nack_waits
         expired_lease_redelivers
         extend_keeps_the_lease
         message_survives_the_queue
@@ -380,6 +456,7 @@ plant! {
         acks_settle_nothing_but_themselves
         bad_receipt_affects_only_itself
         blocked_group_stalls_no_other
+        broken_connection_gives_back
         close_gives_back
         group_waits_while_its_head_is_leased
         late_settlement_disturbs_nobody
@@ -465,5 +542,48 @@ plant! {
     ]
     dedup_id_is_lost: DedupIdIsLost [
         message_survives_the_queue
+    ]
+    bodies_are_changed: BodiesAreChanged [
+        empty_body_survives_the_queue
+        large_body_survives_the_queue
+    ]
+    stale_receipt_closes: StaleReceiptCloses [
+        bad_receipt_affects_only_itself
+        second_ack_is_harmless
+    ]
+    publish_reverses: PublishReverses [
+        blocked_group_stalls_no_other
+        close_gives_back
+        failed_head_comes_back_first
+        group_waits_while_its_head_is_leased
+        groups_are_delivered_in_order
+        random_histories_lose_nothing
+    ]
+    publish_repeats: PublishRepeats [
+        ack_removes
+        acks_settle_nothing_but_themselves
+        bad_receipt_affects_only_itself
+        blocked_group_stalls_no_other
+        broken_connection_gives_back
+        close_gives_back
+        concurrent_receivers_share
+        dead_letter_keeps_its_reason
+        delayed_nack_waits
+        expired_lease_redelivers
+        extend_keeps_the_lease
+        groups_are_delivered_in_order
+        late_settlement_disturbs_nobody
+        random_histories_lose_nothing
+        refused_message_affects_only_itself
+        second_ack_is_harmless
+    ]
+    refusal_fails_batch: RefusalFailsBatch [
+        refused_message_affects_only_itself
+    ]
+    inspect_guesses: InspectGuesses [
+        inspect_tells_the_lease
+    ]
+    receipt_outlives_connection: ReceiptOutlivesConnection [
+        broken_connection_gives_back
     ]
 }
