@@ -1,0 +1,107 @@
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce::{
+    Claim, Claimed, Completion, Error, Fenced, Held, Owner, Store, Transaction, TransactionalStore,
+    Verdicts,
+};
+
+use super::dice::{Dice, Fate, no_answer};
+
+/// How often a call to the store is not made, and how often its answer is lost, in a thousand.
+const CALLS: u32 = 10;
+
+/// A store that is at times not reached, and at times does what it is told but cannot say so.
+pub struct FaultyStore<S> {
+    inner: S,
+    dice: Dice,
+}
+
+impl<S> FaultyStore<S> {
+    pub fn new(inner: S, dice: Dice) -> Self {
+        Self { inner, dice }
+    }
+}
+
+/// Makes the call, or not, and hands back its answer, or not.
+async fn call<T>(dice: &Dice, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match dice.fate(CALLS) {
+        Fate::Works => call.await,
+        fate @ Fate::NotMade => Err(no_answer(fate)),
+        fate @ Fate::AnswerLost => {
+            call.await?;
+            Err(no_answer(fate))
+        }
+    }
+}
+
+#[async_trait]
+impl<S: Store> Store for FaultyStore<S> {
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        call(&self.dice, self.inner.claim(owner, batch, lease)).await
+    }
+
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        call(&self.dice, self.inner.renew(batch, lease)).await
+    }
+
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        call(&self.dice, self.inner.start(batch)).await
+    }
+
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        call(&self.dice, self.inner.complete(batch)).await
+    }
+
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        call(&self.dice, self.inner.release(batch)).await
+    }
+
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        self.inner.prune(limit).await
+    }
+}
+
+#[async_trait]
+impl<S: TransactionalStore> TransactionalStore for FaultyStore<S> {
+    type Tx = FaultyTx<S::Tx>;
+
+    async fn begin(&self) -> Result<Self::Tx, Error> {
+        let inner = call(&self.dice, self.inner.begin()).await?;
+        let dice = self.dice.clone();
+        Ok(FaultyTx { inner, dice })
+    }
+}
+
+/// A transaction some of whose commits fail, before or after they were made.
+pub struct FaultyTx<Tx> {
+    inner: Tx,
+    dice: Dice,
+}
+
+impl<Tx> FaultyTx<Tx> {
+    /// The transaction itself.
+    pub fn inner(&mut self) -> &mut Tx {
+        &mut self.inner
+    }
+}
+
+#[async_trait]
+impl<Tx: Transaction> Transaction for FaultyTx<Tx> {
+    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+        self.inner.complete(completion).await
+    }
+
+    async fn undo(&mut self) -> Result<(), Error> {
+        self.inner.undo().await
+    }
+
+    async fn commit(self) -> Result<(), Error> {
+        call(&self.dice, self.inner.commit()).await
+    }
+}

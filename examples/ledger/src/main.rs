@@ -1,0 +1,79 @@
+//! A worker that applies transfers to a ledger, each once, whatever happens to it; and what is needed to see that it does.
+//!
+//! `cargo run --release -p ledger` shows it. [`worker`] is the part to copy from.
+#![allow(missing_docs, unreachable_pub, reason = "a program, not a library")]
+
+mod audit;
+mod bank;
+mod book;
+mod demo;
+mod faults;
+mod fleet;
+mod options;
+mod report;
+mod send;
+mod signal;
+mod table;
+mod traffic;
+mod verdict;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use onlyonce::sqlite::Config;
+use onlyonce::{BoxError, Report};
+
+use options::{Cli, Command, Mode, Work};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(cli.log)
+        .with_writer(std::io::stderr)
+        .init();
+    match run(cli).await {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the program's output")]
+async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
+    let fine = match cli.command {
+        None => demo::run(cli.demo).await?,
+        Some(Command::Work(options)) => {
+            report::print(work(&options).await?);
+            true
+        }
+        Some(Command::Audit(options)) => {
+            let audit = audit::of(&Config::parse(&options.store)?.path)?;
+            println!("{}", serde_json::to_string(&audit)?);
+            audit.is_sound()
+        }
+        Some(Command::Send(options)) => {
+            let sent = send::run(&options).await?;
+            println!("{}", serde_json::to_string(&sent)?);
+            true
+        }
+    };
+    Ok(if fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn work(options: &Work) -> Result<Report, BoxError> {
+    let bank = bank::open(Config::parse(&options.store)?.path).await?;
+    let report = match options.mode {
+        _ if options.faults.any() => faults::run(options, bank).await?,
+        Mode::Transactional => worker::run_transactional(options).await?,
+        Mode::Idempotent => worker::run_idempotent(options, bank).await?,
+    };
+    Ok(report)
+}
