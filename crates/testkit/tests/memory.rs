@@ -11,8 +11,8 @@ use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
 use onlyonce_testkit::{source_suite, store_suite, transactional_store_suite};
 
-/// Short, for those suites that run in real time.
-const LEASE: Duration = Duration::from_millis(400);
+/// Short for those suites that run in real time, and long enough for a machine that is busy.
+const LEASE: Duration = Duration::from_millis(800);
 
 struct Queue(MemoryQueue);
 
