@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{Claim, Claimed, Completion, Fenced, Held, Owner, Token, Verdicts};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use crate::config::millis;
 use crate::error::Failure;
@@ -69,7 +69,7 @@ fn claim_one(
     token: i64,
     claim: &Claim,
 ) -> Result<Claimed, Failure> {
-    if let Some(record) = session.records.find(&session.conn, claim.key)? {
+    if let Some(record) = session.records.find(&session.conn, &claim.key.0)? {
         return Ok(if record.fingerprint == claim.fingerprint.0 {
             Claimed::Done {
                 outcome: record.outcome.map(Bytes::from),
@@ -78,40 +78,61 @@ fn claim_one(
             Claimed::Conflict
         });
     }
-    let existing = find(&session.conn, claim)?;
-    if let Some(existing) = &existing {
-        if existing.fingerprint != claim.fingerprint.0 {
-            return Ok(Claimed::Conflict);
-        }
-        // The owner's own claim is taken over, unless it was made by this very batch.
-        let others = existing.owner != claimer.owner || existing.token >= claimer.first;
-        if others && existing.until > claimer.now {
-            let left = existing.until - claimer.now;
-            return Ok(Claimed::Busy {
-                retry_in: Duration::from_millis(left.unsigned_abs()),
-            });
-        }
+    if insert(session, claimer, token, claim)? {
+        return Ok(new(token, false));
     }
-    // Once started, a key stays in doubt until someone completes or releases it.
-    let uncertain = existing.is_some_and(|e| e.started);
+    let existing = find(&session.conn, claim)?;
+    if existing.fingerprint != claim.fingerprint.0 {
+        return Ok(Claimed::Conflict);
+    }
+    // The owner's own claim is taken over, unless it was made by this very batch.
+    let others = existing.owner != claimer.owner || existing.token >= claimer.first;
+    if others && existing.until > claimer.now {
+        let left = existing.until - claimer.now;
+        return Ok(Claimed::Busy {
+            retry_in: Duration::from_millis(left.unsigned_abs()),
+        });
+    }
+    // The mark of a start stays: the key is in doubt until someone completes or releases it.
     session
         .conn
-        .prepare_cached("INSERT OR REPLACE INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .prepare_cached(
+            "UPDATE onlyonce_claim SET owner = ?2, token = ?3, until = ?4 WHERE key = ?1",
+        )?
+        .execute((claim.key.0, claimer.owner, token, claimer.until))?;
+    Ok(new(token, existing.started))
+}
+
+fn new(token: i64, uncertain: bool) -> Claimed {
+    Claimed::New {
+        token: Token(token.unsigned_abs()),
+        uncertain,
+    }
+}
+
+/// Makes a claim, unless there is one.
+fn insert(
+    session: &Session,
+    claimer: &Claimer,
+    token: i64,
+    claim: &Claim,
+) -> Result<bool, Failure> {
+    let inserted = session
+        .conn
+        .prepare_cached(
+            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0) ON CONFLICT DO NOTHING",
+        )?
         .execute((
             claim.key.0,
             claim.fingerprint.0,
             claimer.owner,
             token,
             claimer.until,
-            uncertain,
         ))?;
-    Ok(Claimed::New {
-        token: Token(token.unsigned_abs()),
-        uncertain,
-    })
+    Ok(inserted == 1)
 }
 
-fn find(conn: &Connection, claim: &Claim) -> Result<Option<Existing>, Failure> {
+fn find(conn: &Connection, claim: &Claim) -> Result<Existing, Failure> {
     let mut find = conn.prepare_cached(
         "SELECT fingerprint, owner, token, until, started FROM onlyonce_claim WHERE key = ?1",
     )?;
@@ -124,7 +145,7 @@ fn find(conn: &Connection, claim: &Claim) -> Result<Option<Existing>, Failure> {
             started: row.get(4)?,
         })
     });
-    Ok(existing.optional()?)
+    Ok(existing?)
 }
 
 /// Promises to prolong the claims that are still held: see [`Promise`].
@@ -215,7 +236,7 @@ pub(crate) fn complete(
     }
     session.completing.insert(claim);
     let record = Record {
-        key: completion.held.key,
+        key: claim.key,
         fingerprint: completion.fingerprint.0,
         outcome: completion.outcome.as_ref().map(|o| o.to_vec()),
         expires: session.now() + millis(completion.retention),

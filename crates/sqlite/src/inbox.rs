@@ -156,9 +156,11 @@ impl Inbox {
         if let Some(command) = lines.urgent.pop_front() {
             return Some(command);
         }
-        let command = lines
-            .work
-            .pop_front_if(|command| !urgent_only && (durable || !command.is_durable()))?;
+        let first = lines.work.front()?;
+        if urgent_only || (first.is_durable() && !durable) {
+            return None;
+        }
+        let command = lines.work.pop_front()?;
         lines.durable -= usize::from(command.is_durable());
         Some(command)
     }

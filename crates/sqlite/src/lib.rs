@@ -4,6 +4,7 @@ mod claims;
 mod config;
 mod database;
 mod error;
+mod filter;
 mod held;
 mod inbox;
 mod messages;

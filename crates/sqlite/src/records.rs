@@ -1,74 +1,488 @@
-use onlyonce_core::KeyDigest;
+//! The records of what took effect.
+//!
+//! Keys are random, and a B-tree in the order of random keys dirties a page of 4 KiB for every key of some 60 bytes. So
+//! new records go to the end of a log, and every process keeps the keys of the log in memory. A full log is sealed: moved
+//! in one sorted run into a segment, which never changes again until it is dropped whole. A filter per segment says for
+//! nearly all others' keys that they are not in it.
+//!
+//! Memory is a cache of the tables, and they change only under SQLite's write lock. Whoever has it first learns what
+//! others have done meanwhile ([`Records::refresh`]), and forgets what it did itself and was rolled back.
+
+use std::collections::HashMap;
+
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::error::Failure;
+use crate::filter::Filter;
 
-/// The records of what took effect.
+/// How many records, or bytes of outcomes, make a log full. Sealing it keeps everybody waiting, so it is not large.
+const FULL: usize = 32_768;
+const FULL_BYTES: i64 = 16 << 20;
+
+type Key = [u8; 16];
+
+/// What this process knows of the records.
 #[derive(Default)]
-pub(crate) struct Records {}
+pub(crate) struct Records {
+    /// Where in the log each of its keys is.
+    recent: HashMap<Key, i64>,
+    /// The last row of the log.
+    last: i64,
+    /// Bytes of outcomes in the log.
+    bytes: i64,
+    /// No record of the log expires before.
+    soonest: i64,
+    segments: Vec<Segment>,
+    /// What the running transaction has appended, to take it back.
+    appended: Vec<(Key, i64)>,
+    /// How often this process has set about anything but an append.
+    rewrites: u64,
+    /// Up to which change by others all this is known, and how often anything but an append had happened by then; `None`:
+    /// none of it is.
+    known: Option<Known>,
+}
 
-/// One of them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Known {
+    version: i64,
+    rewrites: i64,
+}
+
+/// A point in a transaction.
+#[derive(Clone, Copy)]
+pub(crate) struct Mark {
+    appended: usize,
+    rewrites: u64,
+}
+
+struct Segment {
+    id: i64,
+    /// When the last of its records expires.
+    expires: i64,
+    filter: Option<Filter>,
+}
+
+/// One record.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
-    pub(crate) key: KeyDigest,
+    pub(crate) key: Key,
     pub(crate) fingerprint: [u8; 16],
     pub(crate) outcome: Option<Vec<u8>>,
     pub(crate) expires: i64,
 }
 
 impl Records {
-    /// Learns what other processes have done.
-    pub(crate) fn refresh(&mut self, _conn: &Connection) -> Result<(), Failure> {
+    /// Learns what other processes have done. To be called at the beginning of every transaction, under the write lock.
+    pub(crate) fn refresh(&mut self, conn: &Connection) -> Result<(), Failure> {
+        self.appended.clear();
+        // Changes whenever another connection has committed something, and only then:
+        // https://www.sqlite.org/pragma.html#pragma_data_version
+        let version = conn
+            .prepare_cached("PRAGMA data_version")?
+            .query_row([], |row| row.get(0))?;
+        if self.known.is_some_and(|known| known.version == version) {
+            return Ok(());
+        }
+        let rewrites = conn
+            .prepare_cached("SELECT value FROM onlyonce_meta WHERE name = 'rewrites'")?
+            .query_row([], |row| row.get(0))?;
+        if self.known.is_none_or(|known| known.rewrites != rewrites) {
+            self.known = None;
+            self.load_segments(conn)?;
+            self.recent.clear();
+            (self.last, self.bytes, self.soonest) = (0, 0, i64::MAX);
+        }
+        self.read_log(conn)?;
+        self.known = Some(Known { version, rewrites });
         Ok(())
     }
 
-    /// Something was rolled back: what is known may be wrong.
-    pub(crate) fn forget(&mut self) {}
+    fn load_segments(&mut self, conn: &Connection) -> Result<(), Failure> {
+        let mut find = conn.prepare_cached("SELECT id, expires, filter FROM onlyonce_segment")?;
+        let segments = find.query_map([], |row| {
+            Ok(Segment {
+                id: row.get(0)?,
+                expires: row.get(1)?,
+                filter: Filter::from_bytes(row.get_ref(2)?.as_blob()?),
+            })
+        })?;
+        self.segments = segments.collect::<Result<_, _>>()?;
+        Ok(())
+    }
 
-    pub(crate) fn find(
-        &self,
-        conn: &Connection,
-        key: KeyDigest,
-    ) -> Result<Option<Record>, Failure> {
+    /// Reads what was appended to the log since the last look.
+    fn read_log(&mut self, conn: &Connection) -> Result<(), Failure> {
         let mut find = conn.prepare_cached(
-            "SELECT key, fingerprint, outcome, expires FROM onlyonce_done WHERE key = ?1",
+            "SELECT id, key, expires, ifnull(length(outcome), 0) FROM onlyonce_recent WHERE id > ?1 ORDER BY id",
         )?;
-        Ok(find.query_row([key.0], read).optional()?)
+        let mut rows = find.query([self.last])?;
+        while let Some(row) = rows.next()? {
+            self.note(row.get(1)?, row.get(0)?, row.get(2)?, row.get(3)?);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, key: Key, id: i64, expires: i64, bytes: i64) {
+        self.recent.insert(key, id);
+        self.last = id;
+        self.bytes += bytes;
+        self.soonest = self.soonest.min(expires);
+    }
+
+    /// Where the running transaction is, for [`take_back`](Self::take_back).
+    pub(crate) fn mark(&self) -> Mark {
+        Mark {
+            appended: self.appended.len(),
+            rewrites: self.rewrites,
+        }
+    }
+
+    /// Everything since `mark` was rolled back.
+    pub(crate) fn take_back(&mut self, conn: &Connection, mark: Mark) -> Result<(), Failure> {
+        if mark.rewrites != self.rewrites {
+            self.forget();
+            return self.refresh(conn);
+        }
+        for (key, id) in self.appended.drain(mark.appended..).rev() {
+            self.recent.remove(&key);
+            self.last = id - 1;
+        }
+        Ok(())
+    }
+
+    /// The transaction failed: what is known may be wrong.
+    pub(crate) fn forget(&mut self) {
+        self.known = None;
+    }
+
+    pub(crate) fn find(&self, conn: &Connection, key: &Key) -> Result<Option<Record>, Failure> {
+        if let Some(id) = self.recent.get(key) {
+            let mut find = conn.prepare_cached(
+                "SELECT key, fingerprint, outcome, expires FROM onlyonce_recent WHERE id = ?1",
+            )?;
+            return Ok(find.query_row([id], Record::read).optional()?);
+        }
+        let may_have = |segment: &&Segment| {
+            let filter = segment.filter.as_ref();
+            filter.is_none_or(|filter| filter.may_contain(key))
+        };
+        for segment in self.segments.iter().filter(may_have) {
+            let mut find = conn.prepare_cached(
+                "SELECT key, fingerprint, outcome, expires FROM onlyonce_done WHERE segment = ?1 AND key = ?2",
+            )?;
+            let record = find.query_row((segment.id, key), Record::read).optional()?;
+            if record.is_some() {
+                return Ok(record);
+            }
+        }
+        Ok(None)
     }
 
     pub(crate) fn insert(&mut self, conn: &Connection, record: &Record) -> Result<(), Failure> {
-        conn.prepare_cached("INSERT INTO onlyonce_done VALUES (?1, ?2, ?3, ?4)")?
+        let id = self.last + 1;
+        conn.prepare_cached("INSERT INTO onlyonce_recent VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute((
-                record.key.0,
+                id,
+                record.key,
                 record.fingerprint,
                 &record.outcome,
                 record.expires,
             ))?;
+        let bytes = record.outcome.as_ref().map_or(0, |o| o.len() as i64);
+        self.note(record.key, id, record.expires, bytes);
+        self.appended.push((record.key, id));
         Ok(())
     }
 
-    /// Removes at most `limit` records that expired before `now`.
+    pub(crate) fn is_full(&self) -> bool {
+        self.recent.len() >= FULL || self.bytes >= FULL_BYTES
+    }
+
+    /// Moves the log into a new segment. To be called within a savepoint of its own.
+    pub(crate) fn seal(&mut self, conn: &Connection) -> Result<(), Failure> {
+        self.rewrites += 1;
+        let id = self.segments.iter().map(|s| s.id).max().unwrap_or(0) + 1;
+        let filter = Filter::new(self.recent.keys());
+        // In the order of keys and after all other segments, every row goes to the end of the table.
+        conn.execute(
+            "INSERT INTO onlyonce_done
+             SELECT ?1, key, fingerprint, outcome, expires FROM onlyonce_recent ORDER BY key",
+            [id],
+        )?;
+        let expires = conn.query_row(
+            "INSERT INTO onlyonce_segment
+             SELECT ?1, max(expires), ?2 FROM onlyonce_recent RETURNING expires",
+            (id, filter.to_bytes()),
+            |row| row.get(0),
+        )?;
+        conn.execute("DELETE FROM onlyonce_recent", [])?;
+        self.segments.push(Segment {
+            id,
+            expires,
+            filter: Some(filter),
+        });
+        self.recent.clear();
+        (self.last, self.bytes, self.soonest) = (0, 0, i64::MAX);
+        self.rewritten(conn)
+    }
+
+    /// Tells other processes that appends are not all that happened. What was appended before can be taken back only with
+    /// the whole transaction from now on.
+    fn rewritten(&mut self, conn: &Connection) -> Result<(), Failure> {
+        let rewrites = conn
+            .prepare_cached(
+                "UPDATE onlyonce_meta SET value = value + 1 WHERE name = 'rewrites' RETURNING value",
+            )?
+            .query_row([], |row| row.get(0))?;
+        self.appended.clear();
+        if let Some(known) = &mut self.known {
+            known.rewrites = rewrites;
+        }
+        Ok(())
+    }
+
+    /// Removes at most `limit` records that have expired by `now`: single ones from the log, and whole segments, once
+    /// the last of their records has expired. To be called within a savepoint of its own.
     pub(crate) fn prune(
         &mut self,
         conn: &Connection,
         now: i64,
         limit: usize,
     ) -> Result<usize, Failure> {
+        self.rewrites += 1;
+        let mut removed = 0;
+        if self.soonest <= now {
+            removed += self.prune_log(conn, now, limit)?;
+        }
+        while removed < limit
+            && let Some(at) = self.segments.iter().position(|s| s.expires <= now)
+        {
+            removed += self.prune_segment(conn, at, limit - removed)?;
+        }
+        Ok(removed)
+    }
+
+    fn prune_log(&mut self, conn: &Connection, now: i64, limit: usize) -> Result<usize, Failure> {
+        let removed = {
+            let mut delete = conn.prepare_cached(
+                "DELETE FROM onlyonce_recent WHERE id IN
+                 (SELECT id FROM onlyonce_recent WHERE expires <= ?1 LIMIT ?2)
+                 RETURNING key, ifnull(length(outcome), 0)",
+            )?;
+            let rows =
+                delete.query_map((now, limit as i64), |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<Result<Vec<(Key, i64)>, _>>()?
+        };
+        for (key, bytes) in &removed {
+            self.recent.remove(key);
+            self.bytes -= bytes;
+        }
+        (self.last, self.soonest) = conn.query_row(
+            "SELECT ifnull(max(id), 0), ifnull(min(expires), ?1) FROM onlyonce_recent",
+            [i64::MAX],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
+        self.rewritten(conn)?;
+        Ok(removed.len())
+    }
+
+    /// Removes records of a segment, and the segment with the last of them.
+    fn prune_segment(
+        &mut self,
+        conn: &Connection,
+        at: usize,
+        limit: usize,
+    ) -> Result<usize, Failure> {
+        let id = self.segments[at].id;
         let removed = conn
             .prepare_cached(
-                "DELETE FROM onlyonce_done WHERE key IN
-                 (SELECT key FROM onlyonce_done WHERE expires <= ?1 LIMIT ?2)",
+                "DELETE FROM onlyonce_done WHERE segment = ?1 AND key IN
+                 (SELECT key FROM onlyonce_done WHERE segment = ?1 LIMIT ?2)",
             )?
-            .execute((now, limit as i64))?;
+            .execute((id, limit as i64))?;
+        if removed < limit {
+            conn.execute("DELETE FROM onlyonce_segment WHERE id = ?1", [id])?;
+            self.segments.remove(at);
+            self.rewritten(conn)?;
+        }
         Ok(removed)
     }
 }
 
-fn read(row: &Row<'_>) -> rusqlite::Result<Record> {
-    Ok(Record {
-        key: KeyDigest(row.get(0)?),
-        fingerprint: row.get(1)?,
-        outcome: row.get(2)?,
-        expires: row.get(3)?,
-    })
+impl Record {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            key: row.get(0)?,
+            fingerprint: row.get(1)?,
+            outcome: row.get(2)?,
+            expires: row.get(3)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::collections::btree_map::{BTreeMap, Entry};
+
+    use super::*;
+
+    /// One process: a connection and what it knows.
+    struct Process {
+        conn: Connection,
+        records: Records,
+    }
+
+    impl Process {
+        fn open(path: &std::path::Path) -> Self {
+            let conn = Connection::open(path).unwrap();
+            conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF")
+                .unwrap();
+            conn.execute_batch(include_str!("schema.sql")).unwrap();
+            conn.execute_batch("INSERT OR IGNORE INTO onlyonce_meta VALUES ('rewrites', 0)")
+                .unwrap();
+            Self {
+                conn,
+                records: Records::default(),
+            }
+        }
+
+        fn sql(&self, sql: &str) {
+            self.conn.execute_batch(sql).unwrap();
+        }
+
+        fn insert(&mut self, key: u8, expires: i64) {
+            let record = Record {
+                key: [key; 16],
+                fingerprint: [0; 16],
+                outcome: Some(vec![key]),
+                expires,
+            };
+            self.records.insert(&self.conn, &record).unwrap();
+        }
+    }
+
+    /// What the tables should hold: keys, and when they expire at least.
+    type Model = BTreeMap<u8, i64>;
+
+    /// One transaction of one process, at random; returns what the records are after it.
+    fn transaction(
+        process: &mut Process,
+        random: &mut fastrand::Rng,
+        now: i64,
+        before: &Model,
+    ) -> Model {
+        let mut model = before.clone();
+        process.sql("BEGIN IMMEDIATE");
+        process.records.refresh(&process.conn).unwrap();
+        for _ in 0..random.usize(1..5) {
+            step(process, random, now, &mut model);
+            agree(process, &model, now);
+        }
+        if random.u8(..10) == 0 {
+            process.records.forget();
+            process.sql("ROLLBACK");
+            return before.clone();
+        }
+        process.sql("COMMIT");
+        model
+    }
+
+    fn step(process: &mut Process, random: &mut fastrand::Rng, now: i64, model: &mut Model) {
+        let before = model.clone();
+        process.sql("SAVEPOINT s");
+        let mark = process.records.mark();
+        match random.u8(..20) {
+            0..14 => {
+                for _ in 0..random.usize(1..4) {
+                    let key = random.u8(..);
+                    let expires = now + random.i64(1..30);
+                    if let Entry::Vacant(absent) = model.entry(key) {
+                        absent.insert(expires);
+                        process.insert(key, expires);
+                    }
+                }
+            }
+            14..16 if !process.records.recent.is_empty() => {
+                process.records.seal(&process.conn).unwrap();
+            }
+            _ => {
+                let limit = random.usize(0..20);
+                let removed = process.records.prune(&process.conn, now, limit).unwrap();
+                assert!(removed <= limit);
+                let gone = missing(process, model);
+                assert_eq!(gone.len(), removed);
+                assert!(gone.iter().all(|key| model[key] <= now), "too early");
+                model.retain(|key, _| !gone.contains(key));
+            }
+        }
+        if random.u8(..4) == 0 {
+            process.sql("ROLLBACK TO s");
+            process.records.take_back(&process.conn, mark).unwrap();
+            *model = before;
+        }
+        process.sql("RELEASE s");
+    }
+
+    fn missing(process: &Process, model: &Model) -> BTreeSet<u8> {
+        let find = |key: u8| process.records.find(&process.conn, &[key; 16]).unwrap();
+        let keys = model.keys().copied();
+        keys.filter(|key| find(*key).is_none()).collect()
+    }
+
+    fn agree(process: &Process, model: &Model, now: i64) {
+        for key in 0..=255 {
+            let found = process.records.find(&process.conn, &[key; 16]).unwrap();
+            let outcome = found.as_ref().map(|r| (r.outcome.clone(), r.expires));
+            let expected = model.get(&key).map(|at| (Some(vec![key]), *at));
+            assert_eq!(outcome, expected, "key {key} at {now}");
+        }
+    }
+
+    #[test]
+    fn processes_agree_whatever_is_rolled_back() {
+        for seed in 0..12 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("records.db");
+            let mut processes = [Process::open(&path), Process::open(&path)];
+            let mut model = Model::new();
+            for now in 0..80 {
+                let process = &mut processes[random.usize(..2)];
+                model = transaction(process, &mut random, now, &model);
+            }
+            let mut later = Process::open(&path);
+            later.records.refresh(&later.conn).unwrap();
+            agree(&later, &model, 80);
+        }
+    }
+
+    #[test]
+    fn everything_that_expires_is_pruned_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = Process::open(&dir.path().join("records.db"));
+        process.records.refresh(&process.conn).unwrap();
+        for key in 0..200 {
+            process.insert(key, 10);
+            if key % 60 == 0 {
+                process.records.seal(&process.conn).unwrap();
+            }
+        }
+        let mut removed = 0;
+        for _ in 0..20 {
+            removed += process.records.prune(&process.conn, 10, 17).unwrap();
+        }
+        assert_eq!(removed, 200);
+        assert!(process.records.segments.is_empty() && process.records.recent.is_empty());
+        let left: i64 = process
+            .conn
+            .query_row(
+                "SELECT (SELECT count(*) FROM onlyonce_done) + (SELECT count(*) FROM onlyonce_recent)
+                 + (SELECT count(*) FROM onlyonce_segment)",
+                [],
+                |row| row.get(0),
+            )
+            .unwrap();
+        assert_eq!(left, 0);
+    }
 }

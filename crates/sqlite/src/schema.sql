@@ -1,4 +1,5 @@
--- The highest fencing token given so far, and the version of these tables.
+-- `token`: the highest number given so far, as a fencing token or a message's id.
+-- `rewrites`: how often records were sealed or pruned.
 CREATE TABLE IF NOT EXISTS onlyonce_meta (
     name  TEXT PRIMARY KEY,
     value INTEGER NOT NULL
@@ -14,13 +15,30 @@ CREATE TABLE IF NOT EXISTS onlyonce_claim (
     started     INTEGER NOT NULL
 ) WITHOUT ROWID, STRICT;
 
--- What took effect.
-CREATE TABLE IF NOT EXISTS onlyonce_done (
-    key         BLOB PRIMARY KEY,
+-- What took effect, in the order in which it did.
+CREATE TABLE IF NOT EXISTS onlyonce_recent (
+    id          INTEGER PRIMARY KEY,
+    key         BLOB NOT NULL,
     fingerprint BLOB NOT NULL,
     outcome     BLOB,
     expires     INTEGER NOT NULL
+) STRICT;
+
+-- What took effect before that, sorted by key within each segment.
+CREATE TABLE IF NOT EXISTS onlyonce_done (
+    segment     INTEGER NOT NULL,
+    key         BLOB NOT NULL,
+    fingerprint BLOB NOT NULL,
+    outcome     BLOB,
+    expires     INTEGER NOT NULL,
+    PRIMARY KEY (segment, key)
 ) WITHOUT ROWID, STRICT;
+
+CREATE TABLE IF NOT EXISTS onlyonce_segment (
+    id      INTEGER PRIMARY KEY,
+    expires INTEGER NOT NULL, -- the last of its records
+    filter  BLOB NOT NULL     -- which keys may be in it
+) STRICT;
 
 CREATE TABLE IF NOT EXISTS onlyonce_queue (
     id   INTEGER PRIMARY KEY,

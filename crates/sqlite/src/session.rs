@@ -13,7 +13,7 @@ use crate::claims;
 use crate::config::Clock;
 use crate::error::{Failure, user};
 use crate::messages;
-use crate::records::Records;
+use crate::records::{Mark, Records};
 
 /// How often another process's lock is tried again: one millisecond apart, for five seconds.
 const BUSY_TRIES: i32 = 5_000;
@@ -38,6 +38,12 @@ pub(crate) struct Session {
     commits: Arc<Counters>,
     /// A user's closure is running.
     guarded: Arc<AtomicBool>,
+}
+
+/// A savepoint that is open.
+pub(crate) struct Savepoint {
+    name: &'static str,
+    mark: Mark,
 }
 
 /// What was answered with yes and is written when it can be.
@@ -89,11 +95,11 @@ impl Session {
             lost: None,
             promises: Vec::new(),
             kept: 0,
-            durable: false,
+            durable: true,
             commits,
             guarded,
         };
-        session.begin(true)?;
+        session.conn.execute_batch("BEGIN IMMEDIATE")?;
         let ready = session.create_tables();
         session.commit(ready)?;
         Ok(session)
@@ -109,6 +115,10 @@ impl Session {
             "INSERT INTO onlyonce_meta VALUES ('token', ?1)
              ON CONFLICT DO UPDATE SET value = ((value >> ?2) + 1) << ?2",
             (1_i64 << COUNT_BITS, COUNT_BITS),
+        )?;
+        self.conn.execute(
+            "INSERT INTO onlyonce_meta VALUES ('rewrites', 0) ON CONFLICT DO NOTHING",
+            [],
         )?;
         Ok(())
     }
@@ -152,6 +162,7 @@ impl Session {
         let result = so_far.and_then(|()| {
             self.check_lost()?;
             self.keep_promises()?;
+            self.seal_if_full();
             self.conn.execute_batch("COMMIT")?;
             Ok(())
         });
@@ -167,6 +178,17 @@ impl Session {
         };
         counter.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    fn seal_if_full(&mut self) {
+        if !self.records.is_full() {
+            return;
+        }
+        let sealed = self.savepoint(|session| session.records.seal(&session.conn));
+        if let Err(failure) = sealed {
+            // The next commit tries again.
+            tracing::warn!(error = %Error::from(failure), "could not seal a full log of records");
+        }
     }
 
     fn abandon(&mut self) {
@@ -185,11 +207,11 @@ impl Session {
         run: impl FnOnce(&mut Self) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         self.check_lost()?;
-        self.open_savepoint("onlyonce_work")?;
+        let savepoint = self.open_savepoint("onlyonce_work")?;
         let result = run(self);
         match &result {
-            Ok(_) => self.release("onlyonce_work")?,
-            Err(_) => self.roll_back("onlyonce_work"),
+            Ok(_) => self.release(savepoint)?,
+            Err(_) => self.roll_back(savepoint),
         }
         result
     }
@@ -197,23 +219,29 @@ impl Session {
     // These statements are not cached: a user's closure could get a cached one by its text, past the authorizer, which
     // SQLite asks when a statement is prepared (https://www.sqlite.org/c3ref/set_authorizer.html).
 
-    pub(crate) fn open_savepoint(&mut self, name: &str) -> Result<(), Failure> {
-        Ok(self.conn.execute_batch(&format!("SAVEPOINT {name}"))?)
+    pub(crate) fn open_savepoint(&mut self, name: &'static str) -> Result<Savepoint, Failure> {
+        self.conn.execute_batch(&format!("SAVEPOINT {name}"))?;
+        let mark = self.records.mark();
+        Ok(Savepoint { name, mark })
     }
 
-    pub(crate) fn release(&mut self, name: &str) -> Result<(), Failure> {
-        let released = self.conn.execute_batch(&format!("RELEASE {name}"));
+    pub(crate) fn release(&mut self, savepoint: Savepoint) -> Result<(), Failure> {
+        let released = self
+            .conn
+            .execute_batch(&format!("RELEASE {}", savepoint.name));
         released.map_err(|error| self.lose(error.into()))
     }
 
     /// Undoes everything since the savepoint. If that fails, the whole transaction is lost.
-    pub(crate) fn roll_back(&mut self, name: &str) {
-        self.records.forget();
+    pub(crate) fn roll_back(&mut self, savepoint: Savepoint) {
+        let Savepoint { name, mark } = savepoint;
         let undone = self
             .conn
-            .execute_batch(&format!("ROLLBACK TO {name}; RELEASE {name}"));
-        if let Err(error) = undone {
-            self.lose(error.into());
+            .execute_batch(&format!("ROLLBACK TO {name}; RELEASE {name}"))
+            .map_err(Failure::from)
+            .and_then(|()| self.records.take_back(&self.conn, mark));
+        if let Err(failure) = undone {
+            self.lose(failure);
         }
     }
 
@@ -293,7 +321,7 @@ fn set_up(conn: &Connection) -> Result<(), Failure> {
         ));
     }
     Ok(conn.execute_batch(
-        "PRAGMA synchronous = NORMAL;
+        "PRAGMA synchronous = FULL;
          PRAGMA cache_size = -65536;
          PRAGMA wal_autocheckpoint = 4000;
          PRAGMA journal_size_limit = 67108864;

@@ -6,10 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::claims;
 use crate::error::Failure;
 use crate::inbox::{Command, Inbox, Reply};
-use crate::session::Session;
-
-const TX: &str = "onlyonce_tx";
-const PART: &str = "onlyonce_part";
+use crate::session::{Savepoint, Session};
 
 /// Names one transaction within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,10 +86,7 @@ where
 
 /// Answers `result`, unless the transaction was lost in getting it. Whether anybody still listens is theirs to decide.
 fn tell<T>(answer: oneshot::Sender<OpResult<T>>, session: &mut Session, result: OpResult<T>) {
-    let result = session
-        .check_lost()
-        .map_err(OpError::Lost)
-        .and_then(|()| result);
+    let result = session.check_lost().map_err(OpError::Lost).and(result);
     drop(answer.send(result));
 }
 
@@ -148,15 +142,8 @@ pub(crate) struct Running<'a> {
     inbox: &'a Inbox,
     /// Who is told after the shared transaction's commit.
     replies: &'a mut Vec<Reply>,
-    /// A part has begun and not ended.
-    open: bool,
-}
-
-/// Whether a turn goes on after a step.
-#[derive(PartialEq)]
-enum Then {
-    GoOn,
-    Over,
+    /// The part that has begun and not ended.
+    part: Option<Savepoint>,
 }
 
 impl<'a> Running<'a> {
@@ -170,25 +157,36 @@ impl<'a> Running<'a> {
         if turn.first.is_abandoned() {
             return;
         }
-        if let Err(failure) = session.open_savepoint(TX) {
-            return turn.first.refuse(failure);
-        }
+        let tx = match session.open_savepoint("onlyonce_tx") {
+            Ok(tx) => tx,
+            Err(failure) => return turn.first.refuse(failure),
+        };
         let mut running = Self {
             session,
             inbox,
             replies,
-            open: false,
+            part: None,
         };
         let deadline = Instant::now() + turn.limit;
-        let mut op = turn.first;
-        while running.step(op) == Then::GoOn {
-            match running.next(turn.tx, deadline) {
-                Some(next) => op = next,
-                None => {
-                    running.session.roll_back(TX);
-                    break;
+        let mut op = Some(turn.first);
+        loop {
+            match op {
+                Some(Op::Commit(answer)) => break running.commit(tx, answer),
+                Some(Op::End) | None => break running.session.roll_back(tx),
+                Some(Op::Run(step)) => running.run_step(step),
+                Some(Op::Undo(answer)) => {
+                    running.undo_part();
+                    tell(answer, running.session, Ok(()));
+                }
+                Some(Op::Complete(completion, answer)) => {
+                    let result = running.complete(&completion).map_err(failed);
+                    tell(answer, running.session, result);
                 }
             }
+            if running.session.lost.is_some() {
+                break;
+            }
+            op = running.next(turn.tx, deadline);
         }
         // Before anything else runs: a claim must not find that a lease has ended which was renewed meanwhile. If it
         // fails, the commit tries again.
@@ -215,66 +213,40 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn step(&mut self, op: Op) -> Then {
-        match op {
-            Op::Run(step) => match self.begin_part() {
-                Ok(()) => step.run(self.session),
-                Err(failure) => step.refuse(failure),
-            },
-            Op::Complete(completion, answer) => {
-                let result = self.complete(&completion).map_err(failed);
-                tell(answer, self.session, result);
-            }
-            Op::Undo(answer) => {
-                self.undo_part();
-                tell(answer, self.session, Ok(()));
-            }
-            Op::Commit(answer) => {
-                self.commit(answer);
-                return Then::Over;
-            }
-            Op::End => {
-                self.session.roll_back(TX);
-                return Then::Over;
-            }
-        }
-        if self.session.lost.is_some() {
-            Then::Over
-        } else {
-            Then::GoOn
+    fn run_step(&mut self, step: Box<dyn Step>) {
+        match self.begin_part() {
+            Ok(()) => step.run(self.session),
+            Err(failure) => step.refuse(failure),
         }
     }
 
     fn begin_part(&mut self) -> Result<(), Failure> {
-        if !self.open {
-            self.session.open_savepoint(PART)?;
-            self.open = true;
+        if self.part.is_none() {
+            self.part = Some(self.session.open_savepoint("onlyonce_part")?);
         }
         Ok(())
     }
 
     fn undo_part(&mut self) {
-        if self.open {
-            self.session.roll_back(PART);
-            self.open = false;
+        if let Some(part) = self.part.take() {
+            self.session.roll_back(part);
         }
     }
 
     fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Failure> {
         self.begin_part()?;
         let result = claims::complete(self.session, completion);
-        if let Ok(Ok(())) = result {
-            self.session.release(PART)?;
-            self.open = false;
-        } else {
-            self.undo_part();
+        match (&result, self.part.take()) {
+            (Ok(Ok(())), Some(part)) => self.session.release(part)?,
+            (_, Some(part)) => self.session.roll_back(part),
+            (_, None) => {}
         }
         result
     }
 
-    fn commit(&mut self, answer: oneshot::Sender<OpResult<()>>) {
+    fn commit(&mut self, tx: Savepoint, answer: oneshot::Sender<OpResult<()>>) {
         self.undo_part();
-        if let Err(failure) = self.session.release(TX) {
+        if let Err(failure) = self.session.release(tx) {
             drop(answer.send(Err(OpError::Lost(failure))));
             return;
         }

@@ -1,5 +1,7 @@
 //! What is particular to SQLite; what every source and store promises is in `conformance`.
 
+#![allow(clippy::unwrap_used)]
+
 mod conformance;
 mod queue;
 mod store;
