@@ -121,7 +121,8 @@ impl Database {
         outcome.await?
     }
 
-    /// Runs `run` on the database thread, in a savepoint of the next transaction, and answers after its commit.
+    /// Runs `run` on the database thread, in the next transaction, and answers after its commit. If it fails, so do all
+    /// that share the transaction: our own SQL fails only when the disk or the file does.
     ///
     /// If the future is dropped, `run` has been committed as a whole or not at all.
     pub(crate) async fn work<T: Send + 'static>(
@@ -140,7 +141,7 @@ impl Database {
         then: impl FnOnce(T) -> U + Send + 'static,
     ) -> Result<U, Failure> {
         let place = self.inner.inbox.place(Line::Work).await;
-        let (run, result) = call(place, |session| session.savepoint(run), then);
+        let (run, result) = call(place, |session| session.or_lose(run), then);
         self.send(Command::Work { durable, run });
         result.await.unwrap_or_else(|_| Err(Failure::closed()))
     }

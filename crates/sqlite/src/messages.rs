@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onlyonce_core::{Action, Attributes, Limit, Message};
+use onlyonce_core::{Action, Attributes, ErrorKind, Limit, Message};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::config::millis;
@@ -13,6 +13,9 @@ use crate::session::{Promise, Session};
 
 /// The attribute that says why a message was dead-lettered.
 pub const DEAD_LETTER_REASON: &str = "dead-letter-reason";
+
+/// The largest message: 64 MiB. A row could be larger, but is written twice and read into memory as a whole.
+const MAX_SIZE: usize = 64 << 20;
 
 /// A message's id and the token it is leased with: what a receipt holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,7 +67,7 @@ pub(crate) fn queue_id(session: &mut Session, name: &str) -> Result<i64, Failure
     Ok(id)
 }
 
-/// Publishes each message; those that fail leave nothing behind.
+/// Publishes each message that is not too large.
 pub(crate) fn publish(
     session: &mut Session,
     queue: i64,
@@ -73,9 +76,10 @@ pub(crate) fn publish(
     let now = session.now();
     let first = session.tokens(batch.len())?;
     let results = (first..).zip(batch).map(|(id, message)| {
-        let published = publish_one(&session.conn, queue, id, now, message);
-        session.check_lost()?;
-        Ok(published)
+        if message.size() > MAX_SIZE {
+            return Ok(Err(too_large(message)));
+        }
+        publish_one(&session.conn, queue, id, now, message).map(Ok)
     });
     results.collect()
 }
@@ -96,7 +100,6 @@ fn publish_one(
     now: i64,
     message: &Message,
 ) -> Result<(), Failure> {
-    // The body first: it is what can be too large, and then nothing is left behind.
     conn.prepare_cached("INSERT INTO onlyonce_body VALUES (?1, ?2, ?3, ?4)")?
         .execute((
             id,
@@ -111,6 +114,14 @@ fn publish_one(
     )?
     .execute((id, queue, &message.group, now))?;
     Ok(())
+}
+
+fn too_large(message: &Message) -> Failure {
+    let what = format!(
+        "a message of {} bytes is too large: at most {MAX_SIZE} are taken",
+        message.size()
+    );
+    Failure::new(ErrorKind::Message, false, what)
 }
 
 fn encode(attributes: &Attributes) -> Option<String> {
@@ -383,8 +394,10 @@ fn bury(conn: &Connection, dead: i64, id: i64, reason: &str) -> Result<(), Failu
     )?
     .execute((id, dead, reason))?;
     if let Some(group) = &place.group {
+        // The head so far is the first or, if the new one is, the second.
         conn.prepare_cached(
-            "UPDATE onlyonce_message SET head = 0 WHERE queue = ?1 AND grp = ?2 AND head = 1",
+            "UPDATE onlyonce_message SET head = 0 WHERE id IN
+             (SELECT id FROM onlyonce_message WHERE queue = ?1 AND grp = ?2 ORDER BY id LIMIT 2)",
         )?
         .execute((dead, group))?;
         set_head(conn, dead, group)?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use onlyonce_core::{Error, ErrorKind};
+use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::{Connection, OpenFlags};
 
@@ -77,6 +78,8 @@ impl Session {
             tries < BUSY_TRIES
         }))?;
         set_up(&conn)?;
+        // Otherwise every statement with `LIMIT ?` is prepared anew whenever it is bound, to look at the limit.
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         conn.set_prepared_statement_cache_capacity(128);
         let guarded = Arc::new(AtomicBool::new(false));
         let guard = Arc::clone(&guarded);
@@ -199,6 +202,15 @@ impl Session {
         {
             tracing::error!(%error, "SQLite could not roll back");
         }
+    }
+
+    /// Runs `run`; if it fails, the whole transaction is lost.
+    pub(crate) fn or_lose<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        self.check_lost()?;
+        run(self).map_err(|failure| self.lose(failure))
     }
 
     /// Runs `run` so that it leaves nothing behind if it fails.

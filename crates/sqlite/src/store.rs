@@ -84,7 +84,7 @@ impl Store for SqliteStore {
     async fn prune(&self, limit: usize) -> Result<usize, Error> {
         let prune = move |session: &mut Session| {
             let now = session.now();
-            session.records.prune(&session.conn, now, limit)
+            session.savepoint(|session| session.records.prune(&session.conn, now, limit))
         };
         Ok(self.database.work(false, prune).await?)
     }

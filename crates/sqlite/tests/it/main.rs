@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod processes;
 mod queue;
 mod store;
 mod support;

@@ -86,7 +86,7 @@ pub(crate) fn messages(texts: &[&str], group: Option<&str>) -> Vec<Message> {
 }
 
 /// Asks again until it is so, for ten seconds.
-pub(crate) async fn until<T, F: Future<Output = Option<T>>>(mut ask: impl FnMut() -> F) -> T {
+pub(crate) async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     loop {
         if let Some(value) = ask().await {
