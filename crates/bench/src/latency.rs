@@ -49,7 +49,7 @@ pub(crate) fn one_commit() -> Result<Millis, Error> {
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; CREATE TABLE t (n INTEGER);",
     )?;
     let mut times = Vec::new();
-    for n in 0..TRIES {
+    for n in 0..TRIES as i64 {
         let began = Instant::now();
         connection.execute("INSERT INTO t VALUES (?1)", [n])?;
         times.push(began.elapsed());

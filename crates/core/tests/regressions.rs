@@ -335,6 +335,43 @@ async fn no_handler_starts_without_lease_and_none_outlives_it() {
     assert_eq!((report.applied, queue.depth() + queue.in_flight()), (50, 0));
 }
 
+/// What is too little lease to start is a share of the lease's own length, not of the claim's.
+#[tokio::test(start_paused = true)]
+async fn a_long_lease_beside_a_short_claim_starts_handlers() {
+    for (lease, claim) in [(3_600, 1), (1, 3_600)] {
+        let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(lease));
+        publish(&queue, (0..10).map(numbered)).await;
+        let report = Pipeline::idempotent(queue, MemoryStore::new())
+            .claim_lease(Duration::from_secs(claim))
+            .stop_when_idle(IDLE)
+            .run(async || ())
+            .await
+            .unwrap();
+        assert_eq!((report.applied, report.received), (10, 10));
+    }
+}
+
+/// A handler that was cancelled may have produced its effect: in quarantine that doubt is not released with the claim.
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_handler_leaves_its_doubt_to_the_next_worker() {
+    let queue = MemoryQueue::new("orders");
+    let store = MemoryStore::new();
+    publish(&queue, [numbered(1)]).await;
+    let builder = || {
+        Pipeline::idempotent(queue.clone(), store.clone())
+            .uncertain(Uncertain::Quarantine)
+            .claim_lease(Duration::from_secs(2))
+    };
+    let stopped = builder()
+        .shutdown(sleep(Duration::from_secs(1)))
+        .drain_timeout(Duration::from_secs(1))
+        .run(async || sleep(Duration::from_secs(3_600)).await);
+    assert_eq!(stopped.await.unwrap().cancelled, 1);
+    let next = builder().stop_when_idle(IDLE).run(async || ());
+    let report = next.await.unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (0, 1), "{report:?}");
+}
+
 /// The default dedup retention was shorter than a redrive in every other project.
 #[tokio::test(start_paused = true)]
 async fn the_default_retention_outlasts_the_longest_queue_retention() {

@@ -22,7 +22,7 @@ use super::in_flight::{Flight, InFlight, LeaseState};
 use super::keeper::Keeper;
 use super::keys::Keys;
 use super::lanes::Lanes;
-use super::options::Options;
+use super::options::{Options, Uncertain};
 
 /// The ways out of a stage and into the next. The channels have no bound of their own: each item carries its share of
 /// the [`Budget`].
@@ -201,7 +201,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let grouped = flight.turn.is_some();
         let broker_can = self.capabilities.delayed_nack
             && (!grouped || self.capabilities.ordering == GroupOrder::Group);
-        let lease_can = self.capabilities.extend || flight.lease.lasts(delay * 2);
+        let lease_can = self.capabilities.extend || flight.lease.lease_lasts(delay * 2);
         if (broker_can && delay > self.options.retry.in_place) || !lease_can {
             let delay = if broker_can { delay } else { Duration::ZERO };
             self.give_back(flight, delay);
@@ -231,6 +231,11 @@ impl<Tx: Send + 'static> Engine<Tx> {
         add(&self.counters.retried, 1);
         flight.retries += 1;
         self.postpone(flight, delay);
+    }
+
+    /// Whether a handler that may have produced its effect keeps its message from being run again.
+    pub(crate) fn quarantines(&self) -> bool {
+        self.mode == Mode::Idempotent && self.options.uncertain == Uncertain::Quarantine
     }
 
     /// The handler was cancelled, or must not start: lease or claim is at its end.

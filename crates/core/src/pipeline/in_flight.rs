@@ -156,18 +156,25 @@ impl LeaseState {
         }
     }
 
-    /// Whether lease and claim last for `more`.
-    pub(crate) fn lasts(&self, more: Duration) -> bool {
-        let lost = self
-            .lost
-            .as_ref()
-            .is_some_and(CancellationToken::is_cancelled);
-        !lost && self.deadline().is_none_or(|d| d > Instant::now() + more)
+    /// Whether lease and claim are both still ours.
+    pub(crate) fn lasts(&self) -> bool {
+        self.leased() && self.claim_lasts(Duration::ZERO)
     }
 
-    /// Whether there is enough left to start a handler: an eighth of the lease.
-    pub(crate) fn can_start(&self) -> bool {
-        self.lasts(self.length.unwrap_or_default() / 8)
+    /// Whether the lease lasts for `more`.
+    pub(crate) fn lease_lasts(&self, more: Duration) -> bool {
+        let until = self.deadlines().source;
+        self.leased() && until.is_none_or(|d| d > Instant::now() + more)
+    }
+
+    fn claim_lasts(&self, more: Duration) -> bool {
+        let until = self.deadlines().claim;
+        until.is_none_or(|d| d > Instant::now() + more)
+    }
+
+    /// Whether there is enough left to start a handler: an eighth of the lease, and of the claim.
+    pub(crate) fn can_start(&self, claim_lease: Duration) -> bool {
+        self.lease_lasts(self.length.unwrap_or_default() / 8) && self.claim_lasts(claim_lease / 8)
     }
 
     /// Resolves when lease or claim has ended without having been renewed.

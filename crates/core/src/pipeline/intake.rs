@@ -35,10 +35,12 @@ impl<Tx: Send + 'static> Engine<Tx> {
             match received {
                 Ok(deliveries) => {
                     backoff.reset();
-                    if !deliveries.is_empty() || self.budget.held() > 0 {
+                    let idle = deliveries.is_empty() && self.budget.held() == 0;
+                    self.take_in(deliveries);
+                    if !idle {
+                        // Only now: taking in large messages takes a while, which is not idle either.
                         active = Instant::now();
                     }
-                    self.take_in(deliveries);
                     if self
                         .options
                         .stop_when_idle

@@ -89,9 +89,15 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    /// Gives claims up. A claim that cannot be released ends by itself.
+    /// Gives claims up. A claim that cannot be released ends by itself, and one in doubt is left to: releasing it would
+    /// release the doubt.
     pub(crate) async fn release(&self, flights: impl Iterator<Item = &Flight>) {
-        let held: Vec<Held> = flights.filter_map(|f| f.lease.unclaim()).collect();
+        let held: Vec<Held> = flights
+            .filter_map(|flight| {
+                let held = flight.lease.unclaim();
+                held.filter(|_| !(flight.uncertain && self.quarantines()))
+            })
+            .collect();
         if let Some(store) = self.store.as_ref().filter(|_| !held.is_empty())
             && let Err(error) = self.within(store.release(&held)).await
         {

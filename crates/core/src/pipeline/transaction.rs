@@ -83,7 +83,7 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     async fn run_part(&self, slot: &TxSlot<Tx>, flight: Flight, working: &Working<'_>) -> Part {
-        let ended = match flight.lease.can_start() {
+        let ended = match flight.lease.can_start(self.options.claim_lease) {
             true => self.call(&flight, Some(slot.clone()), working).await,
             false => Ended::Cancelled,
         };
@@ -161,7 +161,7 @@ impl<Tx: Transaction> Engine<Tx> {
             mut done,
             failed,
         } = commit;
-        let result = match done.iter().all(|f| f.lease.lasts(Duration::ZERO)) {
+        let result = match done.iter().all(|f| f.lease.lasts()) {
             true => tx.commit().await,
             false => Err(Error::new(
                 ErrorKind::Timeout,

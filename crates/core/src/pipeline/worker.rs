@@ -15,7 +15,6 @@ use super::counters::add;
 use super::engine::Engine;
 use super::in_flight::{Flight, InFlight};
 use super::lanes::Working;
-use super::options::Uncertain;
 use super::transaction::Commits;
 
 /// How a handler ended.
@@ -52,7 +51,7 @@ impl<Tx: Transaction> Engine<Tx> {
             self.replay(flight, Outcome(outcome)).await;
             return None;
         }
-        if !flight.lease.can_start() {
+        if !flight.lease.can_start(self.options.claim_lease) {
             self.cancelled(flight);
             return None;
         }
@@ -62,9 +61,10 @@ impl<Tx: Transaction> Engine<Tx> {
             return wait.await.ok();
         }
         if flight.uncertain {
-            flight.uncertain = false;
             add(&self.counters.uncertain, 1);
             if self.quarantines() {
+                // A person decides now: the doubt need not stay in the store.
+                flight.uncertain = false;
                 self.dead_letter(
                     flight,
                     "uncertain: a former owner may have produced the effect before it vanished",
@@ -76,10 +76,6 @@ impl<Tx: Transaction> Engine<Tx> {
             return self.mark_started(flight).await;
         }
         Some(flight)
-    }
-
-    fn quarantines(&self) -> bool {
-        self.mode == Mode::Idempotent && self.options.uncertain == Uncertain::Quarantine
     }
 
     async fn mark_started(&self, flight: Flight) -> Option<Flight> {
@@ -118,7 +114,10 @@ impl<Tx: Transaction> Engine<Tx> {
                 flight.turn = None;
                 add(&self.counters.lost, 1);
             }
-            Ended::Cancelled => self.cancelled(flight),
+            Ended::Cancelled => {
+                flight.uncertain = true;
+                self.cancelled(flight);
+            }
         }
     }
 
@@ -148,9 +147,7 @@ impl<Tx: Transaction> Engine<Tx> {
         self.measured(started);
         match result.map(|caught| caught.unwrap_or_else(panicked)) {
             // However it ended: past the deadline nothing of it counts.
-            _ if self.mode != Mode::AtMostOnce && !flight.lease.lasts(Default::default()) => {
-                Ended::Cancelled
-            }
+            _ if self.mode != Mode::AtMostOnce && !flight.lease.lasts() => Ended::Cancelled,
             None => Ended::Cancelled,
             Some(Ok(outcome)) => Ended::Succeeded(outcome),
             Some(Err(failure)) => Ended::Failed(failure),
