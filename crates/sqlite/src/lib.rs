@@ -1,4 +1,89 @@
-//! SQLite for onlyonce.
+//! SQLite for onlyonce: a dedup store whose transactions carry your effects, and an embedded durable queue, in one file
+//! or in several.
+//!
+//! [`SqliteStore`] remembers which messages took effect, [`SqliteTx`] is the transaction that a handler gets in
+//! transactional mode, [`SqliteQueue`] is a queue for worker processes on one machine. All are handles to a
+//! [`Database`]: one thread per file and process, which does whatever waits in one transaction and commits once. A lone
+//! command is committed at once; there are no timers.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), onlyonce_core::Error> {
+//! # let dir = tempfile::tempdir().expect("a directory");
+//! # let path = dir.path().join("app.db");
+//! # let url = format!("sqlite:{}?queue=orders", path.display());
+//! use std::time::Duration;
+//! use onlyonce_core::{Limit, Message, Sink, Source};
+//! use onlyonce_sqlite::{Config, SqliteQueue};
+//!
+//! // let url = "sqlite:app.db?queue=orders";
+//! let queue = SqliteQueue::open(&Config::parse(&url)?).await?;
+//! queue.publish(&[Message::new("one order").with_dedup_id("order-1")]).await;
+//! let limit = Limit { messages: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
+//! assert_eq!(queue.receive(limit).await?.len(), 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # URLs
+//!
+//! `sqlite:relative/path`, `sqlite:/absolute/path` or `sqlite:///absolute/path`; the file is created, its directory is
+//! not. `sqlite::memory:` is refused, since it would forget with the process.
+//!
+//! | parameter | default | |
+//! |---|---|---|
+//! | `queue=orders` | | the queue; the store does not look at it |
+//! | `lease=30s` | 30 s | how long a received message is leased |
+//! | `max_deliveries=100` | 100 | then it goes to `orders.dead`, with the reason |
+//! | `retention=14d` | 14 d | so does what is older |
+//! | `turn=30s` | 30 s | how long one transaction may keep the others waiting |
+//! | `durable_acks=true` | `false` | acknowledgements are synced to disk, too |
+//!
+//! # Delivery semantics
+//!
+//! The queue delivers at least once. A published message has been synced to disk before
+//! [`publish`](onlyonce_core::Sink::publish) says so, and stays until it is acknowledged or, by someone, taken from the
+//! dead-letter queue.
+//!
+//! | synced to disk before it is answered | survives the process, not a power failure |
+//! |---|---|
+//! | publish, complete, the commit of a transaction | claim, renew, start, release, prune; receive, nack, extend, dead-letter, ack |
+//!
+//! What a power failure takes back costs a redelivery or a second claim, which the record answers: tokens go up
+//! even then, because every opening of the file begins a new, synced epoch of them. The exception is `at_most_once`, which
+//! has no record: give its queue `durable_acks=true`. This is SQLite's write-ahead log, with `synchronous=FULL` for the
+//! left column and `NORMAL` for the right one (<https://www.sqlite.org/pragma.html#pragma_synchronous>). It assumes that
+//! the disk keeps what it was told to sync.
+//!
+//! Leases, claims and retention end by the machine's wall clock, the one clock that all processes on a file share. If it
+//! is set forward they end early, which tokens and lease numbers catch; if it is set back, late.
+//!
+//! In a handler's transaction, [`SqliteTx::publish`] sends messages that exist if and only if the effect does.
+//!
+//! # Order
+//!
+//! A message of a group is withheld while an earlier one of it is leased or delayed; groups do not wait for each other,
+//! and none fills a batch while others wait. Messages come in the order of publication, those that were given back by the
+//! time at which they became ready.
+//!
+//! # Limits
+//!
+//! - Local disks only: SQLite's locks and its write-ahead log do not work on network file systems
+//!   (<https://www.sqlite.org/wal.html>).
+//! - One writer per file. While a transaction has its turn, everything else on the file waits except renewals in its
+//!   own process, so await what is slow before the first use; other processes' calls fail, retryably, once they have
+//!   waited for five seconds. Run all transactional workers of one file in one process.
+//! - A message has at most 64 MiB. Not more than 4,096 calls wait for the thread; the next ones wait to be sent.
+//! - Records take about 80 bytes of disk and, sealed in segments of 32,768, 2 bytes of memory in each process. A segment
+//!   is dropped as a whole after the last of its records has expired, so records of very different retentions keep each
+//!   other longer than they need.
+//! - A process that is killed while it waits is harmless; one that stops (`SIGSTOP`) within a turn stops the file.
+//!
+//! # Escape hatch
+//!
+//! [`SqliteTx::with`] and [`Database::with`] give the [`rusqlite::Connection`] itself. The file is an ordinary database:
+//! open it beside onlyonce with any client, for reading at any time and for writing in short transactions. The tables
+//! named `onlyonce_…` are described in `schema.sql`; they may be read, and may change with any version.
 
 mod claims;
 mod config;
@@ -20,5 +105,6 @@ pub use config::Config;
 pub use database::{Commits, Database};
 pub use messages::DEAD_LETTER_REASON;
 pub use queue::SqliteQueue;
+pub use rusqlite;
 pub use store::SqliteStore;
 pub use transaction::SqliteTx;

@@ -17,6 +17,27 @@ pub const DEAD_LETTER_REASON: &str = "dead-letter-reason";
 /// The largest message: 64 MiB. A row could be larger, but is written twice and read into memory as a whole.
 const MAX_SIZE: usize = 64 << 20;
 
+/// Messages without a group and heads of groups that are neither leased nor delayed, longest waiting first.
+const HEADS: &str = "SELECT id, grp, free_at, attempts, published_at, reason FROM onlyonce_message
+     WHERE queue = ?1 AND head = 1 AND free_at <= ?2 ORDER BY free_at, id LIMIT ?3";
+
+/// Those that follow a head in its group.
+const FOLLOWERS: &str =
+    "SELECT id, grp, free_at, attempts, published_at, reason FROM onlyonce_message
+     WHERE queue = ?1 AND grp = ?2 AND id > ?3 ORDER BY id LIMIT ?4";
+
+/// When the next lease or delay ends.
+const NEXT_FREE: &str = "SELECT free_at FROM onlyonce_message
+     WHERE queue = ?1 AND head = 1 ORDER BY free_at LIMIT 1";
+
+/// Makes the first of a group its head.
+const SET_HEAD: &str = "UPDATE onlyonce_message SET head = 1 WHERE id =
+     (SELECT id FROM onlyonce_message WHERE queue = ?1 AND grp = ?2 ORDER BY id LIMIT 1)";
+
+const PUBLISH: &str = "INSERT INTO onlyonce_message VALUES (?1, ?2, ?3,
+     ?3 IS NULL OR NOT EXISTS (SELECT 1 FROM onlyonce_message WHERE queue = ?2 AND grp = ?3),
+     0, 0, 0, ?4, NULL)";
+
 /// A message's id and the token it is leased with: what a receipt holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Leased {
@@ -107,12 +128,8 @@ fn publish_one(
             encode(&message.attributes),
             &message.body[..],
         ))?;
-    conn.prepare_cached(
-        "INSERT INTO onlyonce_message VALUES (?1, ?2, ?3,
-         ?3 IS NULL OR NOT EXISTS (SELECT 1 FROM onlyonce_message WHERE queue = ?2 AND grp = ?3),
-         0, 0, 0, ?4, NULL)",
-    )?
-    .execute((id, queue, &message.group, now))?;
+    conn.prepare_cached(PUBLISH)?
+        .execute((id, queue, &message.group, now))?;
     Ok(())
 }
 
@@ -141,9 +158,6 @@ struct Candidate {
     published_at: i64,
     reason: Option<String>,
 }
-
-const CANDIDATE: &str =
-    "SELECT id, grp, free_at, attempts, published_at, reason FROM onlyonce_message";
 
 impl Candidate {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -188,24 +202,19 @@ pub(crate) fn receive(session: &mut Session, rules: &Rules, limit: Limit) -> Res
     })
 }
 
-/// Messages without a group and heads of groups that are neither leased nor delayed, longest waiting first.
 fn heads(
     session: &Session,
     rules: &Rules,
     now: i64,
     most: usize,
 ) -> Result<Vec<Candidate>, Failure> {
-    let mut find = session.conn.prepare_cached(&format!(
-        "{CANDIDATE} WHERE queue = ?1 AND head = 1 AND free_at <= ?2 ORDER BY free_at, id LIMIT ?3"
-    ))?;
+    let mut find = session.conn.prepare_cached(HEADS)?;
     let heads = find.query_map((rules.queue, now, most as i64), Candidate::read)?;
     Ok(heads.collect::<Result<_, _>>()?)
 }
 
 fn next_free(session: &Session, rules: &Rules, now: i64) -> Result<Option<Duration>, Failure> {
-    let mut find = session.conn.prepare_cached(
-        "SELECT free_at FROM onlyonce_message WHERE queue = ?1 AND head = 1 ORDER BY free_at LIMIT 1",
-    )?;
+    let mut find = session.conn.prepare_cached(NEXT_FREE)?;
     let free_at: Option<i64> = find.query_row([rules.queue], |row| row.get(0)).optional()?;
     Ok(free_at.map(|at| Duration::from_millis((at - now).max(0).unsigned_abs())))
 }
@@ -241,9 +250,7 @@ impl Taking<'_> {
     }
 
     fn followers(&self, group: &str, head: i64, most: usize) -> Result<Vec<Candidate>, Failure> {
-        let mut find = self.session.conn.prepare_cached(&format!(
-            "{CANDIDATE} WHERE queue = ?1 AND grp = ?2 AND id > ?3 ORDER BY id LIMIT ?4"
-        ))?;
+        let mut find = self.session.conn.prepare_cached(FOLLOWERS)?;
         let row = (self.rules.queue, group, head, most as i64);
         let followers = find.query_map(row, Candidate::read)?;
         Ok(followers.collect::<Result<_, _>>()?)
@@ -431,11 +438,7 @@ fn promote(conn: &Connection, gone: Place) -> Result<(), Failure> {
 }
 
 fn set_head(conn: &Connection, queue: i64, group: &str) -> Result<(), Failure> {
-    conn.prepare_cached(
-        "UPDATE onlyonce_message SET head = 1 WHERE id =
-         (SELECT id FROM onlyonce_message WHERE queue = ?1 AND grp = ?2 ORDER BY id LIMIT 1)",
-    )?
-    .execute((queue, group))?;
+    conn.prepare_cached(SET_HEAD)?.execute((queue, group))?;
     Ok(())
 }
 
@@ -468,4 +471,35 @@ pub(crate) fn prolong(conn: &Connection, leased: &Leased, until: i64) -> Result<
     conn.prepare_cached("UPDATE onlyonce_message SET free_at = ?3 WHERE id = ?1 AND lease = ?2")?
         .execute((leased.id, leased.token, until))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(conn: &Connection, sql: &str) -> String {
+        let mut explain = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let steps = explain.raw_query().mapped(|row| row.get::<_, String>(3));
+        steps.collect::<Result<Vec<_>, _>>().unwrap().join("; ")
+    }
+
+    #[test]
+    fn receiving_neither_scans_nor_sorts() {
+        let conn = Connection::open_in_memory().unwrap();
+        conn.execute_batch(include_str!("schema.sql")).unwrap();
+        for (sql, index) in [
+            (HEADS, "onlyonce_message_ready"),
+            (NEXT_FREE, "onlyonce_message_ready"),
+            (FOLLOWERS, "onlyonce_message_group"),
+            (SET_HEAD, "onlyonce_message_group"),
+            (PUBLISH, "onlyonce_message_group"),
+        ] {
+            let plan = plan(&conn, sql);
+            assert!(plan.contains(index), "{sql}: {plan}");
+            assert!(
+                !plan.contains("SCAN onlyonce") && !plan.contains("TEMP B-TREE"),
+                "{sql}: {plan}"
+            );
+        }
+    }
 }
