@@ -146,6 +146,17 @@ pub trait Transaction: Send + 'static {
 
     /// Commits every completed part, durably. On an error it may or may not have been committed; redelivery tells.
     async fn commit(self) -> Result<(), Error>;
+
+    /// [`complete`](Self::complete), then [`commit`](Self::commit): one round trip for the last part, where the store
+    /// has one to save. If the last part is `Fenced`, those before it are committed all the same.
+    async fn complete_and_commit(mut self, last: &Completion) -> Result<Result<(), Fenced>, Error>
+    where
+        Self: Sized,
+    {
+        let verdict = self.complete(last).await?;
+        self.commit().await?;
+        Ok(verdict)
+    }
 }
 
 #[async_trait]

@@ -7,7 +7,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::{Duration, Instant};
 
 use crate::handler::TxSlot;
-use crate::{Error, ErrorKind, Failure, Fenced, Outcome, Transaction, TransactionalStore};
+use crate::{Completion, Error, ErrorKind, Failure, Fenced, Transaction, TransactionalStore};
 
 use super::counters::add;
 use super::engine::Engine;
@@ -22,22 +22,40 @@ const OPEN: Duration = Duration::from_millis(20);
 /// The commits under way; they are waited for in one place so that no worker stands idle meanwhile.
 pub(crate) type Commits<Tx> = UnboundedSender<Commit<Tx>>;
 
-/// A transaction whose parts have all ended, ready to be committed.
+/// A transaction to be committed: what it carries, in the order of the lane.
 pub(crate) struct Commit<Tx> {
     tx: Tx,
     done: Vec<Flight>,
-    /// The message after them in the lane, if its handler failed.
+    /// The last part that succeeded; it completes with the commit, in one round trip.
+    last: Option<(Flight, Completion)>,
+    /// The message after them, if its handler failed.
     failed: Option<(Flight, Failure)>,
 }
 
 /// How one message's part of a transaction ended.
 enum Part {
-    Completed(Flight),
+    Succeeded(Flight, Completion),
     Failed(Flight, Failure),
     /// It is dealt with; the transaction goes on without it.
     Left,
     /// The transaction cannot go on.
     Broken(Option<Flight>, Error),
+}
+
+/// What has been run in one transaction so far.
+struct Batch {
+    began: Instant,
+    done: Vec<Flight>,
+}
+
+impl Batch {
+    /// The next of the lane, if the transaction can take it in; `flight` holds the lane's turn if nobody in `done` does.
+    fn next(&self, flight: &Flight) -> Option<Flight> {
+        if self.done.len() >= PARTS || self.began.elapsed() >= OPEN {
+            return None;
+        }
+        self.done.first().unwrap_or(flight).turn.as_ref()?.next()
+    }
 }
 
 impl<Tx: Transaction> Engine<Tx> {
@@ -53,22 +71,35 @@ impl<Tx: Transaction> Engine<Tx> {
             Ok(tx) => Arc::new(Mutex::new(tx)),
             Err(error) => return self.in_doubt(head, &error),
         };
-        let began = Instant::now();
-        let mut done: Vec<Flight> = Vec::new();
-        let mut failed = None;
+        let mut batch = Batch {
+            began: Instant::now(),
+            done: Vec::new(),
+        };
+        let (mut last, mut failed) = (None, None);
         let mut next = Some(head);
         while let Some(flight) = next.take() {
             match self.run_part(&tx, flight, working).await {
-                Part::Completed(flight) => done.push(flight),
+                Part::Succeeded(flight, completion) => {
+                    next = batch.next(&flight);
+                    if next.is_none() {
+                        last = Some((flight, completion));
+                    } else if let Err((flight, error)) = self
+                        .complete_part(&tx, &mut batch, flight, &completion)
+                        .await
+                    {
+                        let flights = batch.done.into_iter().chain([flight]).chain(next);
+                        return self.undone(flights, &error);
+                    }
+                }
                 Part::Failed(flight, failure) => failed = Some((flight, failure)),
                 Part::Left => {}
-                Part::Broken(flight, error) => return self.undone(done, flight, &error),
-            }
-            if failed.is_none() && done.len() < PARTS && began.elapsed() < OPEN {
-                next = done.first().and_then(|head| head.turn.as_ref()?.next());
+                Part::Broken(flight, error) => {
+                    return self.undone(batch.done.into_iter().chain(flight), &error);
+                }
             }
         }
-        if done.is_empty() {
+        let done = batch.done;
+        if done.is_empty() && last.is_none() {
             drop(tx);
             return self.part_failed(failed);
         }
@@ -76,9 +107,14 @@ impl<Tx: Transaction> Engine<Tx> {
         match Arc::try_unwrap(tx) {
             Ok(tx) => {
                 let tx = tx.into_inner();
-                let _ = commits.send(Commit { tx, done, failed });
+                let _ = commits.send(Commit {
+                    tx,
+                    done,
+                    last,
+                    failed,
+                });
             }
-            Err(_) => self.undone(done, failed.map(|(flight, _)| flight), &still_borrowed()),
+            Err(_) => self.undone(in_order(done, last, failed), &still_borrowed()),
         }
     }
 
@@ -87,43 +123,54 @@ impl<Tx: Transaction> Engine<Tx> {
             true => self.call(&flight, Some(slot.clone()), working).await,
             false => Ended::Cancelled,
         };
+        let failure = match ended {
+            Ended::Succeeded(outcome) => match self.completion(&flight, outcome) {
+                Some(completion) => return Part::Succeeded(flight, completion),
+                // Its claim ended in this moment.
+                None => None,
+            },
+            Ended::Failed(failure) => Some(failure),
+            Ended::Cancelled => None,
+        };
         let Ok(mut tx) = slot.try_lock() else {
             return Part::Broken(Some(flight), still_borrowed());
         };
-        match ended {
-            Ended::Succeeded(outcome) => self.complete_part(&mut *tx, flight, outcome).await,
-            Ended::Failed(failure) => match tx.undo().await {
-                Ok(()) => Part::Failed(flight, failure),
-                Err(error) => Part::Broken(Some(flight), error),
-            },
-            Ended::Cancelled => match tx.undo().await {
-                Ok(()) => {
-                    self.cancelled(flight);
-                    Part::Left
-                }
-                Err(error) => Part::Broken(Some(flight), error),
-            },
+        match (tx.undo().await, failure) {
+            (Ok(()), Some(failure)) => Part::Failed(flight, failure),
+            (Ok(()), None) => {
+                self.cancelled(flight);
+                Part::Left
+            }
+            (Err(error), _) => Part::Broken(Some(flight), error),
         }
     }
 
-    async fn complete_part(&self, tx: &mut Tx, flight: Flight, outcome: Outcome) -> Part {
-        let Some(completion) = self.completion(&flight, outcome) else {
-            let error = Error::new(ErrorKind::Other, "a message without a claim was run");
-            return Part::Broken(Some(flight), error);
+    /// Ends a part that is not the last.
+    async fn complete_part(
+        &self,
+        slot: &TxSlot<Tx>,
+        batch: &mut Batch,
+        flight: Flight,
+        completion: &Completion,
+    ) -> Result<(), (Flight, Error)> {
+        let Ok(mut tx) = slot.try_lock() else {
+            return Err((flight, still_borrowed()));
         };
-        match tx.complete(&completion).await {
-            Ok(Ok(())) => Part::Completed(flight),
-            Ok(Err(Fenced)) => {
-                add(&self.counters.fenced, 1);
-                Part::Left
+        match tx.complete(completion).await {
+            Ok(Ok(())) => batch.done.push(flight),
+            // Its turn must not go on to the next, which is being run here.
+            Ok(Err(Fenced)) if batch.done.is_empty() => {
+                return Err((flight, fenced_head()));
             }
-            Err(error) => Part::Broken(Some(flight), error),
+            Ok(Err(Fenced)) => add(&self.counters.fenced, 1),
+            Err(error) => return Err((flight, error)),
         }
+        Ok(())
     }
 
     /// Nothing of the transaction was, or is known to have been, committed: everything is claimed again, in order.
-    fn undone(&self, done: Vec<Flight>, last: Option<Flight>, error: &Error) {
-        let mut flights = done.into_iter().chain(last);
+    fn undone(&self, flights: impl IntoIterator<Item = Flight>, error: &Error) {
+        let mut flights = flights.into_iter();
         let Some(head) = flights.next() else { return };
         let behind: Vec<_> = flights.collect();
         for flight in &behind {
@@ -159,30 +206,51 @@ impl<Tx: Transaction> Engine<Tx> {
         let Commit {
             tx,
             mut done,
+            last,
             failed,
         } = commit;
-        let result = match done.iter().all(|f| f.lease.lasts()) {
-            true => tx.commit().await,
-            false => Err(Error::new(
+        let leased = |flight: &Flight| flight.lease.lasts();
+        let result = match &last {
+            _ if !done.iter().chain(last.iter().map(|(f, _)| f)).all(leased) => Err(Error::new(
                 ErrorKind::Timeout,
                 "a lease ended before the commit",
             )),
+            Some((_, completion)) => tx.complete_and_commit(completion).await,
+            None => tx.commit().await.map(Ok),
         };
-        if let Err(error) = result {
-            return self.undone(done, failed.map(|(flight, _)| flight), &error);
-        }
+        let verdict = match result {
+            Ok(verdict) => verdict,
+            Err(error) => return self.undone(in_order(done, last, failed), &error),
+        };
+        let mut last = last.map(|(flight, _)| flight);
         let failed = failed.map(|(mut flight, failure)| {
-            if let Some(head) = done.first_mut()
-                && flight.turn.is_none()
-            {
+            if flight.turn.is_none() {
                 // Its retry, not what is behind it, is next in the lane.
-                flight.turn = head.turn.take();
+                let head = done.first_mut().or(last.as_mut());
+                flight.turn = head.and_then(|head| head.turn.take());
             }
             (flight, failure)
         });
         done.into_iter().for_each(|flight| self.applied(flight));
+        if let Some(flight) = last {
+            self.completed(flight, verdict);
+        }
         self.part_failed(failed);
     }
+}
+
+fn in_order(
+    done: Vec<Flight>,
+    last: Option<(Flight, Completion)>,
+    failed: Option<(Flight, Failure)>,
+) -> impl Iterator<Item = Flight> {
+    let last = last.into_iter().map(|(flight, _)| flight);
+    let failed = failed.into_iter().map(|(flight, _)| flight);
+    done.into_iter().chain(last).chain(failed)
+}
+
+fn fenced_head() -> Error {
+    Error::new(ErrorKind::Store, "the claim was taken over").retryable(true)
 }
 
 fn still_borrowed() -> Error {
