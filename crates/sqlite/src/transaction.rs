@@ -157,6 +157,16 @@ impl SqliteTx {
         Ok(result?)
     }
 
+    /// Takes the step with which the turn is over. If it could not be taken, dropping the transaction ends the turn.
+    async fn last_step<T>(
+        &mut self,
+        op: impl FnOnce(oneshot::Sender<OpResult<T>>) -> Op,
+    ) -> Result<T, Error> {
+        let result = self.step(op).await?;
+        self.state = State::Idle;
+        Ok(result)
+    }
+
     /// Ends the turn, if there is or may be one, and is as new.
     fn reset(&mut self) {
         if self.state != State::Idle {
@@ -191,13 +201,14 @@ impl Transaction for SqliteTx {
     async fn commit(mut self) -> Result<(), Error> {
         match self.state {
             State::Idle => Ok(()),
-            _ => {
-                let result = self.step(Op::Commit).await;
-                // The turn is over, there is nothing to end.
-                self.state = State::Idle;
-                result
-            }
+            _ => self.last_step(Op::Commit).await,
         }
+    }
+
+    async fn complete_and_commit(mut self, last: &Completion) -> Result<Result<(), Fenced>, Error> {
+        let completion = last.clone();
+        self.last_step(|answer| Op::Finish(completion, answer))
+            .await
     }
 }
 

@@ -100,6 +100,8 @@ pub(crate) enum Op {
     Undo(oneshot::Sender<OpResult<()>>),
     /// Hands the completed parts over to the shared transaction; answered after its commit.
     Commit(oneshot::Sender<OpResult<()>>),
+    /// `Complete`, then `Commit`.
+    Finish(Completion, oneshot::Sender<OpResult<Result<(), Fenced>>>),
     /// Undoes everything.
     End,
 }
@@ -108,7 +110,9 @@ impl Op {
     pub(crate) fn refuse(self, failure: Failure) {
         match self {
             Self::Run(step) => step.refuse(failure),
-            Self::Complete(_, answer) => drop(answer.send(Err(OpError::Lost(failure)))),
+            Self::Complete(_, answer) | Self::Finish(_, answer) => {
+                drop(answer.send(Err(OpError::Lost(failure))));
+            }
             Self::Undo(answer) => drop(answer.send(Err(OpError::Lost(failure)))),
             Self::Commit(answer) => drop(answer.send(Err(OpError::Lost(failure)))),
             Self::End => {}
@@ -118,7 +122,7 @@ impl Op {
     fn is_abandoned(&self) -> bool {
         match self {
             Self::Run(step) => step.is_abandoned(),
-            Self::Complete(_, answer) => answer.is_closed(),
+            Self::Complete(_, answer) | Self::Finish(_, answer) => answer.is_closed(),
             Self::Undo(answer) => answer.is_closed(),
             Self::Commit(answer) => answer.is_closed(),
             Self::End => true,
@@ -171,7 +175,14 @@ impl<'a> Running<'a> {
         let mut op = Some(turn.first);
         loop {
             match op {
-                Some(Op::Commit(answer)) => break running.commit(tx, answer),
+                Some(Op::Commit(answer)) => break running.commit(tx, answer, ()),
+                Some(Op::Finish(last, answer)) => match running.complete(&last) {
+                    Ok(verdict) => break running.commit(tx, answer, verdict),
+                    Err(failure) => {
+                        drop(answer.send(Err(OpError::Lost(failure))));
+                        break running.session.roll_back(tx);
+                    }
+                },
                 Some(Op::End) | None => break running.session.roll_back(tx),
                 Some(Op::Run(step)) => running.run_step(step),
                 Some(Op::Undo(answer)) => {
@@ -244,14 +255,19 @@ impl<'a> Running<'a> {
         result
     }
 
-    fn commit(&mut self, tx: Savepoint, answer: oneshot::Sender<OpResult<()>>) {
+    /// Hands over to the shared transaction, whose commit answers with `result`.
+    fn commit<T>(&mut self, tx: Savepoint, answer: oneshot::Sender<OpResult<T>>, result: T)
+    where
+        T: Send + 'static,
+    {
         self.undo_part();
         if let Err(failure) = self.session.release(tx) {
             drop(answer.send(Err(OpError::Lost(failure))));
             return;
         }
         self.replies.push(Box::new(|committed| {
-            drop(answer.send(committed.map_err(OpError::Lost)));
+            let result = committed.map(|()| result).map_err(OpError::Lost);
+            drop(answer.send(result));
         }));
     }
 }

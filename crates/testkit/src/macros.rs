@@ -152,6 +152,7 @@ macro_rules! __transactional_store_checks {
             unfinished_part_is_not_committed
             dropped_transaction_leaves_nothing
             stale_token_is_fenced
+            last_part_completes_with_the_commit
             part_completes_once
             expired_claim_that_nobody_took_completes
             takeover_and_commit_exclude_each_other

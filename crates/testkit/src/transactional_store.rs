@@ -166,6 +166,30 @@ pub async fn stale_token_is_fenced(harness: &impl TransactionalStoreHarness) {
     assert_eq!(effects(harness).await, ["good", "newest"]);
 }
 
+/// The last part may complete with the commit; fenced, it takes nothing with it that came before.
+pub async fn last_part_completes_with_the_commit(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let stale = take(&store, A, "stale", harness.lease()).await;
+    let (one, two) = (
+        take(&store, A, "one", LONG).await,
+        take(&store, A, "two", LONG).await,
+    );
+    expire(harness).await;
+    take(&store, B, "stale", LONG).await;
+    for (first, last, verdict) in [(None, one, Ok(())), (Some(two), stale, FENCED)] {
+        let mut tx = begin(&store).await;
+        if let Some(first) = first {
+            assert_eq!(part(harness, &mut tx, "second", first).await, Ok(()));
+        }
+        harness.write(&mut tx, &format!("last, {verdict:?}")).await;
+        let result = tx.complete_and_commit(&completion(last)).await;
+        assert_eq!(result.expect("the store can be reached"), verdict);
+    }
+    assert_eq!(effects(harness).await, ["last, Ok(())", "second"]);
+    assert_eq!(ask(&store, B, "one").await, done());
+    assert_eq!(ask(&store, B, "two").await, done());
+}
+
 /// A token completes once, in this transaction or in an earlier one.
 pub async fn part_completes_once(harness: &impl TransactionalStoreHarness) {
     let store = harness.transactional().await;

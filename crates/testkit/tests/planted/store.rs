@@ -491,6 +491,7 @@ plant! {
     transactional_store_suite effects_escape: EffectsEscape [
         dropped_transaction_leaves_nothing
         effect_and_record_commit_together
+        last_part_completes_with_the_commit
         part_completes_once
         stale_token_is_fenced
         takeover_and_commit_exclude_each_other
@@ -501,6 +502,7 @@ plant! {
         undo_takes_back_only_its_part
     ]
     transactional_store_suite transaction_ignores_token: TransactionIgnoresToken [
+        last_part_completes_with_the_commit
         stale_token_is_fenced
     ]
     transactional_store_suite crash_loses_records_and_effects: CrashLosesRecords [
