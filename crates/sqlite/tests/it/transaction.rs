@@ -207,6 +207,33 @@ async fn after_a_dropped_call_only_undo_is_possible() {
 }
 
 #[tokio::test]
+async fn a_commit_that_is_refused_gives_the_turn_back() {
+    let stage = Stage::new().await;
+    let held = stage.claim(1).await;
+    for finish in [false, true] {
+        let mut tx = stage.begin().await;
+        effect(&mut tx, 1).await;
+        let slow = tx.with(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(())
+        });
+        let dropped = tokio::time::timeout(Duration::from_millis(5), slow).await;
+        assert!(dropped.is_err());
+        let error = match finish {
+            true => tx
+                .complete_and_commit(&completion(1, held.token))
+                .await
+                .err(),
+            false => tx.commit().await.err(),
+        };
+        assert!(error.expect("it is not known what was done").is_retryable());
+        // Well before the turn's own limit of 30 s.
+        let effects = tokio::time::timeout(Duration::from_secs(10), stage.effects()).await;
+        assert!(effects.expect("the turn is over").is_empty());
+    }
+}
+
+#[tokio::test]
 async fn a_transaction_dropped_while_it_waits_for_its_turn_takes_none() {
     let stage = Stage::new().await;
     let held = stage.claim(1).await;
