@@ -7,6 +7,8 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use onlyonce_core::{Error, Params};
 use url::Url;
 
+use crate::connection::{self, answer};
+
 /// Names of queues, exchanges, routing keys and headers: AMQP's short strings.
 const MAX_NAME: usize = 255;
 /// What delay queues append to the queue's name needs this much room.
@@ -57,6 +59,18 @@ impl Config {
         let authority = &self.uri.authority;
         let vhost = self.uri.vhost.replace('/', "%2f");
         format!("{scheme}://{}:{}/{vhost}", authority.host, authority.port)
+    }
+
+    /// Opens a plain connection to the vhost. It is not shared with any source or sink, and nothing keeps it up.
+    ///
+    /// # Errors
+    /// The broker cannot be reached within [`timeout`](Self::timeout), or refuses.
+    pub async fn connect(&self) -> Result<lapin::Connection, Error> {
+        let connecting = answer(self.timeout, connection::connect(self, "connection"));
+        let target = self.queue.as_ref().or(self.exchange.as_ref());
+        connecting
+            .await
+            .map_err(|fault| fault.error("cannot connect", target.map_or("", String::as_str)))
     }
 
     pub(crate) fn uri(&self) -> AMQPUri {

@@ -36,11 +36,15 @@ impl Link {
     /// Closes the channel, which gives back what is not settled, in order; then the connection. The channel first and
     /// never the consumer: cancelling one that holds messages breaks classic queues with a single active consumer.
     pub(crate) async fn close(&self) -> Result<(), Fault> {
-        if !self.is_open() {
-            return Ok(());
+        let mut closed = Ok(());
+        if self.channel.status().connected() {
+            closed = answer(self.patience, self.channel.close(200, "closing".into())).await;
         }
-        answer(self.patience, self.channel.close(200, "closing".into())).await?;
-        answer(self.patience, self.connection.close(200, "closing".into())).await
+        if self.connection.status().connected() {
+            let closing = self.connection.close(200, "closing".into());
+            closed = closed.and(answer(self.patience, closing).await);
+        }
+        closed
     }
 }
 

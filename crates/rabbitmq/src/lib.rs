@@ -1,4 +1,123 @@
-//! RabbitMQ for onlyonce: a source with manual acks and a sink with publisher confirms.
+//! RabbitMQ for onlyonce, over AMQP 0-9-1: [`RabbitSource`] consumes a queue with manual acks, [`RabbitSink`] publishes
+//! with confirms. RabbitMQ 3.10 or later, classic and quorum queues; no streams.
+//!
+//! ```no_run
+//! # async fn f() -> Result<(), onlyonce_core::Error> {
+//! use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
+//!
+//! let orders: Config = "amqps://user:secret@mq.example/shop?queue=orders&quorum=true".parse()?;
+//! let source = RabbitSource::new(orders)?;
+//! let dead = RabbitSink::new("amqps://user:secret@mq.example/shop?queue=orders.dead".parse()?)?;
+//! # Ok(()) }
+//! ```
+//!
+//! # URLs
+//!
+//! `amqp://user:password@host:port/vhost?queue=NAME&…`, or `amqps` for TLS. User and password are `guest` unless given,
+//! the port is 5672 (5671), the vhost is `/`; a slash within its name is written `%2f`. An unknown parameter is an error.
+//! Durations are written like `500ms`, `30s`, `5m`.
+//!
+//! | parameter | default | |
+//! |---|---|---|
+//! | `queue` | | the queue; required for a source. Nothing is declared but delay queues |
+//! | `exchange`, `routing_key` | | for a sink, instead of `queue` |
+//! | `quorum` | `false` | it is a quorum queue, which counts deliveries: [`Delivery::attempt`] is then always filled in |
+//! | `group_header` | none | the header that carries [`Message::group`], read and written. Give a dead-letter sink the same |
+//! | `single_active_consumer` | `false` | the queue has [`x-single-active-consumer`][sac]; without `group_header` it is one group |
+//! | `prefetch` | 500 | [deliveries out at once][prefetch], and so held in memory; 1 to 65535 |
+//! | `consumer_timeout` | `30m` | the broker's [acknowledgement time-out][timeout]; `0s` if it is switched off there |
+//! | `delayed_retry` | `true` | nacks with a delay use delay queues, see below |
+//! | `heartbeat` | `20s` | a silent connection is given up after twice as long |
+//! | `timeout` | `30s` | for connecting, a request, the confirmation of a batch |
+//!
+//! What AMQP cannot tell (`quorum`, `single_active_consumer`, `consumer_timeout`) is believed: a false statement costs
+//! counts, order, or a lease that ends earlier than thought.
+//!
+//! For TLS the system's certificates are trusted; `SSL_CERT_FILE` names others, of a private authority, say.
+//!
+//! # Delivery semantics
+//!
+//! **Consuming** is at least once. A delivery belongs to the channel it came by, and its lease ends with that channel, or
+//! after `consumer_timeout` if that is sooner. When the channel ends, for whatever reason, its leases' tokens are
+//! cancelled, its receipts answer [`LeaseLost`][Answer::LeaseLost] for ever, and a task of the source opens another one,
+//! after a pause with jitter that grows to 30 s. No tag is ever sent on another channel than its own. `receive` returns
+//! the error of each failed attempt; after one that is not retryable (no such queue, access refused) it is the next
+//! `receive` that tries again.
+//!
+//! **Acks** of one `settle` leave as one `multiple` ack, as far as every older delivery is settled, and one by one above
+//! that: no ack waits for a slow message. AMQP [confirms no ack][acks], so `Applied` means that it was written to the
+//! channel; if the connection dies before the broker reads it, the message comes again, and the deduplication sees to it.
+//! After `close` returns `Ok`, the broker has read all of them.
+//!
+//! **A nack** is `basic.nack` with requeue. It counts as a delivery, and up to RabbitMQ 4.2 towards a quorum queue's
+//! [delivery limit][poison]: by default RabbitMQ 4 *deletes* a message after 20, unless the queue has a dead-letter
+//! exchange. So give it one, or `x-delivery-limit=-1`; the pipeline's own limit comes first if it is lower.
+//!
+//! **A nack with a delay**: AMQP has none. A copy of the message, with its id, headers, properties and the header
+//! `x-onlyonce-attempt`, is published to a queue `NAME.delay.MILLISECONDS` whose messages expire into the original
+//! queue; only when the broker has confirmed the copy is the original acked. If that ack is lost there are two messages
+//! with one `message_id`: the deduplication takes care of them, but a message without an id is doubled. The delay is
+//! rounded up to one of 17 steps from 100 ms to a day, the longest. The copy goes to the end of the queue, without the
+//! original's `expiration` and `x-death`. Delay queues are [quorum queues with at-least-once dead-lettering][alo], and
+//! go away by themselves; declaring them needs the permission `configure` on that name. With `group_header` or
+//! `single_active_consumer` there is no delayed nack, since it would break the order.
+//!
+//! **Dead letters** are for a sink: AMQP's `basic.reject` neither carries a reason nor is confirmed.
+//!
+//! **Publishing**: `Ok` means [confirmed][acks], persistent and in a queue. Messages are `mandatory`: one that no queue takes is
+//! [`Unroutable`](onlyonce_core::ErrorKind::Unroutable), alone in its batch. A nack by the broker (queue full, node in
+//! trouble) is retryable. A message that the broker refuses (over its `max_message_size`) closes the channel: it fails
+//! for good, the others of its batch are retryable.
+//!
+//! **What becomes of a message**:
+//!
+//! | AMQP | onlyonce |
+//! |---|---|
+//! | `message_id` | [`Message::dedup_id`], at most 255 bytes |
+//! | the header `group_header` | [`Message::group`] |
+//! | `timestamp` | [`Message::published_at`], in seconds |
+//! | `content_type`, `content_encoding`, `correlation_id`, `reply_to`, `type`, `app_id`, `priority` | attributes `amqp-content-type` …, and back |
+//! | other headers | attributes; a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…` |
+//! | exchange and routing key, `CC` | attributes `amqp-exchange`, `amqp-routing-key`, `amqp-cc`; a sink routes by none of them |
+//! | `x-delivery-count`, `x-acquired-count`, `x-onlyonce-attempt`, `x-death` of this queue by rejection | [`Delivery::attempt`] |
+//! | `expiration`, `user_id`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
+//!
+//! # Order
+//!
+//! RabbitMQ delivers a queue's messages in order to its consumer and knows no groups: [`Ordering::Delivery`], with
+//! `group_header` or `single_active_consumer`. It holds while there is *one* consumer, so declare the queue with
+//! `x-single-active-consumer` if there may be more: then a second one waits until the first is gone.
+//! [`inspect`](onlyonce_core::Source::inspect) finds other consumers. What a closing source holds goes back in order; for that it closes the
+//! channel and does not cancel the consumer, which with a single active consumer would reorder or break the queue.
+//!
+//! # Limits
+//!
+//! - Memory: `prefetch` × size of a message; AMQP bounds no bytes. Lower it for large messages.
+//! - A body may be as large as the broker's `max_message_size` (16 MiB by default in RabbitMQ 4, 128 MiB before); headers
+//!   and properties of a message share one frame (128 KiB).
+//! - A message whose properties or header names are not UTF-8 cannot be read by the client and ends the channel:
+//!   `receive` then returns an error that is not retryable.
+//! - AMQP tells nothing of a queue's type, limits or policies: see what
+//!   [`inspect`](onlyonce_core::Source::inspect) calls unknown.
+//! - The client logs a returned message, body included, at level WARN under the target `lapin`.
+//!
+//! # Escape hatch
+//!
+//! [`Config::connect`] opens a plain [`lapin`] connection to the same vhost, to declare queues and for all else that is
+//! not here.
+//!
+//! [`Message::group`]: onlyonce_core::Message::group
+//! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id
+//! [`Message::published_at`]: onlyonce_core::Message::published_at
+//! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
+//! [`Ordering::Delivery`]: onlyonce_core::Ordering::Delivery
+//! [Answer::LeaseLost]: onlyonce_core::Answer::LeaseLost
+//! [sac]: https://www.rabbitmq.com/docs/consumers#single-active-consumer
+//! [prefetch]: https://www.rabbitmq.com/docs/consumer-prefetch
+//! [timeout]: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
+//! [acks]: https://www.rabbitmq.com/docs/confirms
+//! [poison]: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
+//! [alo]: https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering
 
 mod acks;
 mod config;
@@ -9,6 +128,8 @@ mod headers;
 mod publisher;
 mod sink;
 mod source;
+
+pub use lapin;
 
 pub use config::Config;
 pub use sink::RabbitSink;

@@ -227,20 +227,33 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    async fn open(&self) -> Result<(Link, Consumer), Fault> {
-        let config = &self.config;
-        let link = Link::open(config, &format!("source {}", self.queue)).await?;
-        answer(config.timeout, async {
+    /// A channel that consumes; `None` if the source was closed meanwhile.
+    async fn open(&self) -> Result<Option<(Link, Consumer)>, Fault> {
+        let role = format!("source {}", self.queue);
+        let link = tokio::select! {
+            () = self.stop.cancelled() => return Ok(None),
+            link = Link::open(&self.config, &role) => link?,
+        };
+        // Not to be dropped half-way: lapin would keep connection and consumer open, with messages that nobody sees.
+        let consumer = answer(self.config.timeout, async {
             let qos = BasicQosOptions { global: false };
-            link.channel.basic_qos(config.prefetch, qos).await?;
+            link.channel.basic_qos(self.config.prefetch, qos).await?;
             let queue = self.queue.as_str().into();
             let options = BasicConsumeOptions::default();
-            link.channel
-                .basic_consume(queue, "".into(), options, FieldTable::default())
-                .await
+            let consume =
+                link.channel
+                    .basic_consume(queue, "".into(), options, FieldTable::default());
+            consume.await
         })
-        .await
-        .map(|consumer| (link, consumer))
+        .await;
+        match consumer {
+            Ok(consumer) => Ok(Some((link, consumer))),
+            Err(fault) => {
+                // The fault tells more than whether this worked.
+                let _ = link.close().await;
+                Err(fault)
+            }
+        }
     }
 
     fn begin(&self, link: Link) -> Arc<Epoch> {
@@ -440,8 +453,10 @@ impl Shared {
         let request =
             link.channel
                 .queue_declare(self.queue.as_str().into(), passive, FieldTable::default());
-        let queue = answer(self.config.timeout, request).await.map_err(fault)?;
-        link.close().await.map_err(fault)?;
+        let queue = answer(self.config.timeout, request).await;
+        let closed = link.close().await;
+        let queue = queue.map_err(fault)?;
+        closed.map_err(fault)?;
         let own = u32::from(lock(&self.state).epoch.is_some());
         Ok(self.inspection(queue.consumer_count().saturating_sub(own)))
     }
@@ -510,13 +525,10 @@ async fn send(channel: &Channel, frame: Frame) -> lapin::Result<()> {
 async fn drive(shared: Arc<Shared>) -> Result<(), Fault> {
     let mut backoff = Backoff::default();
     loop {
-        let opened = tokio::select! {
-            () = shared.stop.cancelled() => return Ok(()),
-            opened = shared.open() => opened,
-        };
-        let opened_at = Instant::now();
-        match opened {
-            Ok((link, consumer)) => {
+        match shared.open().await {
+            Ok(None) => return Ok(()),
+            Ok(Some((link, consumer))) => {
+                let opened_at = Instant::now();
                 let (ended, useful) = shared.live(link, consumer).await;
                 if shared.stop.is_cancelled() {
                     return ended;

@@ -1,5 +1,7 @@
 //! What is RabbitMQ's own, against a live broker: `./tests/run rabbitmq`.
 
+#![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]
+
 mod common;
 
 use std::time::Duration;
@@ -72,7 +74,8 @@ async fn nothing_is_lost_over_many_cuts() {
             }
             assert!(Instant::now() < deadline, "lost: {missing:?}");
         }
-        source.close().await.unwrap();
+        // It may meet the last cut.
+        let _ = source.close().await;
     }
 }
 
@@ -401,28 +404,12 @@ async fn a_delayed_retry_keeps_the_message_and_its_count() {
             let answers = settle(&source, &back, &REQUEUE).await;
             assert!(answers[0].is_applied(), "{answers:?}");
         }
-        // A quorum queue counts every delivery, a classic one those after a delayed retry.
-        let expected = match kind {
-            Kind::Quorum => [1, 2, 3, 4, 5, 6, 7, 8].map(Some),
-            Kind::Classic => [
-                None,
-                Some(3),
-                Some(4),
-                Some(5),
-                Some(6),
-                Some(7),
-                Some(8),
-                Some(9),
-            ],
-        };
-        assert_eq!(attempts[0], expected[0], "{attempts:?}");
-        assert!(
-            attempts[1..].windows(2).all(|pair| pair[0] < pair[1]),
-            "{attempts:?}"
-        );
-        if kind == Kind::Quorum {
-            assert_eq!(attempts, expected);
+        let mut expected = [1, 2, 3, 4, 5, 6, 7, 8].map(Some);
+        if kind == Kind::Classic {
+            // Nobody has counted yet.
+            expected[0] = None;
         }
+        assert_eq!(attempts, expected, "{kind:?}");
         assert_eq!(drain(&source, 1).await, ["1"]);
         source.close().await.unwrap();
         queue.assert_left(0).await;

@@ -1,5 +1,7 @@
 //! The public conformance suite, on every kind of queue: `./tests/run rabbitmq`.
 
+#![allow(clippy::unwrap_used, reason = "the harness is test code")]
+
 mod common;
 
 use std::sync::Arc;
