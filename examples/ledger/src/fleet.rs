@@ -25,6 +25,8 @@ impl Worker {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log)
+            // Panics are among the faults.
+            .env("RUST_BACKTRACE", "0")
             .kill_on_drop(true)
             .spawn()?;
         let (latest, figures) = watch::channel(Figures::default());

@@ -14,18 +14,26 @@ use tempfile::TempDir;
 
 /// Longer than anything here may take, on a slow machine.
 const DEADLINE: Duration = Duration::from_secs(90);
-pub const LEASE: &str = "2";
 
 /// A folder with a queue and a ledger.
-pub struct Folder(TempDir);
+pub struct Folder {
+    folder: TempDir,
+    /// Of messages and of claims, in seconds.
+    lease: u64,
+}
 
 impl Folder {
     pub fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self::with_lease(2)
+    }
+
+    pub fn with_lease(lease: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        Self { folder, lease }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.path().join(name)
     }
 
     pub fn queue(&self) -> String {
@@ -46,11 +54,16 @@ impl Folder {
 
     /// Starts `ledger work` on both.
     pub fn worker(&self, arguments: &[&str]) -> Worker {
-        let source = format!("{}&lease={LEASE}s", self.queue());
+        let source = format!("{}&lease={}s", self.queue(), self.lease);
         let mut command = ledger();
         command
             .args(["work", "--source", &source, "--store", &self.store()])
-            .args(["--claim-lease", LEASE, "--report-every", "0.02"])
+            .args([
+                "--claim-lease",
+                &self.lease.to_string(),
+                "--report-every",
+                "0.02",
+            ])
             .args(arguments);
         Worker::start(command)
     }
