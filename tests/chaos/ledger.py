@@ -1,0 +1,192 @@
+"""The ledger's worker as a child process, and its tables: what the chaos tests share."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from urllib.parse import urlencode
+
+import pika
+
+GROUP_HEADER = "x-group"
+
+
+def until(what, ready, seconds=120, pause=0.01):
+    """Polls `ready` until it gives something true, and returns that."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = ready()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited in vain for {what}")
+        time.sleep(pause)
+
+
+class Book:
+    """The ledger's file, read without the program under test."""
+
+    def __init__(self, folder):
+        self.path = os.path.join(folder, "ledger.db")
+        self.url = f"sqlite:{self.path}"
+
+    def _query(self, sql):
+        with sqlite3.connect(self.path, timeout=30) as db:
+            return db.execute(sql).fetchall()
+
+    def entries(self):
+        """How many entries there are; they are never deleted, so the last row's number tells."""
+        if not os.path.exists(self.path):
+            return 0
+        try:
+            return self._query("SELECT IFNULL(MAX(rowid), 0) FROM entries")[0][0]
+        except sqlite3.OperationalError:
+            return 0  # No tables yet.
+
+    def transfers(self):
+        """Each transfer's number of entries and their sum."""
+        rows = self._query("SELECT transfer_id, COUNT(*), SUM(amount) FROM entries GROUP BY transfer_id")
+        return {transfer: (count, total) for transfer, count, total in rows}
+
+    def sum_of_balances(self):
+        return self._query("SELECT IFNULL(SUM(balance), 0) FROM balances")[0][0]
+
+    def repeated_calls(self):
+        """Keys with which more than one worker called the bank."""
+        sql = "SELECT COUNT(*) FROM (SELECT key FROM calls GROUP BY key HAVING COUNT(DISTINCT worker) > 1)"
+        return self._query(sql)[0][0]
+
+    def can_be_written(self):
+        """Whether nobody holds the write lock; a process that is stopped while it does keeps it."""
+        db = sqlite3.connect(self.path, timeout=0.05, isolation_level=None)
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
+            return True
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            db.close()
+
+
+class Worker:
+    """A `ledger work` process; what it prints is followed."""
+
+    def __init__(self, program, source, book, dead_letter, log, *more):
+        arguments = ["work", "--source", source, "--store", book.url, "--dead-letter", dead_letter]
+        arguments += ["--claim-lease", "2", "--report-every", "0.05", "--log", "info", *more]
+        self.log = log
+        with open(log, "w", encoding="utf-8") as stderr:
+            self.process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True)
+        self.figures = {}
+        self._reader = threading.Thread(target=self._follow, daemon=True)
+        self._reader.start()
+
+    def _follow(self):
+        for line in self.process.stdout:
+            try:
+                self.figures = json.loads(line)
+            except ValueError:
+                pass  # The last line of a killed process may be cut.
+
+    def count(self, name):
+        return self.figures.get(name, 0)
+
+    def ended(self):
+        return self.process.poll() is not None
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        self._reader.join()
+
+    def report(self, seconds=60):
+        """Waits for a good end."""
+        code = self.process.wait(timeout=seconds)
+        self._reader.join()
+        if code != 0:
+            raise AssertionError(f"a worker ended with {code}; its log ends:\n{self.last_words()}")
+        return self.figures
+
+    def last_words(self, lines=15):
+        with open(self.log, encoding="utf-8") as log:
+            return "".join(log.readlines()[-lines:])
+
+
+class Queue:
+    """A queue with its dead-letter queue."""
+
+    def __init__(self, url, name, kind="quorum"):
+        self.url, self.name, self.dead = url, name, f"{name}.dead"
+        # A broker that deletes what it delivered too often would hide what is lost. RabbitMQ 4 has a limit of 20 unless
+        # told otherwise; 3 has none, and takes the -1 by which 4 has none for a limit below zero: it deletes all that
+        # comes back.
+        arguments = {"x-queue-type": kind, **({"x-delivery-limit": 1_000_000} if kind == "quorum" else {})}
+        with self.connect() as connection:
+            channel = connection.channel()
+            for queue in (self.name, self.dead):
+                channel.queue_declare(queue, durable=True, arguments=arguments)
+
+    def connect(self):
+        parameters = pika.URLParameters(self.url)
+        parameters.heartbeat = 10
+        parameters.blocked_connection_timeout = 30
+        return pika.BlockingConnection(parameters)
+
+    def of(self, queue, **parameters):
+        """The URL of one of the two queues, for the worker."""
+        return f"{self.url}?{urlencode({'queue': queue, **parameters})}"
+
+    def depth(self, queue):
+        with self.connect() as connection:
+            return connection.channel().queue_declare(queue, passive=True).method.message_count
+
+    def drained(self, queue):
+        """Takes every message out."""
+        bodies = []
+        with self.connect() as connection:
+            channel = connection.channel()
+            while True:
+                method, _, body = channel.basic_get(queue, auto_ack=True)
+                if method is None:
+                    return bodies
+                bodies.append(body)
+
+    def delete(self):
+        with self.connect() as connection:
+            channel = connection.channel()
+            for queue in (self.name, self.dead):
+                channel.queue_delete(queue)
+
+
+def transfer(number, rng, group=None):
+    """A transfer's id, payload and properties."""
+    identity = f"transfer-{number}"
+    source, target = rng.sample(range(1_000), 2)
+    body = {"transfer_id": identity, "from": f"account-{source}", "to": f"account-{target}"}
+    body["amount"] = rng.randint(1, 99_999)
+    headers = {GROUP_HEADER: group} if group else None
+    properties = pika.BasicProperties(message_id=identity, delivery_mode=2, headers=headers)
+    return identity, json.dumps(body).encode(), properties
+
+
+def check_tables(book, program, transfers):
+    """Compares the tables with what was sent; returns findings and the program's own audit."""
+    rows = book.transfers()
+    expected = {f"transfer-{number}" for number in range(transfers)}
+    findings = {
+        "lost": len(expected - rows.keys()),
+        "applied_twice": sum(1 for count, _ in rows.values() if count > 2),
+        "half_applied": sum(1 for count, total in rows.values() if count < 2 or total != 0),
+        "never_sent": len(rows.keys() - expected),
+        "sum_of_balances": book.sum_of_balances(),
+    }
+    audit = subprocess.run([program, "audit", "--store", book.url], capture_output=True, text=True, check=False)
+    findings["audit_disagrees"] = int(audit.returncode != 0)
+    return findings, json.loads(audit.stdout)
