@@ -132,8 +132,8 @@ async fn transactions(store: &SqliteStore, total: usize, callers: usize) -> Resu
                 tx.execute("INSERT INTO effect (text) VALUES (?1)", ["an effect"])
                     .await?;
                 let done = completion(claim, token(&claimed[0]));
-                tx.complete(&done).await?.expect("nobody else has it");
-                tx.commit().await?;
+                let verdict = tx.complete_and_commit(&done).await?;
+                verdict.expect("nobody else has it");
             }
             Ok::<_, Error>(())
         }));

@@ -31,6 +31,12 @@ impl Failure {
         classify(error).0 == ErrorKind::Timeout
     }
 
+    /// As those see it who only shared the transaction: they may try again, whatever it was.
+    pub(crate) fn of_another(mut self) -> Self {
+        self.retryable = true;
+        self.while_("undone together with another command that failed")
+    }
+
     /// Puts what was being done in front.
     pub(crate) fn while_(mut self, doing: &str) -> Self {
         self.what = format!("{doing}: {}", self.what);

@@ -210,7 +210,9 @@ impl Session {
         run: impl FnOnce(&mut Self) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         self.check_lost()?;
-        run(self).map_err(|failure| self.lose(failure))
+        run(self).inspect_err(|failure| {
+            self.lose(failure.clone().of_another());
+        })
     }
 
     /// Runs `run` so that it leaves nothing behind if it fails.

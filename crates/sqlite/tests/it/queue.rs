@@ -94,6 +94,25 @@ async fn a_group_waits_for_its_head_and_no_other_does() {
 }
 
 #[tokio::test]
+async fn what_follows_a_leased_or_delayed_message_is_not_delivered_with_the_head() {
+    let scene = Scene::new();
+    let queue = open(&scene).await;
+    publish(&queue, &messages(&["a1", "a2", "a3"], Some("a"))).await;
+    let got = receive(&queue, 10).await;
+    applied(&queue, &got[..1], nack(Duration::ZERO)).await;
+    applied(&queue, &got[2..], nack(Duration::ZERO)).await;
+    let head = receive(&queue, 10).await;
+    assert_eq!(texts(&head), ["a1"], "a2 is leased");
+    applied(&queue, &head, nack(Duration::ZERO)).await;
+    applied(&queue, &got[1..2], nack(Duration::from_secs(5))).await;
+    let head = receive(&queue, 10).await;
+    assert_eq!(texts(&head), ["a1"], "a2 is delayed");
+    applied(&queue, &head, nack(Duration::ZERO)).await;
+    scene.pass(Duration::from_secs(5));
+    assert_eq!(texts(&receive(&queue, 10).await), ["a1", "a2", "a3"]);
+}
+
+#[tokio::test]
 async fn a_lease_that_ends_makes_the_old_receipt_worthless() {
     let scene = Scene::new();
     let queue = open(&scene).await;
