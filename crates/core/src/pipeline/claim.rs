@@ -122,15 +122,10 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 return Some(flight);
             }
             Claimed::Done { .. } => self.duplicate(flight),
-            Claimed::Busy { .. } if flight.in_lane() => {
-                // It asks again when its turn comes.
-                flight.key_guard = None;
-                return Some(flight);
-            }
-            Claimed::Busy { retry_in } => {
-                flight.key_guard = None;
-                self.postpone(flight, retry_in.max(BUSY_AT_LEAST));
-            }
+            // It asks again when its turn comes. In both cases it stays entered: another delivery of its key that got the
+            // claim meanwhile could stand behind it in its lane, and each would wait for the other.
+            Claimed::Busy { .. } if flight.in_lane() => return Some(flight),
+            Claimed::Busy { retry_in } => self.postpone(flight, retry_in.max(BUSY_AT_LEAST)),
             Claimed::Conflict => {
                 add(&self.counters.conflicts, 1);
                 flight.key_guard = None;
