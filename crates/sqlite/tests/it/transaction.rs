@@ -245,10 +245,10 @@ async fn a_transaction_dropped_while_it_waits_for_its_turn_takes_none() {
     waiting.abort();
     assert!(waiting.await.is_err());
     complete(&mut first, held).await.unwrap();
-    first.commit().await.unwrap();
     // Well before a turn's limit of 30 s, which would end one that nobody uses.
-    let effects = tokio::time::timeout(Duration::from_secs(10), stage.effects()).await;
-    assert_eq!(effects.expect("nobody has a turn"), [1]);
+    let committed = tokio::time::timeout(Duration::from_secs(10), first.commit()).await;
+    committed.expect("nobody else has a turn").unwrap();
+    assert_eq!(stage.effects().await, [1]);
 }
 
 #[tokio::test]
