@@ -1,5 +1,10 @@
 //! Runs the `ledger` program on an embedded queue.
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "helpers of tests, of which each uses its part"
+)]
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
