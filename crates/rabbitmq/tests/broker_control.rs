@@ -143,20 +143,26 @@ async fn nothing_stays_open() {
     receive(&source, 1).await;
     assert_eq!(connections(), 1, "it is seen");
     source.close().await.unwrap();
-    // At every moment of opening, until it has been open a few times.
-    let mut opened = 0;
+    // At every moment of opening, until it has been open a few times. The heartbeat would close what was forgotten.
+    let (source, sink) = (
+        || queue.source("&heartbeat=600s"),
+        || queue.sink("&heartbeat=600s"),
+    );
+    let (mut opened, deadline) = (0, Instant::now() + 4 * PATIENCE);
     for millis in 0.. {
+        let why = "a consumer that was forgotten holds the messages";
+        assert!(Instant::now() < deadline, "{why}");
         let short = Duration::from_millis(millis);
-        let (closed, dropped) = (queue.source(""), queue.source(""));
+        let (closed, dropped) = (source(), source());
         let got = timeout(short, closed.receive(limit(1))).await;
         closed.close().await.unwrap();
         opened += usize::from(got.is_ok());
         let _ = timeout(short, dropped.receive(limit(1))).await;
         drop(dropped);
-        let sink = queue.sink("");
+        let sink = sink();
         let _ = timeout(short, sink.publish(&[numbered(0)])).await;
         let _ = timeout(short, sink.close()).await;
-        let _ = timeout(short, queue.source("").inspect()).await;
+        let _ = timeout(short, source().inspect()).await;
         if opened > 10 {
             break;
         }
