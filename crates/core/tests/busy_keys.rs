@@ -1,4 +1,5 @@
 //! A key that somebody else is busy with, and a second delivery of it behind the first in one group.
+#![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -127,4 +128,50 @@ async fn a_head_and_its_duplicate_do_not_wait_for_each_other() {
 #[tokio::test(start_paused = true)]
 async fn a_message_in_a_lane_and_its_duplicate_do_not_wait_for_each_other() {
     neither_waits_for_the_other(true).await;
+}
+
+/// The key becomes free while a delivery of it stands in its lane; one that comes now must not get before it.
+#[tokio::test(start_paused = true)]
+async fn nobody_overtakes_in_the_queue_for_a_key() {
+    let (script, next) = unbounded_channel();
+    let source = Scripted {
+        next: next.into(),
+        settled: Mutex::default(),
+    };
+    let store = MemoryStore::new();
+    let pipeline = Pipeline::idempotent(source, store)
+        .stop_when_idle(Duration::from_secs(5))
+        .run(|body: String, key: DedupKey, context: Context| async move {
+            match (body.as_str(), key.as_str(), context.attempt) {
+                ("slow", ..) => sleep(Duration::from_secs(2)).await,
+                ("bad", ..) => return Err(Failure::dead_letter("bad")),
+                _ => {}
+            }
+            Ok(())
+        });
+    let send = |tag: u64, id: &str, body: &str, group: &str| {
+        let message = Message::new(body.to_owned())
+            .with_dedup_id(id)
+            .with_group(group);
+        let receipt = Receipt::Tag { epoch: 1, tag };
+        script
+            .send(Delivery::new(message, receipt, Lease::default()))
+            .unwrap();
+    };
+    let feed = async {
+        send(0, "a", "slow", "g");
+        send(1, "k", "bad", "h");
+        // Behind `a` in its lane, and behind the bad one in the queue for its key.
+        send(2, "k", "good", "g");
+        sleep(Duration::from_secs(1)).await;
+        // The bad one is gone.
+        send(3, "k", "good", "g");
+    };
+    let both = async { tokio::join!(pipeline, feed) };
+    let (report, ()) = timeout(Duration::from_secs(60), both)
+        .await
+        .expect("the group goes on");
+    let report = report.unwrap();
+    assert_eq!((report.applied, report.duplicates), (2, 1), "{report:?}");
+    assert_eq!(report.dead_lettered, 1);
 }

@@ -9,6 +9,7 @@ use super::backoff::Backoff;
 use super::counters::add;
 use super::engine::Engine;
 use super::in_flight::Flight;
+use super::keys::KeyPlace;
 
 /// At most so many claims in one call to the store.
 const BATCH: usize = 1_000;
@@ -48,26 +49,29 @@ impl<Tx: Send + 'static> Engine<Tx> {
     ) {
         while let Some(mut batch) = next_batch(&mut arrived, &mut heads).await {
             for flight in &mut batch {
-                if let Some(claim) = flight.claim
-                    && flight.key_guard.is_none()
-                {
-                    flight.key_guard = self.keys.enter(claim.key);
+                if let Some(claim) = flight.claim {
+                    let place = &mut flight.key_place;
+                    place.get_or_insert_with(|| self.keys.queue(claim.key));
                 }
             }
             self.claim_batch(store, batch).await;
         }
     }
 
-    /// Claims the messages whose keys are entered; the others come along, to keep their places.
+    /// Claims the messages that are first in the queues for their keys; the others come along, to keep their places.
     async fn claim_batch(&self, store: &dyn Store, mut batch: Vec<Flight>) {
         let mut backoff = Backoff::new();
         while !batch.is_empty() {
-            let entered = batch.iter().filter(|flight| flight.key_guard.is_some());
-            let claims: Vec<Claim> = entered.filter_map(|flight| flight.claim).collect();
+            let first: Vec<bool> = batch.iter().map(is_first).collect();
+            let wanted = batch.iter().zip(&first).filter(|(_, first)| **first);
+            let claims: Vec<Claim> = wanted.filter_map(|(flight, _)| flight.claim).collect();
             let sent = Instant::now();
+            if claims.is_empty() {
+                return self.claimed(batch, &first, Vec::new(), sent);
+            }
             let lease = self.options.claim_lease;
             let error = match self.within(store.claim(self.owner, &claims, lease)).await {
-                Ok(answers) => return self.claimed(batch, answers, sent + lease),
+                Ok(answers) => return self.claimed(batch, &first, answers, sent + lease),
                 Err(error) => error,
             };
             tracing::warn!(queue = &*self.queue, %error, "claims failed");
@@ -85,12 +89,12 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    fn claimed(&self, batch: Vec<Flight>, answers: Vec<Claimed>, until: Instant) {
+    fn claimed(&self, batch: Vec<Flight>, first: &[bool], answers: Vec<Claimed>, until: Instant) {
         let mut answers = answers.into_iter();
         let mut go_on = Vec::with_capacity(batch.len());
-        for flight in batch {
-            let answer = match (&flight.key_guard, flight.claim) {
-                (Some(_), Some(claim)) => answers.next().map(|answer| (claim, answer)),
+        for (flight, first) in batch.into_iter().zip(first) {
+            let answer = match flight.claim {
+                Some(claim) if *first => answers.next().map(|answer| (claim, answer)),
                 _ => None,
             };
             go_on.extend(match answer {
@@ -117,29 +121,34 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 return Some(flight);
             }
             Claimed::Done { outcome } if self.on_duplicate.is_some() => {
-                flight.key_guard = None;
+                flight.key_place = None;
                 flight.replay = Some(outcome);
                 return Some(flight);
             }
             Claimed::Done { .. } => self.duplicate(flight),
-            // It asks again when its turn comes. In both cases it stays entered: another delivery of its key that got the
-            // claim meanwhile could stand behind it in its lane, and each would wait for the other.
+            // It asks again when its turn comes. In both cases it keeps its place in the queue for the key.
             Claimed::Busy { .. } if flight.in_lane() => return Some(flight),
             Claimed::Busy { retry_in } => self.postpone(flight, retry_in.max(BUSY_AT_LEAST)),
             Claimed::Conflict => {
                 add(&self.counters.conflicts, 1);
-                flight.key_guard = None;
+                flight.key_place = None;
                 self.dead_letter(flight, CONFLICT);
             }
         }
         None
     }
 
-    /// The key is busy within this pipeline: a message of a group waits in its lane, one whose turn it is for the key.
+    /// Another delivery is before it in the queue for its key: a message of a group waits in its lane, one whose turn it
+    /// is for the key.
     fn wait_for_key(&self, flight: Flight) -> Option<Flight> {
-        match flight.claim {
-            Some(claim) if !flight.in_lane() => self.keys.wait(claim.key, flight),
-            _ => Some(flight),
+        match flight.in_lane() {
+            true => Some(flight),
+            false => self.keys.wait(flight),
         }
     }
+}
+
+#[allow(clippy::borrowed_box, reason = "a flight is what a batch holds")]
+fn is_first(flight: &Flight) -> bool {
+    flight.key_place.as_ref().is_some_and(KeyPlace::is_first)
 }

@@ -100,7 +100,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             uncertain: false,
             replay: None,
             turn: None,
-            key_guard: None,
+            key_place: None,
             _kept: kept,
             lease,
             _permit: self.budget.take(message.size()),
@@ -164,7 +164,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) fn applied(&self, mut flight: Flight) {
         add(&self.counters.applied, 1);
         flight.lease.unclaim();
-        flight.key_guard = None;
+        flight.key_place = None;
         flight.turn = None;
         self.settle(flight, Action::Ack);
     }
@@ -177,7 +177,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 
     pub(crate) fn dead_letter(&self, mut flight: Flight, reason: impl Into<String>) {
+        // It holds up nobody: should it have to come back, it queues up again, behind the others.
         flight.turn = None;
+        flight.key_place = None;
         let _ = self.stages.dead_letter.send((flight, reason.into()));
     }
 

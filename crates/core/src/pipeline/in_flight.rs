@@ -10,7 +10,7 @@ use crate::{Claim, DedupKey, Delivery, Held, Receipt};
 
 use super::budget::Permit;
 use super::keeper::Kept;
-use super::keys::KeyGuard;
+use super::keys::KeyPlace;
 use super::lanes::Turn;
 
 /// A delivery on its way through the pipeline. Whatever it holds is given up when it is dropped: its share of the
@@ -29,7 +29,7 @@ pub(crate) struct InFlight {
     pub(crate) replay: Option<Option<Bytes>>,
     pub(crate) lease: Arc<LeaseState>,
     pub(crate) turn: Option<Turn>,
-    pub(crate) key_guard: Option<KeyGuard>,
+    pub(crate) key_place: Option<KeyPlace>,
     pub(crate) _kept: Option<Kept>,
     pub(crate) _permit: Permit,
 }

@@ -1,5 +1,5 @@
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -7,69 +7,111 @@ use crate::KeyDigest;
 
 use super::in_flight::Flight;
 
-/// The keys this pipeline is busy with. A second delivery of one of them waits here, instead of asking the store again
-/// and again about a claim that is our own, and is claimed again when the first is done.
+/// The keys this pipeline is busy with. Deliveries of one key queue up here, in the order of their arrival, instead of
+/// asking the store again and again about a claim that is our own.
+///
+/// Nobody overtakes: a delivery waits only for earlier ones, in its lane as for its key, so no two can wait for each other.
 pub(crate) struct Keys {
-    waiting: Mutex<HashMap<KeyDigest, Vec<Flight>>>,
+    state: Mutex<State>,
     again: UnboundedSender<Flight>,
 }
 
-/// The right to be busy with one key; what waits for it goes on when this is dropped.
-pub(crate) struct KeyGuard {
+#[derive(Default)]
+struct State {
+    tickets: u64,
+    keys: HashMap<KeyDigest, Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// The first may claim the key.
+    tickets: BTreeSet<u64>,
+    /// Those who have nothing left to wait for but the key.
+    waiting: Vec<Flight>,
+}
+
+/// A delivery's place in the queue for its key; given up on drop, and the next may go on.
+pub(crate) struct KeyPlace {
     keys: Arc<Keys>,
     key: KeyDigest,
+    ticket: u64,
 }
 
 impl Keys {
-    /// `again` takes what waited.
+    /// `again` takes those who may go on.
     pub(crate) fn new(again: UnboundedSender<Flight>) -> Arc<Self> {
         Arc::new(Self {
-            waiting: Mutex::default(),
+            state: Mutex::default(),
             again,
         })
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, HashMap<KeyDigest, Vec<Flight>>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters `key` unless somebody is busy with it.
-    pub(crate) fn enter(self: &Arc<Self>, key: KeyDigest) -> Option<KeyGuard> {
-        let mut waiting = self.waiting();
-        if waiting.contains_key(&key) {
-            return None;
-        }
-        waiting.insert(key, Vec::new());
-        Some(KeyGuard {
+    /// The last place in the queue for `key`.
+    pub(crate) fn queue(self: &Arc<Self>, key: KeyDigest) -> KeyPlace {
+        let mut state = self.state();
+        state.tickets += 1;
+        let ticket = state.tickets;
+        let queue = state.keys.entry(key).or_default();
+        queue.tickets.insert(ticket);
+        KeyPlace {
             keys: self.clone(),
             key,
-        })
+            ticket,
+        }
     }
 
-    /// Lets `flight` wait for `key`; gives it back if nobody is busy with the key any more.
-    pub(crate) fn wait(&self, key: KeyDigest, flight: Flight) -> Option<Flight> {
-        match self.waiting().get_mut(&key) {
-            Some(queue) => {
-                queue.push(flight);
+    /// Lets `flight` wait for its key; gives it back if it is the first by now.
+    pub(crate) fn wait(&self, flight: Flight) -> Option<Flight> {
+        let (key, ticket) = match &flight.key_place {
+            Some(place) => (place.key, place.ticket),
+            None => return Some(flight),
+        };
+        let mut state = self.state();
+        match state.keys.get_mut(&key) {
+            Some(queue) if queue.tickets.first() != Some(&ticket) => {
+                queue.waiting.push(flight);
                 None
             }
-            None => Some(flight),
+            _ => Some(flight),
         }
     }
 
     /// Takes out everything that waits.
     pub(crate) fn drain(&self) -> Vec<Flight> {
-        self.waiting()
-            .values_mut()
-            .flat_map(std::mem::take)
+        let mut state = self.state();
+        let queues = state.keys.values_mut();
+        queues
+            .flat_map(|q| std::mem::take(&mut q.waiting))
             .collect()
     }
 }
 
-impl Drop for KeyGuard {
+impl KeyPlace {
+    /// Whether it is this delivery's turn to claim the key.
+    pub(crate) fn is_first(&self) -> bool {
+        let state = self.keys.state();
+        let queue = state.keys.get(&self.key);
+        queue.is_some_and(|queue| queue.tickets.first() == Some(&self.ticket))
+    }
+}
+
+impl Drop for KeyPlace {
     fn drop(&mut self) {
-        let waited = self.keys.waiting().remove(&self.key);
-        for flight in waited.into_iter().flatten() {
+        let mut state = self.keys.state();
+        let Some(queue) = state.keys.get_mut(&self.key) else {
+            return;
+        };
+        queue.tickets.remove(&self.ticket);
+        let waiting = std::mem::take(&mut queue.waiting);
+        if queue.tickets.is_empty() {
+            state.keys.remove(&self.key);
+        }
+        drop(state);
+        for flight in waiting {
             // Nobody listens once the pipeline has stopped; the lease then ends by itself.
             let _ = self.keys.again.send(flight);
         }
