@@ -4,6 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use onlyonce::sqlite::Commits;
+
 use crate::queue::Kind;
 use crate::{Args, Error, VARIANTS, ratio};
 
@@ -15,10 +17,10 @@ pub(crate) struct Done {
 }
 
 impl Done {
-    pub(crate) fn commits(full: u64, normal: u64) -> Self {
+    pub(crate) fn between(before: Commits, after: Commits) -> Self {
         Self {
-            full_commits: full,
-            normal_commits: normal,
+            full_commits: after.full - before.full,
+            normal_commits: after.normal - before.normal,
         }
     }
 }

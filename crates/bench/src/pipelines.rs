@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use onlyonce::memory::MemoryStore;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Builder, Hazard, Message, Pipeline, Report, Transaction};
+use onlyonce::{Builder, Hazard, Message, NoTx, Pipeline, Report, Transaction};
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
@@ -46,38 +46,33 @@ fn settings<Tx: Transaction>(builder: Builder<Tx>, stop: &StopAfter) -> Builder<
         .shutdown(stop.stop.clone().cancelled_owned())
 }
 
-fn check(report: Report, count: usize, done: Done) -> Result<Done, Error> {
+fn check(report: Report, count: usize) -> Result<(), Error> {
     match report.applied == count as u64 {
-        true => Ok(done),
+        true => Ok(()),
         false => Err(format!("{count} messages sent, {report:?}").into()),
     }
 }
 
-pub(crate) async fn at_least_once(queue: &Queue, count: usize) -> Result<Done, Error> {
-    let stop = StopAfter::new(count);
-    let builder = settings(Pipeline::at_least_once(source(queue)?), &stop);
-    let report = builder
+async fn run(builder: Builder<NoTx>, stop: Arc<StopAfter>, count: usize) -> Result<(), Error> {
+    let report = settings(builder, &stop)
         .run(move |message: Arc<Message>| {
             stop.handled();
             async move { drop(message) }
         })
         .await?;
-    check(report, count, Done::default())
+    check(report, count)
+}
+
+pub(crate) async fn at_least_once(queue: &Queue, count: usize) -> Result<Done, Error> {
+    let builder = Pipeline::at_least_once(source(queue)?);
+    run(builder, StopAfter::new(count), count).await?;
+    Ok(Done::default())
 }
 
 pub(crate) async fn idempotent_memory(queue: &Queue, count: usize) -> Result<Done, Error> {
-    let stop = StopAfter::new(count);
-    let builder = settings(
-        Pipeline::idempotent(source(queue)?, MemoryStore::new()),
-        &stop,
-    );
-    let report = builder
-        .run(move |message: Arc<Message>| {
-            stop.handled();
-            async move { drop(message) }
-        })
-        .await?;
-    check(report, count, Done::default())
+    let builder = Pipeline::idempotent(source(queue)?, MemoryStore::new());
+    run(builder, StopAfter::new(count), count).await?;
+    Ok(Done::default())
 }
 
 async fn open(dir: &Path) -> Result<SqliteStore, Error> {
@@ -89,20 +84,9 @@ pub(crate) async fn idempotent_sqlite(queue: &Queue, count: usize) -> Result<Don
     let store = open(dir.path()).await?;
     let database = store.database().clone();
     let before = database.commits();
-    let stop = StopAfter::new(count);
-    let builder = settings(Pipeline::idempotent(source(queue)?, store), &stop);
-    let report = builder
-        .run(move |message: Arc<Message>| {
-            stop.handled();
-            async move { drop(message) }
-        })
-        .await?;
-    let after = database.commits();
-    check(
-        report,
-        count,
-        Done::commits(after.full - before.full, after.normal - before.normal),
-    )
+    let builder = Pipeline::idempotent(source(queue)?, store);
+    run(builder, StopAfter::new(count), count).await?;
+    Ok(Done::between(before, database.commits()))
 }
 
 pub(crate) async fn transactional_sqlite(queue: &Queue, count: usize) -> Result<Done, Error> {
@@ -112,13 +96,8 @@ pub(crate) async fn transactional_sqlite(queue: &Queue, count: usize) -> Result<
     let before = database.commits();
     let stop = StopAfter::new(count);
     let builder = settings(Pipeline::transactional(source(queue)?, store), &stop).state(stop);
-    let report = builder.run(no_effect).await?;
-    let after = database.commits();
-    check(
-        report,
-        count,
-        Done::commits(after.full - before.full, after.normal - before.normal),
-    )
+    check(builder.run(no_effect).await?, count)?;
+    Ok(Done::between(before, database.commits()))
 }
 
 async fn no_effect(stop: onlyonce::State<Arc<StopAfter>>, _tx: &mut SqliteTx) {

@@ -18,16 +18,11 @@ use url::Url;
 pub async fn source(url: &str) -> Result<Arc<dyn Source>, Error> {
     let url = parse(url)?;
     match url.scheme() {
-        "memory" => Ok(Arc::new(memory_queue(&url)?)),
-        #[cfg(feature = "sqlite")]
-        "sqlite" => Ok(Arc::new(
-            crate::sqlite::SqliteQueue::open(&crate::sqlite::Config::from_url(&url)?).await?,
-        )),
         #[cfg(feature = "rabbitmq")]
         "amqp" | "amqps" => Ok(Arc::new(crate::rabbitmq::RabbitSource::new(
             url.as_str().parse()?,
         )?)),
-        other => Err(unknown(other, "queue")),
+        _ => Ok(embedded(&url).await?),
     }
 }
 
@@ -38,15 +33,28 @@ pub async fn source(url: &str) -> Result<Arc<dyn Source>, Error> {
 pub async fn sink(url: &str) -> Result<Arc<dyn Sink>, Error> {
     let url = parse(url)?;
     match url.scheme() {
-        "memory" => Ok(Arc::new(memory_queue(&url)?)),
-        #[cfg(feature = "sqlite")]
-        "sqlite" => Ok(Arc::new(
-            crate::sqlite::SqliteQueue::open(&crate::sqlite::Config::from_url(&url)?).await?,
-        )),
         #[cfg(feature = "rabbitmq")]
         "amqp" | "amqps" => Ok(Arc::new(crate::rabbitmq::RabbitSink::new(
             url.as_str().parse()?,
         )?)),
+        _ => Ok(embedded(&url).await?),
+    }
+}
+
+/// A queue that is a source and a sink at once.
+trait Queue: Source + Sink {}
+
+impl<Q: Source + Sink> Queue for Q {}
+
+/// The queues that need no broker.
+async fn embedded(url: &Url) -> Result<Arc<dyn Queue>, Error> {
+    match url.scheme() {
+        "memory" => Ok(Arc::new(memory_queue(url)?)),
+        #[cfg(feature = "sqlite")]
+        "sqlite" => {
+            let config = crate::sqlite::Config::from_url(url)?;
+            Ok(Arc::new(crate::sqlite::SqliteQueue::open(&config).await?))
+        }
         other => Err(unknown(other, "queue")),
     }
 }
