@@ -13,11 +13,11 @@ use tokio::time::{Instant, sleep};
 
 use crate::fleet::Worker;
 use crate::options;
-use crate::report::Figures;
 use crate::send::{Sent, feed};
 use crate::traffic::Traffic;
 use crate::verdict::Verdict;
 use crate::{audit, table};
+use onlyonce::Report;
 
 /// How long a dead worker's messages wait for the next one: short, since here workers die all the time.
 const LEASE: u64 = 2;
@@ -30,7 +30,7 @@ const STUCK: Duration = Duration::from_secs(60);
 /// Everything the demo counts besides what the tables say.
 pub struct Tally {
     pub sent: Sent,
-    pub workers: Figures,
+    pub workers: Report,
     pub kills: u64,
     pub dead_letters: u64,
     pub left: u64,
@@ -46,7 +46,7 @@ struct Demo {
     started: u64,
     kills: u64,
     /// The counts of the workers that are gone.
-    past: Figures,
+    past: Report,
     /// When the number of deliveries was seen to change.
     progress: (u64, Instant),
 }
@@ -143,7 +143,7 @@ impl Demo {
             bar,
             started: 1,
             kills: 0,
-            past: Figures::default(),
+            past: Report::default(),
             progress: (0, Instant::now()),
         })
     }
@@ -203,7 +203,7 @@ impl Demo {
     }
 
     /// The counts of all workers, as far as they told them.
-    fn figures(&self) -> Figures {
+    fn figures(&self) -> Report {
         let mut all = self.past;
         all += self.worker.figures();
         all

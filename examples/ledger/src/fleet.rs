@@ -8,12 +8,12 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 
-use crate::report::Figures;
+use onlyonce::Report;
 
 /// A worker process. It is killed when this is dropped.
 pub struct Worker {
     child: Child,
-    figures: watch::Receiver<Figures>,
+    figures: watch::Receiver<Report>,
 }
 
 impl Worker {
@@ -29,7 +29,7 @@ impl Worker {
             .env("RUST_BACKTRACE", "0")
             .kill_on_drop(true)
             .spawn()?;
-        let (latest, figures) = watch::channel(Figures::default());
+        let (latest, figures) = watch::channel(Report::default());
         if let Some(stdout) = child.stdout.take() {
             tokio::spawn(follow(stdout, latest));
         }
@@ -37,7 +37,7 @@ impl Worker {
     }
 
     /// What it last said of itself.
-    pub fn figures(&self) -> Figures {
+    pub fn figures(&self) -> Report {
         *self.figures.borrow()
     }
 
@@ -63,7 +63,7 @@ impl Worker {
     }
 }
 
-async fn follow(stdout: ChildStdout, latest: watch::Sender<Figures>) {
+async fn follow(stdout: ChildStdout, latest: watch::Sender<Report>) {
     let mut lines = BufReader::new(stdout).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         // The last line of a killed process may be cut.

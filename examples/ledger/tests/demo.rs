@@ -1,5 +1,7 @@
 //! The demo in small, and the audit that it relies on.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use common::{Folder, ledger, transfers};

@@ -1,5 +1,7 @@
 //! Messages that cannot be processed end in the dead-letter queue, whole and with a reason, and hold nobody up.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 mod common;
 
 use std::collections::HashMap;

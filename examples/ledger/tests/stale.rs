@@ -1,5 +1,6 @@
 //! A worker that stands still for longer than its leases, and then goes on as if nothing had happened.
 #![cfg(unix)]
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 
