@@ -1,4 +1,7 @@
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
@@ -8,11 +11,17 @@ macro_rules! counters {
             $(pub(crate) $name: AtomicU64,)+
         }
 
-        /// The counts of a pipeline at one moment.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        /// The counts of a pipeline at one moment, or of several together.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
         #[non_exhaustive]
         pub struct Report {
             $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl AddAssign for Report {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$name += other.$name;)+
+            }
         }
 
         impl Counters {
