@@ -443,6 +443,20 @@ async fn fails_at_first(body: String, context: Context, tx: &mut MemoryTx) -> Re
     }
 }
 
+/// A worker may be started before its broker.
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_not_there_yet_is_waited_for() {
+    let queue = MemoryQueue::new("orders");
+    publish(&queue, [numbered(1)]).await;
+    let source = FaultyQueue::new(&queue);
+    source.absent.store(20, Ordering::SeqCst);
+    let run = Pipeline::idempotent(source.clone(), MemoryStore::new()).stop_when_idle(IDLE);
+    assert_eq!(run.run(async || ()).await.unwrap().applied, 1);
+    source.absent.store(usize::MAX, Ordering::SeqCst);
+    let run = Pipeline::idempotent(source, MemoryStore::new()).shutdown(sleep(IDLE));
+    assert_eq!(run.run(async || ()).await.unwrap(), Report::default());
+}
+
 /// The default dedup retention was shorter than a redrive in every other project.
 #[tokio::test(start_paused = true)]
 async fn the_default_retention_outlasts_the_longest_queue_retention() {

@@ -51,7 +51,8 @@
 //!
 //! **A nack** is `basic.nack` with requeue. It counts as a delivery, and up to RabbitMQ 4.2 towards a quorum queue's
 //! [delivery limit][poison]: by default RabbitMQ 4 *deletes* a message after 20, unless the queue has a dead-letter
-//! exchange. So give it one, or `x-delivery-limit=-1`; the pipeline's own limit comes first if it is lower.
+//! exchange. So give it one, or a high `x-delivery-limit`; the pipeline's own limit comes first if it is lower. Not -1 before
+//! RabbitMQ 4: 3.10 takes it for a limit that every message has passed, and deletes what is given back (measured).
 //!
 //! **A nack with a delay**: AMQP has none. A copy of the message, with its id, headers, properties and the header
 //! `x-onlyonce-attempt`, is published to a queue `NAME.delay.MILLISECONDS` whose messages expire into the original

@@ -466,7 +466,7 @@ impl Shared {
         let config = &self.config;
         let unknown = &mut inspection.unknown;
         unknown.push(
-            "max_deliveries: AMQP does not tell. A quorum queue of RabbitMQ 4 deletes a message after 20 failed deliveries unless it has a dead-letter exchange or x-delivery-limit=-1".into(),
+            "max_deliveries: AMQP does not tell. A quorum queue of RabbitMQ 4 deletes a message after 20 failed deliveries unless it has a dead-letter exchange or a higher x-delivery-limit (-1, for none, is for RabbitMQ 4 alone: 3.x deletes every message that comes back)".into(),
         );
         unknown.push(
             "dead_letter, retention: AMQP does not tell a queue's arguments and policies".into(),

@@ -103,7 +103,6 @@ mod worker;
 
 pub use config::Config;
 pub use database::{Commits, Database};
-pub use messages::DEAD_LETTER_REASON;
 pub use queue::SqliteQueue;
 pub use rusqlite;
 pub use store::SqliteStore;

@@ -4,15 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onlyonce_core::{Action, Attributes, ErrorKind, Limit, Message};
+use onlyonce_core::{Action, Attributes, DEAD_LETTER_REASON, ErrorKind, Limit, Message};
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::config::millis;
 use crate::error::Failure;
 use crate::session::{Promise, Session};
-
-/// The attribute that says why a message was dead-lettered.
-pub const DEAD_LETTER_REASON: &str = "dead-letter-reason";
 
 /// The largest message: 64 MiB. A row could be larger, but is written twice and read into memory as a whole.
 const MAX_SIZE: usize = 64 << 20;

@@ -25,7 +25,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 ///
 /// Its dead-letter queue is named like it, with `.dead` at the end, and is a queue like any other: open it to read,
 /// settle or publish again what is in it. The reason is in the attribute
-/// [`dead-letter-reason`](crate::DEAD_LETTER_REASON).
+/// [`onlyonce-reason`](onlyonce_core::DEAD_LETTER_REASON).
 #[derive(Debug)]
 pub struct SqliteQueue {
     database: Database,

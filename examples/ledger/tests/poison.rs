@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::{Folder, transfer};
-use onlyonce::sqlite::DEAD_LETTER_REASON;
+use onlyonce::DEAD_LETTER_REASON;
 use onlyonce::{Limit, Message};
 
 const HUGE: usize = 10 << 20;

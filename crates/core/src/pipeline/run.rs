@@ -16,6 +16,7 @@ use crate::{
 };
 
 use super::Mode;
+use super::backoff::Backoff;
 use super::budget::Budget;
 use super::builder::OnDuplicate;
 use super::checks::check;
@@ -66,9 +67,12 @@ struct Receivers {
 
 pub(crate) async fn run<Tx: Transaction>(
     setup: Setup<Tx>,
-    shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
+    mut shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
 ) -> Result<Report, Error> {
-    let inspection = setup.source.inspect().await?;
+    let inspection = tokio::select! {
+        inspection = inspect(&*setup.source) => inspection?,
+        () = &mut shutdown => return Ok(setup.counters.report()),
+    };
     check(
         setup.mode,
         &setup.options,
@@ -97,6 +101,20 @@ pub(crate) async fn run<Tx: Transaction>(
     engine.drain().await;
     tasks.shutdown().await;
     engine.close().await
+}
+
+/// Reads the queue's settings, however long it takes until the broker is there.
+async fn inspect(source: &dyn Source) -> Result<Inspection, Error> {
+    let mut backoff = Backoff::new();
+    loop {
+        let error = match source.inspect().await {
+            Err(error) if error.is_retryable() => error,
+            other => return other,
+        };
+        let delay = backoff.next();
+        tracing::warn!(queue = source.name(), %error, ?delay, "cannot start yet; trying again");
+        sleep(delay).await;
+    }
 }
 
 fn stage_ended(ended: Result<(), tokio::task::JoinError>) -> Error {

@@ -53,6 +53,8 @@ pub struct FaultyQueue {
     pub settle: Plan,
     pub retryable: bool,
     pub extend: bool,
+    /// So many inspections find nobody at home.
+    pub absent: Arc<AtomicUsize>,
     pub count: Arc<AtomicUsize>,
     pub received: Arc<Mutex<Vec<Delivery>>>,
 }
@@ -64,6 +66,7 @@ impl FaultyQueue {
             settle: never(),
             retryable: true,
             extend: true,
+            absent: Arc::default(),
             count: Arc::default(),
             received: Arc::default(),
         }
@@ -110,7 +113,11 @@ impl Source for FaultyQueue {
         }
     }
     async fn inspect(&self) -> Result<Inspection, Error> {
-        self.queue.inspect().await
+        let absent = &self.absent;
+        match absent.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {
+            Ok(_) => Err(lost(true)),
+            Err(_) => self.queue.inspect().await,
+        }
     }
     async fn close(&self) -> Result<(), Error> {
         Source::close(&self.queue).await

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use onlyonce_core::DEAD_LETTER_REASON;
 use onlyonce_core::{Limit, Sink, Source, Store};
-use onlyonce_sqlite::{Config, DEAD_LETTER_REASON, SqliteQueue, SqliteStore, SqliteTx};
+use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore, SqliteTx};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;

@@ -1,10 +1,11 @@
 //! The embedded queue: order, leases, dead letters, many messages.
 
 use crate::support::*;
+use onlyonce_core::DEAD_LETTER_REASON;
 use onlyonce_core::{
     Action, Answer, Delivery, ErrorKind, Limit, Message, Receipt, Settlement, Sink, Source,
 };
-use onlyonce_sqlite::{DEAD_LETTER_REASON, SqliteQueue};
+use onlyonce_sqlite::SqliteQueue;
 use std::sync::Arc;
 use std::time::Duration;
 
