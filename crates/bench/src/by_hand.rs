@@ -10,7 +10,7 @@ use crate::Error;
 use crate::measure::Done;
 use crate::queue::Queue;
 
-async fn consume(queue: &Queue) -> Result<(Channel, Consumer), Error> {
+pub(crate) async fn consume(queue: &Queue) -> Result<(Channel, Consumer), Error> {
     let channel = queue.connection.create_channel().await?;
     channel.basic_qos(1_000, BasicQosOptions::default()).await?;
     let consumer = channel

@@ -3,14 +3,15 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
 use onlyonce::{Hazard, Pipeline};
 use tokio::time::sleep;
 
-use crate::Error;
 use crate::measure::Summary;
 use crate::queue::Queue;
+use crate::{Error, by_hand};
 
 const TRIES: usize = 51;
 
@@ -88,6 +89,22 @@ pub(crate) async fn lone_message(queue: &Queue) -> Result<Lone, Error> {
         committed: Millis::of(&committed),
         settled: Millis::of(&settled),
     })
+}
+
+/// From the publisher's confirm to the delivery, by hand: what the broker alone takes.
+pub(crate) async fn lone_delivery(queue: &Queue) -> Result<Millis, Error> {
+    let (channel, mut consumer) = by_hand::consume(queue).await?;
+    let mut times = Vec::new();
+    for n in 1..=TRIES {
+        sleep(Duration::from_millis(20)).await;
+        queue.publish(n).await?;
+        let began = Instant::now();
+        let delivery = consumer.next().await.ok_or("the consumer ended")??;
+        times.push(began.elapsed());
+        delivery.ack(Default::default()).await?;
+    }
+    channel.close(200, "done".into()).await?;
+    Ok(Millis::of(&times))
 }
 
 async fn no_effect(_tx: &mut SqliteTx) {}

@@ -107,12 +107,14 @@ async fn main() -> Result<(), Error> {
         compare(kind, &args).await?;
     }
     let commit = latency::one_commit()?;
+    println!("\none durable commit on this disk: {commit}");
     for kind in [Kind::Classic, Kind::Quorum] {
         let queue = Queue::declare(&args.url, kind).await?;
+        let by_hand = latency::lone_delivery(&queue).await?;
         let lone = latency::lone_message(&queue).await?;
         queue.delete().await?;
         println!(
-            "\nlone message, transactional on SQLite, {kind:?}: published to committed {} ({:.1} × one commit of {commit}); ack written {}",
+            "lone message, {kind:?}, from the publisher's confirm: delivered to a loop by hand {by_hand}; transactional on SQLite committed {} ({:.1} commits), ack written {}",
             lone.committed,
             lone.committed.median / commit.median,
             lone.settled,
