@@ -1,12 +1,13 @@
 //! A message that comes alone must not wait for company.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Hazard, Pipeline};
+use onlyonce::{Counters, Hazard, Pipeline, Report};
 use tokio::time::sleep;
 
 use crate::measure::Summary;
@@ -58,6 +59,21 @@ pub(crate) fn one_commit() -> Result<Millis, Error> {
     Ok(Millis::of(&times))
 }
 
+/// Looks at the counts every few microseconds, on a thread that sleeps in between: one that spins would take a processor
+/// from those it watches.
+async fn until(
+    counters: &Arc<Counters>,
+    test: impl Fn(Report) -> bool + Send + 'static,
+) -> Result<(), Error> {
+    let counters = counters.clone();
+    let watch = move || {
+        while !test(counters.report()) {
+            std::thread::sleep(Duration::from_micros(20));
+        }
+    };
+    Ok(tokio::task::spawn_blocking(watch).await?)
+}
+
 /// From the publisher's confirm to the commit and to the ack, on a pipeline with nothing else to do.
 pub(crate) async fn lone_message(queue: &Queue) -> Result<Lone, Error> {
     let dir = tempfile::tempdir()?;
@@ -74,13 +90,9 @@ pub(crate) async fn lone_message(queue: &Queue) -> Result<Lone, Error> {
         sleep(Duration::from_millis(20)).await;
         queue.publish(n as usize).await?;
         let began = Instant::now();
-        while counters.report().applied < n {
-            tokio::task::yield_now().await;
-        }
+        until(&counters, move |report| report.applied >= n).await?;
         committed.push(began.elapsed());
-        while counters.report().settled < n {
-            tokio::task::yield_now().await;
-        }
+        until(&counters, move |report| report.settled >= n).await?;
         settled.push(began.elapsed());
     }
     drop(stop);
