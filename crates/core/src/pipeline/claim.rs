@@ -131,7 +131,6 @@ impl<Tx: Send + 'static> Engine<Tx> {
             Claimed::Busy { retry_in } => self.postpone(flight, retry_in.max(BUSY_AT_LEAST)),
             Claimed::Conflict => {
                 add(&self.counters.conflicts, 1);
-                flight.key_place = None;
                 self.dead_letter(flight, CONFLICT);
             }
         }
@@ -148,7 +147,6 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 }
 
-#[allow(clippy::borrowed_box, reason = "a flight is what a batch holds")]
 fn is_first(flight: &Flight) -> bool {
     flight.key_place.as_ref().is_some_and(KeyPlace::is_first)
 }

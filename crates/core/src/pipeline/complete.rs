@@ -1,7 +1,7 @@
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use crate::{Completion, Error, Fenced, Outcome, Store};
+use crate::{Completion, Error, Fenced, Outcome, Store, Verdicts};
 
 use super::backoff::Backoff;
 use super::counters::add;
@@ -39,17 +39,17 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    /// Tries until the store answers or the first of the claims has ended.
+    /// Tries until the store answers, for as long as a claim lasts that is not renewed.
     async fn complete_batch(
         &self,
         store: &dyn Store,
         completions: &[Completion],
-    ) -> Result<Vec<Result<(), Fenced>>, Error> {
+    ) -> Result<Verdicts, Error> {
         let mut backoff = Backoff::new();
-        let give_up = tokio::time::Instant::now() + self.options.claim_lease;
+        let give_up = Instant::now() + self.options.claim_lease;
         loop {
             match self.within(store.complete(completions)).await {
-                Err(error) if error.is_retryable() && tokio::time::Instant::now() < give_up => {
+                Err(error) if error.is_retryable() && Instant::now() < give_up => {
                     tracing::warn!(queue = &*self.queue, %error, "completion failed; trying again");
                     sleep(backoff.next()).await;
                 }

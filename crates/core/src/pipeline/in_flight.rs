@@ -69,8 +69,7 @@ pub(crate) struct LeaseState {
 #[derive(Clone, Copy)]
 struct Deadlines {
     source: Option<Instant>,
-    held: Option<Held>,
-    claim: Option<Instant>,
+    claim: Option<(Held, Instant)>,
 }
 
 impl LeaseState {
@@ -82,7 +81,6 @@ impl LeaseState {
             lost: delivery.lease.lost.clone(),
             deadlines: Mutex::new(Deadlines {
                 source: until,
-                held: None,
                 claim: None,
             }),
             changed: Notify::new(),
@@ -96,20 +94,16 @@ impl LeaseState {
     }
 
     pub(crate) fn held(&self) -> Option<Held> {
-        self.deadlines().held
+        self.deadlines().claim.map(|(held, _)| held)
     }
 
     pub(crate) fn claimed(&self, held: Held, until: Instant) {
-        let mut deadlines = self.deadlines();
-        deadlines.held = Some(held);
-        deadlines.claim = Some(until);
+        self.deadlines().claim = Some((held, until));
     }
 
     /// Forgets the claim and returns it.
     pub(crate) fn unclaim(&self) -> Option<Held> {
-        let mut deadlines = self.deadlines();
-        deadlines.claim = None;
-        deadlines.held.take()
+        self.deadlines().claim.take().map(|(held, _)| held)
     }
 
     /// The lease at the broker now ends at `until`, or has ended.
@@ -121,8 +115,10 @@ impl LeaseState {
     /// The claim `held` now ends at `until`, or has ended.
     pub(crate) fn renewed(&self, held: Held, until: Instant) {
         let mut deadlines = self.deadlines();
-        if deadlines.held == Some(held) {
-            deadlines.claim = Some(until);
+        if let Some((current, deadline)) = &mut deadlines.claim
+            && *current == held
+        {
+            *deadline = until;
         }
         drop(deadlines);
         self.changed.notify_waiters();
@@ -135,8 +131,7 @@ impl LeaseState {
 
     /// The claim and when it ends, for the keeper.
     pub(crate) fn claim_deadline(&self) -> Option<(Held, Instant)> {
-        let deadlines = self.deadlines();
-        deadlines.held.zip(deadlines.claim)
+        self.deadlines().claim
     }
 
     /// Whether the broker may still be told anything about this delivery.
@@ -149,8 +144,8 @@ impl LeaseState {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let deadlines = self.deadlines();
-        match (deadlines.source, deadlines.claim) {
+        let Deadlines { source, claim } = *self.deadlines();
+        match (source, claim.map(|(_, until)| until)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -168,8 +163,8 @@ impl LeaseState {
     }
 
     fn claim_lasts(&self, more: Duration) -> bool {
-        let until = self.deadlines().claim;
-        until.is_none_or(|d| d > Instant::now() + more)
+        let claim = self.deadlines().claim;
+        claim.is_none_or(|(_, until)| until > Instant::now() + more)
     }
 
     /// Whether there is enough left to start a handler: an eighth of the lease, and of the claim.
