@@ -1,0 +1,41 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+
+/// Shows that the kernel keeps its promises.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Check every interleaving of a model of the protocol.
+    Model(Model),
+    /// Kill real processes at every await boundary.
+    Crash(Crash),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Model {}
+
+#[derive(Args, Clone, Debug)]
+pub struct Crash {
+    /// How often a worker is killed, at least once at every point.
+    #[arg(long, default_value_t = 200)]
+    pub kills: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
