@@ -201,6 +201,7 @@ impl Source for MemoryQueue {
                 state.next_event().map_or(deadline, |at| at.min(deadline))
             };
             tokio::select! {
+                biased;
                 () = changed => {}
                 () = sleep_until(wake) => {}
             }

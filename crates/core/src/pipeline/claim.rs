@@ -23,6 +23,7 @@ type Heads = UnboundedReceiver<Flight>;
 /// Takes whatever waits: batches that have just come, then heads of lanes that have no claim yet.
 async fn next_batch(arrived: &mut Arrived, heads: &mut Heads) -> Option<Vec<Flight>> {
     let mut batch = tokio::select! {
+        biased;
         Some(batch) = arrived.recv() => batch,
         Some(head) = heads.recv() => vec![head],
         else => return None,

@@ -181,6 +181,7 @@ impl LeaseState {
                 return;
             }
             tokio::select! {
+                biased;
                 () = changed => {}
                 () = sleep_until_some(deadline) => {}
                 () = cancelled(self.lost.as_ref()) => return,

@@ -25,10 +25,12 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let mut active = Instant::now();
         while !self.stop.is_cancelled() {
             tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return,
                 () = self.room() => {}
             }
             let received = tokio::select! {
+                biased;
                 () = self.stop.cancelled() => return,
                 received = self.source.receive(self.limit()) => received,
             };
@@ -61,6 +63,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let delay = backoff.next();
         tracing::warn!(queue = &*self.queue, %error, ?delay, "receive failed; trying again");
         tokio::select! {
+            biased;
             () = self.stop.cancelled() => {}
             () = sleep(delay) => {}
         }

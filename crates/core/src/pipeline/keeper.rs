@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::in_flight::LeaseState;
 /// What fails is tried again at every tick until the deadline; the workers watch the deadlines themselves, so a keeper
 /// that hangs lets nothing run on.
 pub(crate) struct Keeper {
-    kept: Mutex<HashMap<u64, Arc<LeaseState>>>,
+    kept: Mutex<BTreeMap<u64, Arc<LeaseState>>>,
 }
 
 /// A lease's place with the keeper; given up on drop.
@@ -39,7 +39,7 @@ impl Keeper {
         })
     }
 
-    fn kept(&self) -> MutexGuard<'_, HashMap<u64, Arc<LeaseState>>> {
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<LeaseState>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,6 +3,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep_until};
@@ -70,7 +71,8 @@ impl Ord for Waiting {
 
 impl Lanes {
     pub(crate) fn new(exits: Exits) -> Arc<Self> {
-        let processors = std::thread::available_parallelism().map_or(1, Into::into);
+        // The runtime's threads, not the machine's: a handler on a runtime of one thread has nobody to run beside.
+        let processors = Handle::current().metrics().num_workers();
         Arc::new(Self {
             state: Mutex::default(),
             ready: Notify::new(),
@@ -146,6 +148,7 @@ impl Lanes {
             let changed = self.waiting.notified();
             match next {
                 Some(until) => tokio::select! {
+                    biased;
                     () = sleep_until(until) => {}
                     () = changed => {}
                 },

@@ -70,6 +70,7 @@ pub(crate) async fn run<Tx: Transaction>(
     mut shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
 ) -> Result<Report, Error> {
     let inspection = tokio::select! {
+        biased;
         inspection = inspect(&*setup.source) => inspection?,
         () = &mut shutdown => return Ok(setup.counters.report()),
     };
@@ -88,12 +89,14 @@ pub(crate) async fn run<Tx: Transaction>(
     let stop = engine.stop.clone();
     tasks.spawn(async move {
         tokio::select! {
+            biased;
             () = shutdown => stop.cancel(),
             () = stop.cancelled() => {}
         }
         std::future::pending().await
     });
     tokio::select! {
+        biased;
         () = engine.intake() => {}
         Some(ended) = tasks.join_next() => engine.fail(stage_ended(ended)),
     }

@@ -193,6 +193,7 @@ impl<Tx: Transaction> Engine<Tx> {
         let mut commits = FuturesUnordered::new();
         loop {
             tokio::select! {
+                biased;
                 received = receiver.recv() => match received {
                     Some(commit) => commits.push(self.commit(commit)),
                     None => return,

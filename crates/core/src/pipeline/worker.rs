@@ -169,6 +169,7 @@ impl<Tx: Transaction> Engine<Tx> {
             }
         };
         tokio::select! {
+            biased;
             () = lease_ended => None,
             () = self.cancel.cancelled() => None,
             () = timed_out => Some(Failure::retry(Error::new(
