@@ -64,6 +64,7 @@
 mod gap;
 mod macros;
 mod random;
+pub mod simulated;
 pub mod source;
 pub mod store;
 pub mod transactional_store;

@@ -1,0 +1,249 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use onlyonce_core::memory::{DeadLetter, MemoryQueue};
+use onlyonce_core::{Capabilities, Message, Ordering, Receipt, Sink as _, Source as _};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::faults::Faults;
+use super::sink::DeadLetters;
+use super::source::Consumer;
+
+/// Where a message's group is kept from the [`MemoryQueue`], which would withhold the group.
+pub(super) const GROUP: &str = "simulated-group";
+/// A lease that ends with its connection alone.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// The server of a [`MemoryQueue`], reached over a bad network.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    pub(super) queue: MemoryQueue,
+    pub(super) settings: Settings,
+    pub(super) faults: Faults,
+    pub(super) shared: Arc<Shared>,
+    dead_letters: DeadLetters,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    pub(super) capabilities: Capabilities,
+    pub(super) lease: Duration,
+    pub(super) max_deliveries: Option<u32>,
+    /// A lease of one second lasts so many seconds by the clock of the workers.
+    pub(super) drift: f64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// The single active consumer has changed.
+    pub(super) changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    active: Option<u64>,
+    leases: HashMap<Receipt, Instant>,
+    /// By worker and the broker's id of the message.
+    latest: HashMap<(u64, String), Receipt>,
+    breaches: Vec<String>,
+    held: HashMap<u64, usize>,
+}
+
+impl Broker {
+    /// A broker that can do everything, with an empty queue and leases of 10 seconds.
+    pub fn new(name: &str, faults: &Faults) -> Self {
+        let queue = MemoryQueue::new(name);
+        let lease = Duration::from_secs(10);
+        Self {
+            settings: Settings {
+                capabilities: queue.capabilities(),
+                lease,
+                max_deliveries: None,
+                drift: 1.0,
+            },
+            queue: queue.with_lease(lease),
+            faults: faults.clone(),
+            shared: Arc::default(),
+            dead_letters: DeadLetters::new(name, faults),
+        }
+    }
+
+    /// Another kind of broker. Without a [timed lease](Capabilities::timed_lease), a delivery is leased for as long as its
+    /// connection lasts. With [`Ordering::Delivery`] one consumer at a time is active.
+    #[must_use]
+    pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
+        self.settings.capabilities = capabilities;
+        self.with_lease_and_drift()
+    }
+
+    /// Sets for how long a delivery is leased.
+    #[must_use]
+    pub fn with_lease(mut self, lease: Duration) -> Self {
+        self.settings.lease = lease;
+        self.with_lease_and_drift()
+    }
+
+    /// A lease of one second lasts so many seconds by the clock of the workers.
+    #[must_use]
+    pub fn with_drift(mut self, drift: f64) -> Self {
+        self.settings.drift = drift;
+        self.with_lease_and_drift()
+    }
+
+    /// Sets after how many deliveries the broker itself gives up on a message.
+    #[must_use]
+    pub fn with_max_deliveries(mut self, max: u32) -> Self {
+        self.settings.max_deliveries = Some(max);
+        self.queue = self.queue.clone().with_max_deliveries(max);
+        self
+    }
+
+    fn with_lease_and_drift(mut self) -> Self {
+        self.queue = self.queue.clone().with_lease(self.lease_length());
+        self
+    }
+
+    /// Adds a message.
+    pub async fn publish(&self, mut message: Message) {
+        let withholds = self.settings.capabilities.ordering == Ordering::Group;
+        if let Some(group) = message.group.take_if(|_| !withholds) {
+            message.attributes.insert(GROUP, group);
+        }
+        self.queue.publish(&[message]).await;
+    }
+
+    /// A worker's way to it. A consumer that is dropped without being closed has crashed.
+    pub fn connect(&self, worker: u64) -> Consumer {
+        Consumer::new(self.clone(), worker)
+    }
+
+    /// Where workers put what cannot be processed.
+    pub fn dead_letters(&self) -> &DeadLetters {
+        &self.dead_letters
+    }
+
+    /// What the broker itself has given up on.
+    pub fn given_up(&self) -> Vec<DeadLetter> {
+        self.queue.dead_letters()
+    }
+
+    /// How many messages are not settled.
+    pub fn unsettled(&self) -> usize {
+        self.queue.depth() + self.queue.in_flight()
+    }
+
+    /// Until when `worker` may work on the message with this id, by its latest delivery; `None` if it never came.
+    pub fn leased_until(&self, worker: u64, broker_id: &str) -> Option<Instant> {
+        let state = self.state();
+        let receipt = state.latest.get(&(worker, broker_id.into()))?;
+        state.leases.get(receipt).copied()
+    }
+
+    /// What workers did that no worker may: settling a delivery after its lease had ended.
+    pub fn breaches(&self) -> Vec<String> {
+        self.state().breaches.clone()
+    }
+
+    fn breach(&self, what: String) {
+        self.faults.log(|| format!("BREACH: {what}"));
+        self.state().breaches.push(what);
+    }
+
+    /// A worker settled what was no longer its own; with clocks that drift it cannot know.
+    pub(super) fn late(&self, worker: u64, message: &Message) {
+        if self.settings.drift >= 1.0 {
+            self.breach(format!(
+                "worker {worker} settled {} after its lease had ended",
+                message.label()
+            ));
+        }
+    }
+
+    pub(super) fn holds(&self, worker: u64, messages: usize) {
+        let mut state = self.state();
+        let most = state.held.entry(worker).or_default();
+        *most = messages.max(*most);
+    }
+
+    /// How many messages a worker held at most at one time.
+    pub fn most_held(&self, worker: u64) -> usize {
+        self.state().held.get(&worker).copied().unwrap_or(0)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// By the server's clock, the lease of `receipt` now ends at `until`.
+    pub(super) fn lease(&self, receipt: &Receipt, until: Instant) {
+        self.state().leases.insert(receipt.clone(), until);
+    }
+
+    pub(super) fn delivered(&self, worker: u64, broker_id: &str, receipt: &Receipt) {
+        let mut state = self.state();
+        state
+            .latest
+            .insert((worker, broker_id.into()), receipt.clone());
+    }
+
+    pub(super) fn lease_end(&self, receipt: &Receipt) -> Option<Instant> {
+        self.state().leases.get(receipt).copied()
+    }
+
+    /// The lease that a delivery gets, by the server's clock.
+    pub(super) fn lease_length(&self) -> Duration {
+        let Settings {
+            lease,
+            drift,
+            capabilities,
+            ..
+        } = self.settings;
+        if capabilities.timed_lease {
+            lease.mul_f64(drift)
+        } else {
+            FOR_EVER
+        }
+    }
+
+    /// Waits until `worker` may receive.
+    pub(super) async fn activate(&self, worker: u64) {
+        if self.settings.capabilities.ordering != Ordering::Delivery {
+            return;
+        }
+        loop {
+            let changed = self.shared.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if *self.state().active.get_or_insert(worker) == worker {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub(super) fn deactivate(&self, worker: u64) {
+        let mut state = self.state();
+        if state.active.take_if(|active| *active == worker).is_some() {
+            self.shared.changed.notify_waiters();
+        }
+    }
+
+    /// The message was acked; a broker that delivers at least once may repeat it.
+    pub(super) fn acked(&self, message: Arc<Message>) {
+        if let Some(later) = self.faults.echoes() {
+            let queue = self.queue.clone();
+            self.faults
+                .log(|| format!("the broker will repeat {}", message.label()));
+            tokio::spawn(async move {
+                sleep(later).await;
+                queue.publish(&[Message::clone(&message)]).await;
+            });
+        }
+    }
+}

@@ -1,0 +1,384 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::memory::MemoryQueue;
+use onlyonce_core::{
+    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Message,
+    Ordering, Receipt, Settlement, Source,
+};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::broker::{Broker, GROUP};
+use super::faults::Call;
+use super::network::{lost, refused, send};
+use super::sink::repeat;
+
+/// How long after a crash the broker notices that a connection is gone.
+const NOTICED_AFTER: Duration = Duration::from_secs(1);
+/// Timers are as fine as this.
+const TICK: Duration = Duration::from_millis(2);
+
+/// One worker's connection to a [`Broker`].
+#[derive(Debug)]
+pub struct Consumer {
+    broker: Broker,
+    worker: u64,
+    channel: Mutex<Channel>,
+}
+
+/// What lasts until the connection breaks.
+#[derive(Debug)]
+struct Channel {
+    queue: Arc<MemoryQueue>,
+    epoch: u64,
+    last_tag: u64,
+    out: BTreeMap<(u64, u64), Out>,
+    /// Received for a call that was dropped.
+    received: Vec<Delivery>,
+    lost: CancellationToken,
+    closed: bool,
+}
+
+/// A delivery that was handed out.
+#[derive(Clone, Debug)]
+struct Out {
+    receipt: Receipt,
+    message: Arc<Message>,
+    handed: Weak<Message>,
+}
+
+impl Consumer {
+    pub(super) fn new(broker: Broker, worker: u64) -> Self {
+        let channel = Mutex::new(Channel {
+            queue: Arc::new(broker.queue.clone()),
+            epoch: 1,
+            last_tag: 0,
+            out: BTreeMap::new(),
+            received: Vec::new(),
+            lost: CancellationToken::new(),
+            closed: false,
+        });
+        Self {
+            broker,
+            worker,
+            channel,
+        }
+    }
+
+    fn channel(&self) -> MutexGuard<'_, Channel> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn able(&self) -> Capabilities {
+        self.broker.settings.capabilities
+    }
+
+    /// The connection breaks, and a new one takes its place. Leases by the clock outlive it, and so do their receipts.
+    fn cut(&self) {
+        self.broker.deactivate(self.worker);
+        if self.able().timed_lease {
+            return;
+        }
+        let new = Arc::new(self.broker.queue.clone());
+        let mut channel = self.channel();
+        let old = std::mem::replace(&mut channel.queue, new);
+        let lost = std::mem::take(&mut channel.lost);
+        channel.epoch += 1;
+        channel.last_tag = 0;
+        channel.received.clear();
+        let ended = std::mem::take(&mut channel.out);
+        drop(channel);
+        for out in ended.values() {
+            self.broker.lease(&out.receipt, Instant::now());
+        }
+        lost.cancel();
+        give_back_all(self.broker.clone(), self.worker, old, Duration::ZERO);
+    }
+
+    /// Passes a delivery on as this kind of broker would.
+    fn hand_out(&self, delivery: Delivery) -> Delivery {
+        let mut message = Message::clone(&delivery.message);
+        let group = message.attributes.remove(GROUP);
+        if self.able().ordering == Ordering::Delivery {
+            message.group = group;
+        }
+        let message = Arc::new(message);
+        let id = message.broker_id.as_deref().unwrap_or_default();
+        self.broker.delivered(self.worker, id, &delivery.receipt);
+        let mut channel = self.channel();
+        channel.last_tag += 1;
+        let place = (channel.epoch, channel.last_tag);
+        let out = Out {
+            receipt: delivery.receipt,
+            message: delivery.message,
+            handed: Arc::downgrade(&message),
+        };
+        channel.out.insert(place, out);
+        let lease = match delivery.lease.until {
+            Some(until) if self.able().timed_lease => {
+                let began = until - self.broker.lease_length();
+                Lease::until(began + self.broker.settings.lease)
+            }
+            _ => Lease::default().tied_to(channel.lost.clone()),
+        };
+        let (epoch, tag) = place;
+        let mut handed = Delivery::new(Message::default(), Receipt::Tag { epoch, tag }, lease);
+        handed.message = message;
+        handed.attempt = delivery.attempt.filter(|_| self.able().counts_attempts);
+        handed
+    }
+
+    /// How many deliveries somebody still has.
+    fn held(&self) -> usize {
+        let mut channel = self.channel();
+        channel.out.retain(|_, out| out.handed.strong_count() > 0);
+        channel.out.len()
+    }
+
+    fn find(&self, receipt: &Receipt) -> Option<Out> {
+        let channel = self.channel();
+        match receipt {
+            Receipt::Tag { epoch, tag } if !channel.closed => {
+                channel.out.get(&(*epoch, *tag)).cloned()
+            }
+            _ => None,
+        }
+    }
+
+    fn too_late(&self, out: &Out) -> bool {
+        let end = self.broker.lease_end(&out.receipt);
+        end.is_some_and(|end| Instant::now() >= end + TICK)
+    }
+
+    fn is_able(&self, action: &Action) -> bool {
+        match action {
+            Action::Ack => true,
+            Action::Nack { delay } => delay.is_zero() || self.able().delayed_nack,
+            Action::DeadLetter { .. } => self.able().dead_letter,
+        }
+    }
+
+    async fn fetch(&self, limit: Limit) -> Result<(), Error> {
+        let disturbance = self.broker.faults.on(self.worker, Call::Receive);
+        if disturbance.cut {
+            self.cut();
+        }
+        disturbance.before().await;
+        if disturbance.lost || disturbance.refused {
+            sleep(disturbance.before).await;
+            return Err(if disturbance.lost { lost() } else { refused() });
+        }
+        let queue = self.channel().queue.clone();
+        let deliveries = match queue.receive(limit).await {
+            Ok(deliveries) => deliveries,
+            Err(_) if !self.channel().closed => {
+                return Err(Error::new(ErrorKind::Connection, "simulated: cut"));
+            }
+            Err(closed) => return Err(closed),
+        };
+        for delivery in &deliveries {
+            if let Some(until) = delivery.lease.until {
+                self.broker.lease(&delivery.receipt, until);
+            }
+        }
+        disturbance.after().await;
+        if disturbance.unanswered && !deliveries.is_empty() {
+            // On a connection that delivers by itself a reply is lost only together with the connection.
+            self.cut();
+            return Err(lost());
+        }
+        self.channel().received.extend(deliveries);
+        sleep(disturbance.after).await;
+        Ok(())
+    }
+
+    /// What the server does with settlements.
+    fn settling(
+        &self,
+        batch: Vec<(Settlement, Arc<Message>)>,
+    ) -> impl Future<Output = Vec<Answer>> + Send + 'static {
+        let (queue, broker) = (self.channel().queue.clone(), self.broker.clone());
+        async move {
+            let (settlements, messages): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let answers = queue.settle(&settlements).await;
+            let acked = settlements.iter().zip(messages).zip(&answers);
+            for ((settlement, message), answer) in acked {
+                if settlement.action == Action::Ack && answer.is_applied() {
+                    broker.acked(message);
+                }
+            }
+            answers
+        }
+    }
+}
+
+/// Ends a connection at the server, which gives back in order what it held.
+fn give_back_all(broker: Broker, worker: u64, queue: Arc<MemoryQueue>, after: Duration) {
+    let Ok(runtime) = Handle::try_current() else {
+        return;
+    };
+    runtime.spawn(async move {
+        sleep(after).await;
+        broker.deactivate(worker);
+        Source::close(&*queue).await
+    });
+}
+
+#[async_trait]
+impl Source for Consumer {
+    fn name(&self) -> &str {
+        self.broker.queue.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.able()
+    }
+
+    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+        self.broker.activate(self.worker).await;
+        if self.channel().received.is_empty() {
+            self.fetch(limit).await?;
+        }
+        let received = std::mem::take(&mut self.channel().received);
+        let handed: Vec<_> = received.into_iter().map(|one| self.hand_out(one)).collect();
+        for one in &handed {
+            let message = one.message.label();
+            (self.broker.faults).log(|| format!("worker {} received {message}", self.worker));
+        }
+        self.broker.holds(self.worker, self.held());
+        Ok(handed)
+    }
+
+    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+        let mut disturbance = self.broker.faults.on(self.worker, Call::Settle);
+        if disturbance.cut {
+            self.cut();
+        }
+        let mut partial = disturbance.partial.take();
+        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(batch.len());
+        let mut sent = Vec::new();
+        for settlement in batch {
+            let answer = match self.find(&settlement.receipt) {
+                None => Some(Answer::LeaseLost),
+                Some(_) if !self.is_able(&settlement.action) => Some(Answer::Unknown(refused())),
+                Some(_) if partial.as_mut().is_some_and(fastrand::Rng::bool) => {
+                    Some(Answer::Unknown(lost()))
+                }
+                Some(out) => {
+                    if self.too_late(&out) {
+                        self.broker.late(self.worker, &out.message);
+                    }
+                    let (receipt, action) = (out.receipt, settlement.action.clone());
+                    sent.push((Settlement { receipt, action }, out.message));
+                    None
+                }
+            };
+            answers.push(answer);
+        }
+        let request = self.settling(sent);
+        let replies = if self.able().confirms_settle {
+            send(&disturbance, request).await
+        } else {
+            // Written to the socket: nobody will ever say whether it arrived.
+            let batch = batch.len();
+            tokio::spawn(async move { send(&disturbance, request).await });
+            Ok((0..batch).map(|_| Answer::Applied).collect())
+        };
+        merge(answers, replies)
+    }
+
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+        if !self.able().extend {
+            return batch.iter().map(|_| Answer::Unknown(refused())).collect();
+        }
+        let mut disturbance = self.broker.faults.on(self.worker, Call::Extend);
+        let mut partial = disturbance.partial.take();
+        let mut answers = Vec::with_capacity(batch.len());
+        let mut sent = Vec::new();
+        for receipt in batch {
+            answers.push(match self.find(receipt) {
+                None => Some(Answer::LeaseLost),
+                Some(_) if partial.as_mut().is_some_and(fastrand::Rng::bool) => {
+                    Some(Answer::Unknown(lost()))
+                }
+                Some(out) => {
+                    sent.push(out.receipt);
+                    None
+                }
+            });
+        }
+        let (queue, broker) = (self.channel().queue.clone(), self.broker.clone());
+        let lease = lease.mul_f64(broker.settings.drift);
+        let replies = send(&disturbance, async move {
+            let until = Instant::now() + lease;
+            let answers = queue.extend(&sent, lease).await;
+            let extended = sent.iter().zip(&answers).filter(|(_, a)| a.is_applied());
+            extended.for_each(|(receipt, _)| broker.lease(receipt, until));
+            answers
+        })
+        .await;
+        merge(answers, replies)
+    }
+
+    async fn inspect(&self) -> Result<Inspection, Error> {
+        let queue = self.channel().queue.clone();
+        let mut inspection = queue.inspect().await?;
+        let able = self.able();
+        inspection.lease = able.timed_lease.then_some(self.broker.settings.lease);
+        inspection.dead_letter = inspection.dead_letter.filter(|_| able.dead_letter);
+        inspection.ordered = Some(able.ordering != Ordering::None);
+        Ok(inspection)
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        let disturbance = self.broker.faults.on(self.worker, Call::Settle);
+        let queue = {
+            let mut channel = self.channel();
+            channel.closed = true;
+            channel.queue.clone()
+        };
+        if disturbance.lost {
+            give_back_all(self.broker.clone(), self.worker, queue, NOTICED_AFTER);
+            return Err(lost());
+        }
+        self.broker.deactivate(self.worker);
+        Source::close(&*queue).await
+    }
+}
+
+/// Fills in, in order, what the server answered.
+fn merge(answers: Vec<Option<Answer>>, replies: Result<Vec<Answer>, Error>) -> Vec<Answer> {
+    let (mut replies, error) = match replies {
+        Ok(replies) => (replies.into_iter(), lost()),
+        Err(error) => (Vec::new().into_iter(), error),
+    };
+    let mut reply = || {
+        let reply = replies.next();
+        reply.unwrap_or_else(|| Answer::Unknown(repeat(&error)))
+    };
+    let filled = answers
+        .into_iter()
+        .map(|answer| answer.unwrap_or_else(&mut reply));
+    filled.collect()
+}
+
+/// A worker that crashed.
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let channel = self.channel();
+        if channel.closed {
+            return;
+        }
+        let queue = channel.queue.clone();
+        drop(channel);
+        if self.able().timed_lease {
+            self.broker.deactivate(self.worker);
+        } else {
+            give_back_all(self.broker.clone(), self.worker, queue, NOTICED_AFTER);
+        }
+    }
+}
