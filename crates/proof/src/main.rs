@@ -11,6 +11,7 @@
 mod crash;
 mod model;
 mod options;
+mod simulate;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ pub enum Verdict {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Model(options) => model::run(&options),
+        Command::Simulate(options) => simulate::run(&options),
         Command::Crash(options) => crash::run(&options),
     };
     match result {

@@ -2,6 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::simulate::Cut;
+
 /// Shows that the kernel keeps its promises.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -14,12 +16,29 @@ pub struct Cli {
 pub enum Command {
     /// Check every interleaving of a model of the protocol.
     Model(Model),
+    /// Run the real pipeline in virtual time, with everything going wrong that can.
+    Simulate(Simulate),
     /// Kill real processes at every await boundary.
     Crash(Crash),
 }
 
 #[derive(Args, Clone, Debug)]
 pub struct Model {}
+
+#[derive(Args, Clone, Debug)]
+pub struct Simulate {
+    /// How many seeds.
+    #[arg(long, default_value_t = 10_000)]
+    pub seeds: u64,
+    /// The first of them; otherwise one at random.
+    #[arg(long)]
+    pub first: Option<u64>,
+    /// Run this seed alone, and print what happens.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    #[command(flatten)]
+    pub cut: Cut,
+}
 
 #[derive(Args, Clone, Debug)]
 pub struct Crash {

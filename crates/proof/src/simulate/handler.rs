@@ -1,0 +1,159 @@
+//! The handler of a simulated worker: it takes its time, fails, panics, and watches what no handler may see.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use onlyonce_core::{Context, DedupKey, Failure, KeyDigest, Message, Scope, State};
+use onlyonce_testkit::simulated::Tx;
+use tokio::time::{Instant, sleep};
+
+use super::plan::{Behaviour, Mode};
+use super::world::World;
+
+/// One life of one worker.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub id: u64,
+    pub world: Arc<World>,
+}
+
+/// What a handler that panics says.
+pub const PANIC: &str = "a handler's panic";
+/// Timers are as fine as this.
+const TICK: Duration = Duration::from_millis(2);
+
+pub async fn transactional(
+    message: Arc<Message>,
+    context: Context,
+    worker: State<Worker>,
+    tx: &mut Tx,
+) -> Result<(), Failure> {
+    let index = super::world::index_of(&message);
+    tx.push(format!("{index}"));
+    handle(message, context, worker).await
+}
+
+pub async fn handle(
+    message: Arc<Message>,
+    context: Context,
+    State(worker): State<Worker>,
+) -> Result<(), Failure> {
+    let run = Run::begin(&worker, &message, &context);
+    let planned = &worker.world.plan.messages[run.message];
+    let mut rng = Rng::with_seed(worker.world.plan.seed ^ (run.message as u64) << 32 ^ u64::from(run.before_started));
+    let takes = planned.takes.mul_f64(rng.f64());
+    // Some return at once, as the fastest handlers do.
+    if takes > TICK {
+        sleep(takes / 2).await;
+        tokio::task::yield_now().await;
+        sleep(takes / 2).await;
+    }
+    let failures = run.before_failed;
+    let last = context.attempt >= worker.world.plan.max_attempts;
+    let history = &worker.world.history;
+    match planned.behaviour {
+        Behaviour::Poison => {
+            history.failed(run.message, true);
+            Err(Failure::dead_letter("poison"))
+        }
+        Behaviour::Fails(times) if failures < times => {
+            history.failed(run.message, last);
+            Err(match rng.bool() {
+                true => Failure::retry("not yet"),
+                false => Failure::retry_after(Duration::from_millis(rng.u64(..3_000)), "not yet"),
+            })
+        }
+        Behaviour::Panics(times) if failures < times => {
+            history.failed(run.message, last);
+            std::panic::panic_any(PANIC)
+        }
+        _ => {
+            history.succeeded(run.message);
+            Ok(())
+        }
+    }
+}
+
+/// A handler that is running, until it is dropped.
+struct Run<'a> {
+    worker: &'a Worker,
+    message: usize,
+    broker_id: String,
+    before_started: u32,
+    before_failed: u32,
+}
+
+impl<'a> Run<'a> {
+    fn begin(worker: &'a Worker, message: &Message, context: &Context) -> Self {
+        let world = &*worker.world;
+        let index = super::world::index_of(message);
+        let before = world.history.start(worker.id, index);
+        world.faults.log(|| format!("worker {} runs {index}, attempt {}", worker.id, context.attempt));
+        let run = Self {
+            worker,
+            message: index,
+            broker_id: message.broker_id.clone().unwrap_or_default(),
+            before_started: before.started,
+            before_failed: before.failed,
+        };
+        run.check_lease("started");
+        run.check_order();
+        if world.plan.mode == Mode::Quarantine && before.started > before.failed && world.keeps_claims() {
+            world.history.breach(format!("message {index} ran again although its outcome was uncertain"));
+        }
+        if let Some(key) = &context.key {
+            run.check_record(key, context);
+        }
+        run
+    }
+
+    /// Nothing that was recorded runs again.
+    fn check_record(&self, key: &DedupKey, context: &Context) {
+        let world = &*self.worker.world;
+        let scope = Scope {
+            consumer: context.consumer.to_string(),
+            queue: context.queue.to_string(),
+        };
+        let done = world.storage.is_done(&KeyDigest::new(&scope, key));
+        if done && world.plan.has_store() && world.keeps_claims() {
+            world.history.breach(format!("message {} ran although it was recorded as done", self.message));
+        }
+    }
+
+    fn check_lease(&self, what: &str) {
+        let world = &*self.worker.world;
+        let until = world.broker.leased_until(self.worker.id, &self.broker_id);
+        let over = until.is_none_or(|until| Instant::now() > until + TICK);
+        // That mode acks before it runs.
+        if over && world.plan.broker_drift >= 1.0 && world.plan.mode != Mode::AtMostOnce {
+            world.history.breach(format!(
+                "worker {} {what} the handler of message {} after its lease had ended",
+                self.worker.id, self.message
+            ));
+        }
+    }
+
+    /// Without transactions, all earlier messages of the group have had their effect.
+    fn check_order(&self) {
+        let world = &*self.worker.world;
+        if world.plan.mode == Mode::Transactional || !world.keeps_order() {
+            return;
+        }
+        for earlier in world.before(self.message) {
+            let runs = world.history.of(earlier);
+            if runs.succeeded == 0 && !runs.may_be_given_up && !world.is_set_aside(earlier) {
+                world.history.breach(format!("message {} ran before message {earlier} of its group", self.message));
+            }
+        }
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        let world = &*self.worker.world;
+        world.history.end(self.worker.id);
+        world.faults.log(|| format!("worker {} leaves {}", self.worker.id, self.message));
+        self.check_lease("left");
+    }
+}

@@ -1,0 +1,106 @@
+//! The real pipeline on a simulated broker and store, in virtual time; one seed decides everything that goes wrong.
+//!
+//! Why tokio's paused clock and faults of our own, and not one of the tools: `docs/simulation.md`.
+
+mod campaign;
+mod cut;
+mod handler;
+mod history;
+mod plan;
+mod promises;
+mod shrink;
+mod worker;
+mod world;
+
+pub use cut::Cut;
+
+use campaign::Totals;
+use plan::Plan;
+use world::Outcome;
+
+use crate::options::Simulate;
+use crate::{Verdict, options};
+
+/// Seeds that once broke a promise, each with what it was.
+const REGRESSIONS: &str = include_str!("../../regressions.txt");
+
+pub fn run(options: &options::Simulate) -> Result<Verdict, String> {
+    quiet_handlers();
+    if let Some(seed) = options.seed {
+        return Ok(replay(seed, &options.cut));
+    }
+    for seed in regressions()? {
+        let outcome = campaign::run_seed(seed, &Cut::default());
+        if !outcome.breaches.is_empty() {
+            return Ok(explain(seed, outcome));
+        }
+    }
+    let first = options.first.unwrap_or_else(|| fastrand::u64(..) >> 16);
+    let (totals, failure) = campaign::run(first, options.seeds);
+    print(&totals);
+    let known = regressions()?.len();
+    let Simulate { seeds, .. } = options;
+    match failure {
+        None => {
+            println!(
+                "simulate: ok; {seeds} seeds from {first}, and {known} known ones; {:.0} seeds/s",
+                totals.seeds as f64 / totals.took.as_secs_f64()
+            );
+            Ok(Verdict::Kept)
+        }
+        Some((seed, outcome)) => Ok(explain(seed, outcome)),
+    }
+}
+
+fn regressions() -> Result<Vec<u64>, String> {
+    let lines = REGRESSIONS.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let seeds = lines.filter(|line| !line.is_empty());
+    seeds.map(|seed| seed.parse().map_err(|_| format!("regressions.txt: `{seed}` is no seed"))).collect()
+}
+
+/// Handlers that panic on purpose say nothing.
+fn quiet_handlers() {
+    let loud = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.payload().downcast_ref::<&str>() != Some(&handler::PANIC) {
+            loud(panic);
+        }
+    }));
+}
+
+/// Runs one seed and prints what happened.
+fn replay(seed: u64, cut: &Cut) -> Verdict {
+    let plan = Plan::new(seed, cut);
+    println!("{plan:#?}");
+    let outcome = world::run(plan, true);
+    for line in &outcome.log {
+        println!("{line}");
+    }
+    for breach in &outcome.breaches {
+        println!("BROKEN: {breach}");
+    }
+    let verdict = if outcome.breaches.is_empty() { "ok" } else { "broken" };
+    println!("simulate: {verdict}; seed {seed}, {:.0} s of virtual time", outcome.lasted.as_secs_f64());
+    if outcome.breaches.is_empty() { Verdict::Kept } else { Verdict::Broken }
+}
+
+/// Says which promise a seed breaks, and with which smaller run that can be seen.
+fn explain(seed: u64, outcome: Outcome) -> Verdict {
+    for breach in &outcome.breaches {
+        println!("BROKEN by seed {seed}: {breach}");
+    }
+    let (cut, outcome) = shrink::shrink(seed, Cut::default(), outcome);
+    for breach in &outcome.breaches {
+        println!("still broken when smaller: {breach}");
+    }
+    println!("to see it: cargo run --release -p proof -- simulate --seed {seed}{cut}");
+    println!("simulate: broken by seed {seed}");
+    Verdict::Broken
+}
+
+fn print(totals: &Totals) {
+    let Totals { seeds, lives, report, faults, lasted, took } = totals;
+    println!("{seeds} runs, {lives} lives of workers, {:.1} days of virtual time in {:.0} s", lasted.as_secs_f64() / 86_400.0, took.as_secs_f64());
+    println!("{report:#?}");
+    println!("{faults:?}");
+}

@@ -1,0 +1,201 @@
+//! What one seed means: the broker, the messages, the workers and how often what goes wrong.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use onlyonce_core::{Capabilities, Ordering};
+use onlyonce_testkit::simulated::{Fault, Mix};
+
+use super::cut::Cut;
+
+/// What the pipeline promises in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Transactional,
+    RunAgain,
+    Quarantine,
+    AtLeastOnce,
+    AtMostOnce,
+}
+
+/// What becomes of a message's handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    Succeeds,
+    /// Fails so many times first.
+    Fails(u32),
+    Panics(u32),
+    /// Can never be handled.
+    Poison,
+}
+
+/// One message, as its producer means it.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// `None`: the producer forgot it.
+    pub key: Option<String>,
+    pub group: Option<u64>,
+    pub behaviour: Behaviour,
+    /// The longest that its handler takes.
+    pub takes: Duration,
+    /// When it is published, and published again.
+    pub published: Vec<Duration>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub mode: Mode,
+    pub capabilities: Capabilities,
+    pub lease: Duration,
+    pub claim_lease: Duration,
+    /// How much longer than it says a lease or a claim lasts.
+    pub broker_drift: f64,
+    pub store_drift: f64,
+    pub max_deliveries: Option<u32>,
+    pub max_attempts: u32,
+    pub workers: u64,
+    pub concurrency: usize,
+    pub prefetch: usize,
+    pub messages: Vec<Planned>,
+    pub mix: Mix,
+    pub fault_limit: usize,
+    /// Whether workers crash, and are stopped and started again, at any time.
+    pub restarts: bool,
+    /// From then on nothing goes wrong any more.
+    pub calm: Duration,
+}
+
+impl Plan {
+    pub fn new(seed: u64, cut: &Cut) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let rng = &mut rng;
+        let mode = match rng.u32(..10) {
+            0..5 => Mode::Transactional,
+            5..7 => Mode::RunAgain,
+            7 => Mode::Quarantine,
+            8 => Mode::AtLeastOnce,
+            _ => Mode::AtMostOnce,
+        };
+        let capabilities = capabilities(rng, mode);
+        let lease = Duration::from_millis(rng.u64(2_000..12_000));
+        let claim_lease = Duration::from_millis(rng.u64(1_000..10_000));
+        let mut drift = |often: bool| match often {
+            true => 0.7 + rng.f64() * 0.6,
+            false => 1.0,
+        };
+        let (broker_drift, store_drift) = (drift(seed % 8 == 0), drift(seed % 8 == 1));
+        let mut plan = Self {
+            seed,
+            mode,
+            capabilities,
+            lease,
+            claim_lease,
+            broker_drift,
+            store_drift,
+            max_deliveries: (rng.u32(..6) == 0).then_some(30),
+            max_attempts: rng.u32(2..6),
+            workers: rng.u64(1..=3),
+            concurrency: rng.usize(1..=6),
+            prefetch: rng.usize(1..=24),
+            messages: Vec::new(),
+            mix: mix(rng, mode),
+            fault_limit: cut.faults.unwrap_or(usize::MAX),
+            restarts: rng.bool(),
+            calm: Duration::from_secs(rng.u64(5..40)),
+        };
+        plan.messages = messages(rng, &plan);
+        cut.apply(&mut plan);
+        plan
+    }
+
+    /// Whether what a worker knows of its leases and claims is true.
+    pub fn clocks_agree(&self) -> bool {
+        self.broker_drift >= 1.0 && self.store_drift >= 1.0
+    }
+
+    pub fn has_store(&self) -> bool {
+        matches!(self.mode, Mode::Transactional | Mode::RunAgain | Mode::Quarantine)
+    }
+}
+
+/// A broker that can do some things and not others.
+fn capabilities(rng: &mut Rng, mode: Mode) -> Capabilities {
+    let mut it = Capabilities::default();
+    it.timed_lease = rng.u32(..3) > 0;
+    it.extend = it.timed_lease && rng.u32(..4) > 0;
+    it.confirms_settle = mode == Mode::AtMostOnce || rng.u32(..3) > 0;
+    it.delayed_nack = rng.bool();
+    it.dead_letter = rng.bool();
+    it.counts_attempts = rng.u32(..4) > 0;
+    it.ordering = match rng.u32(..5) {
+        0 => Ordering::None,
+        1 if !it.timed_lease => Ordering::Delivery,
+        _ => Ordering::Group,
+    };
+    it
+}
+
+/// Some kinds of faults, each seldom or often.
+fn mix(rng: &mut Rng, mode: Mode) -> Mix {
+    let mut mix = Mix::nothing();
+    let worst = [0.0, 0.02, 0.1, 0.25][rng.usize(..4)];
+    for fault in Fault::ALL {
+        let probability = match fault {
+            _ if rng.bool() => 0.0,
+            // Then the broker, not the pipeline, runs it twice.
+            Fault::Echo if mode == Mode::AtMostOnce => 0.0,
+            Fault::Refused | Fault::Amnesia | Fault::Death => worst * 0.1,
+            Fault::Cut => worst * 0.5,
+            _ => worst * rng.f64(),
+        };
+        mix = mix.with(fault, probability);
+    }
+    mix
+}
+
+fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
+    let groups = rng.u64(0..4);
+    let many = 1 + rng.usize(..14);
+    let mut messages: Vec<Planned> = Vec::with_capacity(many);
+    for index in 0..many {
+        let behaviour = match rng.u32(..20) {
+            0 => Behaviour::Poison,
+            1..4 => Behaviour::Fails(rng.u32(1..7)),
+            4 => Behaviour::Panics(1),
+            _ => Behaviour::Succeeds,
+        };
+        let key = match rng.u32(..30) {
+            0 => None,
+            // Another message took it before: a conflict.
+            1 if index > 0 => messages[index - 1].key.clone(),
+            _ => Some(format!("key-{index}")),
+        };
+        let mut published = vec![Duration::from_millis(rng.u64(..8_000))];
+        if rng.u32(..5) == 0 {
+            published.push(published[0] + Duration::from_millis(rng.u64(..20_000)));
+        }
+        messages.push(Planned {
+            key,
+            group: (groups > 0 && rng.u32(..4) > 0).then(|| rng.u64(..groups)),
+            behaviour,
+            takes: takes(rng, plan),
+            published,
+        });
+    }
+    messages
+}
+
+/// Mostly short; sometimes several leases long, where leases can be extended.
+fn takes(rng: &mut Rng, plan: &Plan) -> Duration {
+    let lease = plan.lease.min(plan.claim_lease);
+    let long = match plan.capabilities.timed_lease && !plan.capabilities.extend {
+        true => plan.lease / 4,
+        false => lease * 3,
+    };
+    match rng.u32(..8) {
+        0 => long.mul_f64(rng.f64()),
+        1..4 => Duration::from_millis(rng.u64(..200)),
+        _ => Duration::from_millis(rng.u64(..5)),
+    }
+}

@@ -1,0 +1,122 @@
+//! What must be true once everything is settled.
+
+use std::collections::BTreeMap;
+
+use onlyonce_core::Error;
+
+use super::plan::{Behaviour, Mode};
+use super::world::World;
+
+/// Says which promises were broken, and how.
+pub async fn broken(world: &World) -> Result<Vec<String>, Error> {
+    let mut broken = world.broker.breaches();
+    broken.extend(world.history.breaches());
+    let dead = world.dead().await?;
+    let effects = effects(world);
+    if world.plan.mode == Mode::AtMostOnce {
+        broken.extend(at_most_once(world));
+    } else {
+        broken.extend(not_lost(world, &effects, &dead));
+    }
+    if world.plan.mode == Mode::Transactional {
+        broken.extend(once(world, &effects));
+        broken.extend(in_order(world, &effects));
+    }
+    broken.extend(dead_for_a_reason(world, &dead));
+    broken.extend(bounded(world));
+    broken.sort();
+    broken.dedup();
+    Ok(broken)
+}
+
+/// The messages that took effect, in that order.
+fn effects(world: &World) -> Vec<usize> {
+    if world.plan.mode == Mode::Transactional {
+        let effects = world.storage.effects();
+        let texts = effects.iter().filter_map(|effect| std::str::from_utf8(effect).ok());
+        texts.filter_map(|text| text.parse().ok()).collect()
+    } else {
+        let all = 0..world.plan.messages.len();
+        all.filter(|index| world.history.of(*index).succeeded > 0).collect()
+    }
+}
+
+fn not_lost(world: &World, effects: &[usize], dead: &[(usize, String)]) -> Vec<String> {
+    let all = 0..world.plan.messages.len();
+    all.filter(|index| !effects.contains(index) && !dead.iter().any(|(i, _)| i == index))
+        .map(|index| format!("message {index} was lost"))
+        .collect()
+}
+
+fn once(world: &World, effects: &[usize]) -> Vec<String> {
+    let mut times: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for index in effects {
+        let key = world.plan.messages[*index].key.as_deref();
+        times.entry(key.unwrap_or_default()).or_default().push(*index);
+    }
+    let twice = times.into_iter().filter(|(_, messages)| messages.len() > 1);
+    twice
+        .map(|(key, messages)| format!("{key:?} took effect more than once: messages {messages:?}"))
+        .collect()
+}
+
+fn in_order(world: &World, effects: &[usize]) -> Vec<String> {
+    if !world.keeps_order() {
+        return Vec::new();
+    }
+    let mut broken = Vec::new();
+    for (place, index) in effects.iter().enumerate() {
+        for earlier in world.before(*index) {
+            let given_up = world.is_set_aside(earlier) || world.history.of(earlier).may_be_given_up;
+            if !effects[..place].contains(&earlier) && !given_up {
+                broken.push(format!("message {index} took effect before message {earlier} of its group"));
+            }
+        }
+    }
+    broken
+}
+
+fn at_most_once(world: &World) -> Vec<String> {
+    let all = world.plan.messages.iter().enumerate();
+    all.filter(|(index, planned)| {
+        let started = world.history.of(*index).started as usize;
+        started > planned.published.len()
+    })
+    .map(|(index, _)| format!("message {index} was run more often than it was published"))
+    .collect()
+}
+
+/// Nothing is set aside without a reason, and nothing that could have been handled.
+fn dead_for_a_reason(world: &World, dead: &[(usize, String)]) -> Vec<String> {
+    let mut broken = Vec::new();
+    for (index, reason) in dead {
+        if reason.is_empty() {
+            broken.push(format!("message {index} is a dead letter without a reason"));
+        }
+        let fine = world.plan.messages[*index].behaviour == Behaviour::Succeeds;
+        if fine && !world.is_set_aside(*index) && world.plan.mode != Mode::Quarantine {
+            broken.push(format!("message {index} is a dead letter although it can be handled: {reason}"));
+        }
+    }
+    let all = world.plan.messages.iter().enumerate();
+    let poison = all.filter(|(_, planned)| planned.behaviour == Behaviour::Poison);
+    for (index, _) in poison {
+        if world.history.of(index).succeeded > 0 {
+            broken.push(format!("message {index} succeeded although it is poison"));
+        }
+    }
+    broken
+}
+
+fn bounded(world: &World) -> Vec<String> {
+    let mut broken = Vec::new();
+    let (most, limit) = (world.history.most_running(), world.plan.concurrency);
+    if most > limit {
+        broken.push(format!("{most} handlers ran at once, {limit} were allowed"));
+    }
+    let (most, limit) = (world.broker.most_held(), world.plan.prefetch);
+    if most > limit {
+        broken.push(format!("a worker held {most} messages, {limit} were allowed"));
+    }
+    broken
+}

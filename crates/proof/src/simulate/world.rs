@@ -1,0 +1,215 @@
+//! One run: a broker, a store and workers in virtual time, from a plan to what came of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use onlyonce_core::{Error, Message, Ordering, Report};
+use onlyonce_testkit::simulated::{Broker, Fault, Faults, Storage};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::history::History;
+use super::plan::{Behaviour, Mode, Plan};
+use super::{promises, worker};
+
+/// Everything of a run that outlives a worker.
+#[derive(Debug)]
+pub struct World {
+    pub plan: Plan,
+    pub faults: Faults,
+    pub broker: Broker,
+    pub storage: Storage,
+    pub history: History,
+    /// Whether dead letters go to a queue of their own, or to the source's.
+    pub sink: bool,
+    /// Workers end now.
+    pub end: CancellationToken,
+}
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub breaches: Vec<String>,
+    pub report: Report,
+    pub faults: BTreeMap<Fault, usize>,
+    pub lives: u64,
+    pub log: Vec<String>,
+    pub lasted: Duration,
+}
+
+/// What is settled at all is settled so long after everything went wrong.
+const PATIENCE: Duration = Duration::from_secs(1_800);
+/// Workers that are told to stop have stopped after this.
+const DRAIN: Duration = Duration::from_secs(120);
+
+/// Runs a plan, on this thread alone.
+pub fn run(plan: Plan, keep_log: bool) -> Outcome {
+    // The pipeline's jitter and the names of its owners.
+    fastrand::seed(plan.seed);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(live(plan, keep_log)),
+        Err(error) => Outcome {
+            breaches: vec![format!("no runtime: {error}")],
+            ..Outcome::default()
+        },
+    }
+}
+
+async fn live(plan: Plan, keep_log: bool) -> Outcome {
+    let begun = Instant::now();
+    let world = Arc::new(World::new(plan));
+    if keep_log {
+        world.faults.keep_log();
+    }
+    let publishing = tokio::spawn(publish(world.clone()));
+    let mut workers = JoinSet::new();
+    for number in 1..=world.plan.workers {
+        workers.spawn(worker::lives(world.clone(), number));
+    }
+    let _ = publishing.await;
+    sleep_until(begun + world.plan.calm).await;
+    let mut outcome = Outcome::default();
+    if timeout(PATIENCE, settled(&world)).await.is_err() {
+        let left = world.broker.unsettled();
+        outcome.breaches.push(format!("{left} messages were never settled"));
+    }
+    world.end.cancel();
+    match timeout(DRAIN, workers.join_all()).await {
+        Ok(lives) => {
+            for (report, lived, breaches) in lives {
+                outcome.report += report;
+                outcome.lives += lived;
+                outcome.breaches.extend(breaches);
+            }
+        }
+        Err(_) => outcome.breaches.push("a worker does not stop".into()),
+    }
+    match promises::broken(&world).await {
+        Ok(broken) => outcome.breaches.extend(broken),
+        Err(error) => outcome.breaches.push(error.to_string()),
+    }
+    outcome.faults = world.faults.struck();
+    outcome.log = world.faults.take_log();
+    outcome.lasted = begun.elapsed();
+    outcome
+}
+
+async fn publish(world: Arc<World>) {
+    let begun = Instant::now();
+    let messages = world.plan.messages.iter().enumerate();
+    let mut all: Vec<_> = messages
+        .flat_map(|(index, planned)| planned.published.iter().map(move |at| (*at, index)))
+        .collect();
+    all.sort_unstable();
+    for (at, index) in all {
+        sleep_until(begun + at).await;
+        world.faults.log(|| format!("published {index}: {:?}", world.plan.messages[index]));
+        world.broker.publish(world.message(index)).await;
+    }
+}
+
+/// Resolves when nothing is left to be settled, and stays so.
+async fn settled(world: &World) {
+    let mut quiet = 0;
+    while quiet < 20 {
+        quiet = if world.broker.unsettled() == 0 { quiet + 1 } else { 0 };
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// The message of the plan that this one is.
+pub fn index_of(message: &Message) -> usize {
+    let body = std::str::from_utf8(&message.body).ok();
+    body.and_then(|body| body.parse().ok()).unwrap_or(usize::MAX)
+}
+
+impl World {
+    fn new(plan: Plan) -> Self {
+        let faults = Faults::new(plan.seed, plan.mix.clone(), plan.calm);
+        faults.limit(plan.fault_limit);
+        let mut broker = Broker::new("queue", &faults)
+            .with_capabilities(plan.capabilities)
+            .with_lease(plan.lease)
+            .with_drift(plan.broker_drift);
+        if let Some(max) = plan.max_deliveries {
+            broker = broker.with_max_deliveries(max);
+        }
+        let sink = !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 0;
+        Self {
+            storage: Storage::new(&faults).with_drift(plan.store_drift),
+            history: History::default(),
+            end: CancellationToken::new(),
+            sink,
+            broker,
+            faults,
+            plan,
+        }
+    }
+
+    fn message(&self, index: usize) -> Message {
+        let planned = &self.plan.messages[index];
+        let mut message = Message::new(index.to_string());
+        message.dedup_id = planned.key.clone();
+        message.group = planned.group.map(|group| format!("group-{group}"));
+        message
+    }
+
+    /// The messages of the same group that were published before this one, in order.
+    pub fn before(&self, index: usize) -> Vec<usize> {
+        let first = |index: usize| (self.plan.messages[index].published[0], index);
+        let group = self.plan.messages[index].group;
+        let all = 0..self.plan.messages.len();
+        let mut before: Vec<_> = all
+            .filter(|other| group.is_some() && self.plan.messages[*other].group == group)
+            .filter(|other| first(*other) < first(index))
+            .collect();
+        before.sort_unstable_by_key(|other| first(*other));
+        before
+    }
+
+    /// Whether a message may end in the dead-letter queue without a failure of its handler.
+    pub fn is_set_aside(&self, index: usize) -> bool {
+        let planned = &self.plan.messages[index];
+        planned.behaviour == Behaviour::Poison
+            || self.plan.max_deliveries.is_some()
+            || (self.plan.has_store() && (planned.key.is_none() || self.shares_its_key(index)))
+    }
+
+    /// Whether another message uses the same key.
+    pub fn shares_its_key(&self, index: usize) -> bool {
+        let key = &self.plan.messages[index].key;
+        let others = self.plan.messages.iter().enumerate();
+        key.is_some() && others.filter(|(_, other)| other.key == *key).count() > 1
+    }
+
+    /// Whether the store keeps claims for as long as it says.
+    pub fn keeps_claims(&self) -> bool {
+        self.plan.clocks_agree() && !self.faults.struck().contains_key(&Fault::Amnesia)
+    }
+
+    pub fn keeps_order(&self) -> bool {
+        let loses = matches!(self.plan.mode, Mode::Quarantine | Mode::AtMostOnce);
+        self.plan.capabilities.ordering != Ordering::None && self.plan.clocks_agree() && !loses
+    }
+
+    /// What is in the dead-letter queues, with its reason.
+    pub async fn dead(&self) -> Result<Vec<(usize, String)>, Error> {
+        let reason = |message: &Message| {
+            let reason = message.attributes.get(onlyonce_core::DEAD_LETTER_REASON);
+            reason.unwrap_or_default().to_owned()
+        };
+        let letters = self.broker.dead_letters().take_all().await?;
+        let given_up = self.broker.given_up();
+        Ok(letters
+            .iter()
+            .map(|message| (index_of(message), reason(message)))
+            .chain(given_up.iter().map(|dead| (index_of(&dead.message), dead.reason.clone())))
+            .collect())
+    }
+}
