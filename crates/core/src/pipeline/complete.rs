@@ -1,7 +1,7 @@
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 
-use crate::{Completion, Error, Fenced, Outcome, Store, Verdicts};
+use crate::{Completion, Error, ErrorKind, Fenced, Outcome, Store, Verdicts};
 
 use super::backoff::Backoff;
 use super::counters::add;
@@ -61,8 +61,22 @@ impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) fn completed(&self, flight: Flight, verdict: Result<(), Fenced>) {
         match verdict {
             Ok(()) => self.applied(flight),
-            // Settle nothing: whoever took the key over settles, or the redelivery finds the record.
-            Err(Fenced) => add(&self.counters.fenced, 1),
+            Err(Fenced) => self.fenced(flight),
         }
     }
+
+    /// Somebody else has taken the key over, or an earlier call had recorded it although its answer was lost: the store is
+    /// asked again whose it is. Nothing is settled on the strength of this run.
+    pub(crate) fn fenced(&self, flight: Flight) {
+        add(&self.counters.fenced, 1);
+        self.in_doubt(flight, &fenced());
+    }
+}
+
+pub(crate) fn fenced() -> Error {
+    Error::new(
+        ErrorKind::Store,
+        "fenced: the claim is no longer the newest",
+    )
+    .retryable(true)
 }

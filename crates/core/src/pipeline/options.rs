@@ -12,6 +12,10 @@ pub enum Uncertain {
     #[default]
     RunAgain,
     /// Put it into the dead-letter queue for a person to look at. Costs one more store call per message.
+    ///
+    /// The doubt stays in the store, so that a duplicate does not run either. Only a message that comes back from the
+    /// dead-letter queue runs: it is known by the attribute [`DEAD_LETTER_REASON`](crate::DEAD_LETTER_REASON), which a
+    /// redrive must leave in place.
     Quarantine,
 }
 

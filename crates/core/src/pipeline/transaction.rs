@@ -9,6 +9,7 @@ use tokio::time::{Duration, Instant};
 use crate::handler::TxSlot;
 use crate::{Completion, Error, ErrorKind, Failure, Fenced, Transaction, TransactionalStore};
 
+use super::complete::fenced;
 use super::counters::add;
 use super::engine::Engine;
 use super::in_flight::Flight;
@@ -26,10 +27,22 @@ pub(crate) type Commits<Tx> = UnboundedSender<Commit<Tx>>;
 pub(crate) struct Commit<Tx> {
     tx: Tx,
     done: Vec<Flight>,
-    /// The last part that succeeded; it completes with the commit, in one round trip.
-    last: Option<(Flight, Completion)>,
-    /// The message after them, if its handler failed.
-    failed: Option<(Flight, Failure)>,
+    last: Option<Last>,
+}
+
+/// The message after those that are done.
+enum Last {
+    /// It completes with the commit, in one round trip.
+    Succeeded(Flight, Completion),
+    Failed(Flight, Failure),
+}
+
+impl Last {
+    fn flight(self) -> Flight {
+        match self {
+            Self::Succeeded(flight, _) | Self::Failed(flight, _) => flight,
+        }
+    }
 }
 
 /// How one message's part of a transaction ended.
@@ -75,14 +88,14 @@ impl<Tx: Transaction> Engine<Tx> {
             began: Instant::now(),
             done: Vec::new(),
         };
-        let (mut last, mut failed) = (None, None);
+        let mut last = None;
         let mut next = Some(head);
         while let Some(flight) = next.take() {
             match self.run_part(&tx, flight, working).await {
                 Part::Succeeded(flight, completion) => {
                     next = batch.next(&flight);
                     if next.is_none() {
-                        last = Some((flight, completion));
+                        last = Some(Last::Succeeded(flight, completion));
                     } else if let Err((flight, error)) = self
                         .complete_part(&tx, &mut batch, flight, &completion)
                         .await
@@ -91,7 +104,7 @@ impl<Tx: Transaction> Engine<Tx> {
                         return self.undone(flights, &error);
                     }
                 }
-                Part::Failed(flight, failure) => failed = Some((flight, failure)),
+                Part::Failed(flight, failure) => last = Some(Last::Failed(flight, failure)),
                 Part::Left => {}
                 Part::Broken(flight, error) => {
                     return self.undone(batch.done.into_iter().chain(flight), &error);
@@ -99,22 +112,21 @@ impl<Tx: Transaction> Engine<Tx> {
             }
         }
         let done = batch.done;
-        if done.is_empty() && last.is_none() {
-            drop(tx);
-            return self.part_failed(failed);
+        match last {
+            None if done.is_empty() => return,
+            Some(Last::Failed(flight, failure)) if done.is_empty() => {
+                drop(tx);
+                return self.failed(flight, &failure);
+            }
+            _ => {}
         }
         // A layer that kept the request elsewhere could still be writing; nothing of that may be committed.
         match Arc::try_unwrap(tx) {
             Ok(tx) => {
                 let tx = tx.into_inner();
-                let _ = commits.send(Commit {
-                    tx,
-                    done,
-                    last,
-                    failed,
-                });
+                let _ = commits.send(Commit { tx, done, last });
             }
-            Err(_) => self.undone(in_order(done, last, failed), &still_borrowed()),
+            Err(_) => self.undone(in_order(done, last), &still_borrowed()),
         }
     }
 
@@ -158,11 +170,10 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         match tx.complete(completion).await {
             Ok(Ok(())) => batch.done.push(flight),
-            // Its turn must not go on to the next, which is being run here.
-            Ok(Err(Fenced)) if batch.done.is_empty() => {
-                return Err((flight, fenced_head()));
+            Ok(Err(Fenced)) => {
+                add(&self.counters.fenced, 1);
+                return Err((flight, fenced()));
             }
-            Ok(Err(Fenced)) => add(&self.counters.fenced, 1),
             Err(error) => return Err((flight, error)),
         }
         Ok(())
@@ -182,12 +193,6 @@ impl<Tx: Transaction> Engine<Tx> {
         self.in_doubt(head, error);
     }
 
-    fn part_failed(&self, failed: Option<(Flight, Failure)>) {
-        if let Some((flight, failure)) = failed {
-            self.failed(flight, &failure);
-        }
-    }
-
     /// Commits what the workers have finished, many at a time: the store makes one commit of them.
     pub(crate) async fn commit_stage(&self, mut receiver: UnboundedReceiver<Commit<Tx>>) {
         let mut commits = FuturesUnordered::new();
@@ -204,54 +209,42 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     async fn commit(&self, commit: Commit<Tx>) {
-        let Commit {
-            tx,
-            mut done,
-            last,
-            failed,
-        } = commit;
-        let leased = |flight: &Flight| flight.lease.lasts();
+        let Commit { tx, mut done, last } = commit;
+        let lasts = match &last {
+            Some(Last::Succeeded(flight, _)) => flight.lease.lasts(),
+            _ => true,
+        };
         let result = match &last {
-            _ if !done.iter().chain(last.iter().map(|(f, _)| f)).all(leased) => Err(Error::new(
+            _ if !lasts || !done.iter().all(|flight| flight.lease.lasts()) => Err(Error::new(
                 ErrorKind::Timeout,
                 "a lease ended before the commit",
             )),
-            Some((_, completion)) => tx.complete_and_commit(completion).await,
-            None => tx.commit().await.map(Ok),
+            Some(Last::Succeeded(_, completion)) => tx.complete_and_commit(completion).await,
+            _ => tx.commit().await.map(Ok),
         };
         let verdict = match result {
             Ok(verdict) => verdict,
-            Err(error) => return self.undone(in_order(done, last, failed), &error),
+            Err(error) => return self.undone(in_order(done, last), &error),
         };
-        let mut last = last.map(|(flight, _)| flight);
-        let failed = failed.map(|(mut flight, failure)| {
-            if flight.turn.is_none() {
-                // Its retry, not what is behind it, is next in the lane.
-                let head = done.first_mut().or(last.as_mut());
-                flight.turn = head.and_then(|head| head.turn.take());
-            }
-            (flight, failure)
-        });
+        // If the last one has to be tried again, that is next in the lane, not what is behind it.
+        let turn = done.first_mut().and_then(|head| head.turn.take());
         done.into_iter().for_each(|flight| self.applied(flight));
-        if let Some(flight) = last {
-            self.completed(flight, verdict);
+        match last {
+            Some(Last::Succeeded(mut flight, _)) => {
+                flight.turn = flight.turn.take().or(turn);
+                self.completed(flight, verdict);
+            }
+            Some(Last::Failed(mut flight, failure)) => {
+                flight.turn = flight.turn.take().or(turn);
+                self.failed(flight, &failure);
+            }
+            None => {}
         }
-        self.part_failed(failed);
     }
 }
 
-fn in_order(
-    done: Vec<Flight>,
-    last: Option<(Flight, Completion)>,
-    failed: Option<(Flight, Failure)>,
-) -> impl Iterator<Item = Flight> {
-    let last = last.into_iter().map(|(flight, _)| flight);
-    let failed = failed.into_iter().map(|(flight, _)| flight);
-    done.into_iter().chain(last).chain(failed)
-}
-
-fn fenced_head() -> Error {
-    Error::new(ErrorKind::Store, "the claim was taken over").retryable(true)
+fn in_order(done: Vec<Flight>, last: Option<Last>) -> impl Iterator<Item = Flight> {
+    done.into_iter().chain(last.map(Last::flight))
 }
 
 fn still_borrowed() -> Error {

@@ -12,6 +12,7 @@ use crate::{Error, ErrorKind, Failure, Outcome, Request, Transaction};
 
 use super::Mode;
 use super::counters::add;
+use super::dead_letter::DEAD_LETTER_REASON;
 use super::engine::Engine;
 use super::in_flight::{Flight, InFlight};
 use super::lanes::Working;
@@ -51,10 +52,7 @@ impl<Tx: Transaction> Engine<Tx> {
             self.replay(flight, Outcome(outcome)).await;
             return None;
         }
-        if !flight.lease.can_start(self.options.claim_lease) {
-            self.cancelled(flight);
-            return None;
-        }
+        let flight = self.with_time_left(flight)?;
         if self.mode == Mode::AtMostOnce {
             let (confirmed, wait) = oneshot::channel();
             let _ = self.stages.confirm.send((flight, confirmed));
@@ -62,9 +60,7 @@ impl<Tx: Transaction> Engine<Tx> {
         }
         if flight.uncertain {
             add(&self.counters.uncertain, 1);
-            if self.quarantines() {
-                // A person decides now: the doubt need not stay in the store.
-                flight.uncertain = false;
+            if self.quarantines() && !is_redriven(&flight) {
                 self.dead_letter(
                     flight,
                     "uncertain: a former owner may have produced the effect before it vanished",
@@ -78,11 +74,20 @@ impl<Tx: Transaction> Engine<Tx> {
         Some(flight)
     }
 
+    fn with_time_left(&self, flight: Flight) -> Option<Flight> {
+        if flight.lease.can_start(self.options.claim_lease) {
+            return Some(flight);
+        }
+        self.cancelled(flight);
+        None
+    }
+
     async fn mark_started(&self, flight: Flight) -> Option<Flight> {
         let (store, held) = (self.store.as_ref()?, flight.lease.held()?);
         match self.within(store.start(&[held])).await {
-            Ok(verdicts) if verdicts == [Ok(())] => return Some(flight),
-            Ok(_) => add(&self.counters.fenced, 1),
+            // That took a while.
+            Ok(verdicts) if verdicts == [Ok(())] => return self.with_time_left(flight),
+            Ok(_) => self.fenced(flight),
             Err(error) => self.in_doubt(flight, &error),
         }
         None
@@ -186,6 +191,12 @@ impl<Tx: Transaction> Engine<Tx> {
         let next = mean - mean / 8 + nanos / 8;
         self.handler_nanos.store(next, Ordering::Relaxed);
     }
+}
+
+/// Whether it comes from the dead-letter queue: whoever put it back has decided that it is to run.
+fn is_redriven(flight: &InFlight) -> bool {
+    let attributes = &flight.delivery.message.attributes;
+    attributes.get(DEAD_LETTER_REASON).is_some()
 }
 
 fn panicked<T>(panic: Box<dyn std::any::Any + Send>) -> Result<T, Failure> {

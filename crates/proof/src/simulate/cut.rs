@@ -39,7 +39,10 @@ impl Cut {
     pub fn apply(&self, plan: &mut Plan) {
         plan.messages.truncate(self.messages.unwrap_or(usize::MAX));
         plan.workers = plan.workers.min(self.workers.unwrap_or(u64::MAX)).max(1);
-        plan.mix = self.without.iter().fold(plan.mix.clone(), |mix: Mix, fault| mix.with(*fault, 0.0));
+        plan.mix = self
+            .without
+            .iter()
+            .fold(plan.mix.clone(), |mix: Mix, fault| mix.with(*fault, 0.0));
         plan.restarts &= !self.no_restarts;
         if self.plain {
             for message in &mut plan.messages {
@@ -99,7 +102,11 @@ impl fmt::Display for Cut {
             write!(f, " --faults {faults}")?;
         }
         if !self.without.is_empty() {
-            let names: Vec<_> = self.without.iter().map(|fault| format!("{fault:?}")).collect();
+            let names: Vec<_> = self
+                .without
+                .iter()
+                .map(|fault| format!("{fault:?}"))
+                .collect();
             write!(f, " --without {}", names.join(","))?;
         }
         for (name, asked) in [("--no-restarts", self.no_restarts), ("--plain", self.plain)] {

@@ -41,7 +41,9 @@ pub async fn handle(
 ) -> Result<(), Failure> {
     let run = Run::begin(&worker, &message, &context);
     let planned = &worker.world.plan.messages[run.message];
-    let mut rng = Rng::with_seed(worker.world.plan.seed ^ (run.message as u64) << 32 ^ u64::from(run.before_started));
+    let mut rng = Rng::with_seed(
+        worker.world.plan.seed ^ (run.message as u64) << 32 ^ u64::from(run.before_started),
+    );
     let takes = planned.takes.mul_f64(rng.f64());
     // Some return at once, as the fastest handlers do.
     if takes > TICK {
@@ -89,7 +91,12 @@ impl<'a> Run<'a> {
         let world = &*worker.world;
         let index = super::world::index_of(message);
         let before = world.history.start(worker.id, index);
-        world.faults.log(|| format!("worker {} runs {index}, attempt {}", worker.id, context.attempt));
+        world.faults.log(|| {
+            format!(
+                "worker {} runs {index}, attempt {}",
+                worker.id, context.attempt
+            )
+        });
         let run = Self {
             worker,
             message: index,
@@ -99,8 +106,13 @@ impl<'a> Run<'a> {
         };
         run.check_lease("started");
         run.check_order();
-        if world.plan.mode == Mode::Quarantine && before.started > before.failed && world.keeps_claims() {
-            world.history.breach(format!("message {index} ran again although its outcome was uncertain"));
+        if world.plan.mode == Mode::Quarantine
+            && before.started > before.failed
+            && world.keeps_claims()
+        {
+            world.history.breach(format!(
+                "message {index} ran again although its outcome was uncertain"
+            ));
         }
         if let Some(key) = &context.key {
             run.check_record(key, context);
@@ -117,7 +129,10 @@ impl<'a> Run<'a> {
         };
         let done = world.storage.is_done(&KeyDigest::new(&scope, key));
         if done && world.plan.has_store() && world.keeps_claims() {
-            world.history.breach(format!("message {} ran although it was recorded as done", self.message));
+            world.history.breach(format!(
+                "message {} ran although it was recorded as done",
+                self.message
+            ));
         }
     }
 
@@ -143,7 +158,10 @@ impl<'a> Run<'a> {
         for earlier in world.before(self.message) {
             let runs = world.history.of(earlier);
             if runs.succeeded == 0 && !runs.may_be_given_up && !world.is_set_aside(earlier) {
-                world.history.breach(format!("message {} ran before message {earlier} of its group", self.message));
+                world.history.breach(format!(
+                    "message {} ran before message {earlier} of its group",
+                    self.message
+                ));
             }
         }
     }
@@ -153,7 +171,9 @@ impl Drop for Run<'_> {
     fn drop(&mut self) {
         let world = &*self.worker.world;
         world.history.end(self.worker.id);
-        world.faults.log(|| format!("worker {} leaves {}", self.worker.id, self.message));
+        world
+            .faults
+            .log(|| format!("worker {} leaves {}", self.worker.id, self.message));
         self.check_lease("left");
     }
 }

@@ -53,9 +53,16 @@ pub fn run(options: &options::Simulate) -> Result<Verdict, String> {
 }
 
 fn regressions() -> Result<Vec<u64>, String> {
-    let lines = REGRESSIONS.lines().map(|line| line.split('#').next().unwrap_or_default().trim());
+    let lines = REGRESSIONS
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or_default().trim());
     let seeds = lines.filter(|line| !line.is_empty());
-    seeds.map(|seed| seed.parse().map_err(|_| format!("regressions.txt: `{seed}` is no seed"))).collect()
+    seeds
+        .map(|seed| {
+            seed.parse()
+                .map_err(|_| format!("regressions.txt: `{seed}` is no seed"))
+        })
+        .collect()
 }
 
 /// Handlers that panic on purpose say nothing.
@@ -79,9 +86,20 @@ fn replay(seed: u64, cut: &Cut) -> Verdict {
     for breach in &outcome.breaches {
         println!("BROKEN: {breach}");
     }
-    let verdict = if outcome.breaches.is_empty() { "ok" } else { "broken" };
-    println!("simulate: {verdict}; seed {seed}, {:.0} s of virtual time", outcome.lasted.as_secs_f64());
-    if outcome.breaches.is_empty() { Verdict::Kept } else { Verdict::Broken }
+    let verdict = if outcome.breaches.is_empty() {
+        "ok"
+    } else {
+        "broken"
+    };
+    println!(
+        "simulate: {verdict}; seed {seed}, {:.0} s of virtual time",
+        outcome.lasted.as_secs_f64()
+    );
+    if outcome.breaches.is_empty() {
+        Verdict::Kept
+    } else {
+        Verdict::Broken
+    }
 }
 
 /// Says which promise a seed breaks, and with which smaller run that can be seen.
@@ -99,8 +117,19 @@ fn explain(seed: u64, outcome: Outcome) -> Verdict {
 }
 
 fn print(totals: &Totals) {
-    let Totals { seeds, lives, report, faults, lasted, took } = totals;
-    println!("{seeds} runs, {lives} lives of workers, {:.1} days of virtual time in {:.0} s", lasted.as_secs_f64() / 86_400.0, took.as_secs_f64());
+    let Totals {
+        seeds,
+        lives,
+        report,
+        faults,
+        lasted,
+        took,
+    } = totals;
+    println!(
+        "{seeds} runs, {lives} lives of workers, {:.1} days of virtual time in {:.0} s",
+        lasted.as_secs_f64() / 86_400.0,
+        took.as_secs_f64()
+    );
     println!("{report:#?}");
     println!("{faults:?}");
 }

@@ -115,7 +115,10 @@ impl Plan {
     }
 
     pub fn has_store(&self) -> bool {
-        matches!(self.mode, Mode::Transactional | Mode::RunAgain | Mode::Quarantine)
+        matches!(
+            self.mode,
+            Mode::Transactional | Mode::RunAgain | Mode::Quarantine
+        )
     }
 }
 

@@ -33,11 +33,14 @@ pub async fn broken(world: &World) -> Result<Vec<String>, Error> {
 fn effects(world: &World) -> Vec<usize> {
     if world.plan.mode == Mode::Transactional {
         let effects = world.storage.effects();
-        let texts = effects.iter().filter_map(|effect| std::str::from_utf8(effect).ok());
+        let texts = effects
+            .iter()
+            .filter_map(|effect| std::str::from_utf8(effect).ok());
         texts.filter_map(|text| text.parse().ok()).collect()
     } else {
         let all = 0..world.plan.messages.len();
-        all.filter(|index| world.history.of(*index).succeeded > 0).collect()
+        all.filter(|index| world.history.of(*index).succeeded > 0)
+            .collect()
     }
 }
 
@@ -52,7 +55,10 @@ fn once(world: &World, effects: &[usize]) -> Vec<String> {
     let mut times: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for index in effects {
         let key = world.plan.messages[*index].key.as_deref();
-        times.entry(key.unwrap_or_default()).or_default().push(*index);
+        times
+            .entry(key.unwrap_or_default())
+            .or_default()
+            .push(*index);
     }
     let twice = times.into_iter().filter(|(_, messages)| messages.len() > 1);
     twice
@@ -69,7 +75,9 @@ fn in_order(world: &World, effects: &[usize]) -> Vec<String> {
         for earlier in world.before(*index) {
             let given_up = world.is_set_aside(earlier) || world.history.of(earlier).may_be_given_up;
             if !effects[..place].contains(&earlier) && !given_up {
-                broken.push(format!("message {index} took effect before message {earlier} of its group"));
+                broken.push(format!(
+                    "message {index} took effect before message {earlier} of its group"
+                ));
             }
         }
     }
@@ -95,7 +103,9 @@ fn dead_for_a_reason(world: &World, dead: &[(usize, String)]) -> Vec<String> {
         }
         let fine = world.plan.messages[*index].behaviour == Behaviour::Succeeds;
         if fine && !world.is_set_aside(*index) && world.plan.mode != Mode::Quarantine {
-            broken.push(format!("message {index} is a dead letter although it can be handled: {reason}"));
+            broken.push(format!(
+                "message {index} is a dead letter although it can be handled: {reason}"
+            ));
         }
     }
     let all = world.plan.messages.iter().enumerate();
@@ -116,7 +126,9 @@ fn bounded(world: &World) -> Vec<String> {
     }
     let (most, limit) = (world.broker.most_held(), world.plan.prefetch);
     if most > limit {
-        broken.push(format!("a worker held {most} messages, {limit} were allowed"));
+        broken.push(format!(
+            "a worker held {most} messages, {limit} were allowed"
+        ));
     }
     broken
 }

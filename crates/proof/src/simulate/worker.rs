@@ -90,8 +90,13 @@ async fn life(worker: &Worker, fate: Fate) -> (Report, Option<Result<Report, Err
             }
         }
     };
-    worker.world.faults.log(|| format!("worker {} ends: {ended:?}", worker.id));
-    let report = counters.map(|counters| counters.report()).unwrap_or_default();
+    worker
+        .world
+        .faults
+        .log(|| format!("worker {} ends: {ended:?}", worker.id));
+    let report = counters
+        .map(|counters| counters.report())
+        .unwrap_or_default();
     (report, ended)
 }
 
@@ -111,14 +116,20 @@ async fn stopped(fate: Fate) {
 
 type Counters = Option<Arc<onlyonce_core::Counters>>;
 
-async fn run(worker: &Worker, stop: CancellationToken, counters: &mut Counters) -> Result<Report, Error> {
+async fn run(
+    worker: &Worker,
+    stop: CancellationToken,
+    counters: &mut Counters,
+) -> Result<Report, Error> {
     let world = &worker.world;
     let source = world.broker.connect(worker.id);
     let store = world.storage.connect(worker.id);
     match world.plan.mode {
         Mode::Transactional => {
             let pipeline = Pipeline::transactional(source, store);
-            settings(pipeline, worker, stop, counters).run(transactional).await
+            settings(pipeline, worker, stop, counters)
+                .run(transactional)
+                .await
         }
         Mode::RunAgain => {
             let pipeline = Pipeline::idempotent(source, store);

@@ -77,7 +77,9 @@ async fn live(plan: Plan, keep_log: bool) -> Outcome {
     let mut outcome = Outcome::default();
     if timeout(PATIENCE, settled(&world)).await.is_err() {
         let left = world.broker.unsettled();
-        outcome.breaches.push(format!("{left} messages were never settled"));
+        outcome
+            .breaches
+            .push(format!("{left} messages were never settled"));
     }
     world.end.cancel();
     match timeout(DRAIN, workers.join_all()).await {
@@ -109,7 +111,9 @@ async fn publish(world: Arc<World>) {
     all.sort_unstable();
     for (at, index) in all {
         sleep_until(begun + at).await;
-        world.faults.log(|| format!("published {index}: {:?}", world.plan.messages[index]));
+        world
+            .faults
+            .log(|| format!("published {index}: {:?}", world.plan.messages[index]));
         world.broker.publish(world.message(index)).await;
     }
 }
@@ -118,7 +122,11 @@ async fn publish(world: Arc<World>) {
 async fn settled(world: &World) {
     let mut quiet = 0;
     while quiet < 20 {
-        quiet = if world.broker.unsettled() == 0 { quiet + 1 } else { 0 };
+        quiet = if world.broker.unsettled() == 0 {
+            quiet + 1
+        } else {
+            0
+        };
         sleep(Duration::from_secs(1)).await;
     }
 }
@@ -126,7 +134,8 @@ async fn settled(world: &World) {
 /// The message of the plan that this one is.
 pub fn index_of(message: &Message) -> usize {
     let body = std::str::from_utf8(&message.body).ok();
-    body.and_then(|body| body.parse().ok()).unwrap_or(usize::MAX)
+    body.and_then(|body| body.parse().ok())
+        .unwrap_or(usize::MAX)
 }
 
 impl World {
@@ -140,7 +149,8 @@ impl World {
         if let Some(max) = plan.max_deliveries {
             broker = broker.with_max_deliveries(max);
         }
-        let sink = !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 0;
+        let sink =
+            !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 0;
         Self {
             storage: Storage::new(&faults).with_drift(plan.store_drift),
             history: History::default(),
@@ -209,7 +219,11 @@ impl World {
         Ok(letters
             .iter()
             .map(|message| (index_of(message), reason(message)))
-            .chain(given_up.iter().map(|dead| (index_of(&dead.message), dead.reason.clone())))
+            .chain(
+                given_up
+                    .iter()
+                    .map(|dead| (index_of(&dead.message), dead.reason.clone())),
+            )
             .collect())
     }
 }
