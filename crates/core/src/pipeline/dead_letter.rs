@@ -3,7 +3,6 @@ use tokio::time::sleep;
 
 use crate::{Action, Error, Message, Sink};
 
-use super::Mode;
 use super::backoff::Backoff;
 use super::counters::add;
 use super::engine::Engine;
@@ -68,14 +67,15 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 
     async fn dead_letter_at_source(&self, batch: Dead) {
-        if self.mode == Mode::AtMostOnce || !self.capabilities.dead_letter {
-            for (flight, reason) in batch {
-                let error = Error::config("there is no dead-letter queue");
-                self.not_dead_lettered(flight, &reason, &error);
-            }
-            return;
+        let can = self.capabilities.dead_letter;
+        let (here, nowhere): (Dead, Dead) = batch
+            .into_iter()
+            .partition(|(flight, _)| can && !flight.acked);
+        for (flight, reason) in nowhere {
+            let error = Error::config("there is no dead-letter queue");
+            self.not_dead_lettered(flight, &reason, &error);
         }
-        self.dead_lettered(batch, |reason| Action::DeadLetter { reason })
+        self.dead_lettered(here, |reason| Action::DeadLetter { reason })
             .await;
     }
 
@@ -91,7 +91,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// The message stays where it is: it is kept rather than lost.
     fn not_dead_lettered(&self, flight: Flight, reason: &str, error: &Error) {
         tracing::error!(queue = &*self.queue, message = flight.label(), %reason, %error, "cannot be dead-lettered");
-        if self.mode == Mode::AtMostOnce {
+        if flight.acked {
             add(&self.counters.lost, 1);
         } else {
             self.postpone(flight, self.options.retry.max_delay);

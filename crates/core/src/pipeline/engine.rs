@@ -21,7 +21,7 @@ use super::counters::{Counters, add};
 use super::in_flight::{Flight, InFlight, LeaseState};
 use super::keeper::Keeper;
 use super::keys::Keys;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Turn};
 use super::options::{Options, Uncertain};
 
 /// The ways out of a stage and into the next. The channels have no bound of their own: each item carries its share of
@@ -97,6 +97,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
             key,
             claim,
             retries: 0,
+            unsettled: 0,
+            acked: false,
             uncertain: false,
             replay: None,
             turn: None,
@@ -153,9 +155,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
         self.stop.cancel();
     }
 
-    /// Tells the broker; where it has been told already there is nothing left to do.
+    /// Tells the broker; where it was acked before it ran there is nothing left to do.
     pub(crate) fn settle(&self, flight: Flight, action: Action) {
-        if self.mode != Mode::AtMostOnce {
+        if !flight.acked {
             let _ = self.stages.settle.send((flight, action));
         }
     }
@@ -185,15 +187,18 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     /// Gives a message back, and with it, in order, all that waits behind it: they must not overtake it.
     pub(crate) fn give_back(&self, flight: Flight, delay: Duration) {
-        let rest = flight.turn.as_ref().map(|turn| turn.rest());
-        let mut batch: Vec<_> = rest
-            .into_iter()
-            .flatten()
-            .rev()
-            .map(|later| (later, Duration::ZERO))
-            .collect();
-        add(&self.counters.given_back, batch.len() + 1);
-        batch.push((flight, delay));
+        let mut rest = flight.turn.as_ref().map(Turn::rest).unwrap_or_default();
+        if let Some(turn) = &flight.turn
+            && flight.lease.connection_is_lost()
+        {
+            // The broker has taken back all of that connection; what the next one brought is in order.
+            let (next, lost) = rest.into_iter().partition(|later| later.lease.leased());
+            turn.put_back(next);
+            rest = lost;
+        }
+        let later = rest.into_iter().rev().map(|later| (later, Duration::ZERO));
+        let batch: Vec<_> = later.chain([(flight, delay)]).collect();
+        add(&self.counters.given_back, batch.len());
         let _ = self.stages.give_back.send(batch);
     }
 
@@ -243,12 +248,21 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// The handler was cancelled, or must not start: lease or claim is at its end.
     pub(crate) fn cancelled(&self, flight: Flight) {
         add(&self.counters.cancelled, 1);
-        self.give_back(flight, Duration::ZERO);
+        if flight.lease.can_start_again() {
+            // It stays where it is: a broker may put what is given back behind what follows it.
+            self.claim_again(flight);
+        } else {
+            self.give_back(flight, Duration::ZERO);
+        }
     }
 
     /// The store does not know whether the effect was recorded: claim the message again and see.
     pub(crate) fn in_doubt(&self, flight: Flight, error: &Error) {
         tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "effect not confirmed by the store");
+        self.claim_again(flight);
+    }
+
+    fn claim_again(&self, flight: Flight) {
         flight.lease.unclaim();
         let delay = self.options.retry.delay(1);
         self.postpone(flight, delay);

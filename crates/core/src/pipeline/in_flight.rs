@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Claim, DedupKey, Delivery, Held, Receipt};
+use crate::{Claim, DedupKey, Delivery, Error, Held, Receipt};
 
 use super::budget::Permit;
 use super::keeper::Kept;
@@ -23,6 +23,10 @@ pub(crate) struct InFlight {
     pub(crate) claim: Option<Claim>,
     /// Retries in place so far.
     pub(crate) retries: u32,
+    /// Settlements of it whose result is not known.
+    pub(crate) unsettled: u32,
+    /// The broker has confirmed its ack.
+    pub(crate) acked: bool,
     /// Taken over from an owner that may have produced the effect.
     pub(crate) uncertain: bool,
     /// It took effect before, with this outcome.
@@ -33,6 +37,9 @@ pub(crate) struct InFlight {
     pub(crate) _kept: Option<Kept>,
     pub(crate) _permit: Permit,
 }
+
+/// A settlement whose result stays unknown is sent at most so many times.
+const TRIES: u32 = 5;
 
 /// Boxed, because it moves through many queues.
 pub(crate) type Flight = Box<InFlight>;
@@ -49,6 +56,13 @@ impl InFlight {
     /// Whether it stands in a lane behind others, or will.
     pub(crate) fn in_lane(&self) -> bool {
         self.delivery.message.group.is_some() && self.turn.is_none()
+    }
+
+    /// Whether to settle again what may not have been settled. A lease that ends by the clock brings the message back, so
+    /// a few tries are enough; one that lasts as long as its connection does not.
+    pub(crate) fn may_settle_again(&mut self, error: &Error) -> bool {
+        self.unsettled += 1;
+        error.is_retryable() && (self.unsettled < TRIES || self.delivery.lease.until.is_none())
     }
 
     pub(crate) fn label(&self) -> &str {
@@ -134,13 +148,15 @@ impl LeaseState {
         self.deadlines().claim
     }
 
+    /// Whether what the lease was tied to has died.
+    pub(crate) fn connection_is_lost(&self) -> bool {
+        let lost = self.lost.as_ref();
+        lost.is_some_and(CancellationToken::is_cancelled)
+    }
+
     /// Whether the broker may still be told anything about this delivery.
     pub(crate) fn leased(&self) -> bool {
-        let lost = self
-            .lost
-            .as_ref()
-            .is_some_and(CancellationToken::is_cancelled);
-        !lost && self.deadlines().source.is_none_or(|d| d > Instant::now())
+        !self.connection_is_lost() && self.deadlines().source.is_none_or(|d| d > Instant::now())
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -169,7 +185,12 @@ impl LeaseState {
 
     /// Whether there is enough left to start a handler: an eighth of the lease, and of the claim.
     pub(crate) fn can_start(&self, claim_lease: Duration) -> bool {
-        self.lease_lasts(self.length.unwrap_or_default() / 8) && self.claim_lasts(claim_lease / 8)
+        self.can_start_again() && self.claim_lasts(claim_lease / 8)
+    }
+
+    /// Whether there will be, once it is claimed again.
+    pub(crate) fn can_start_again(&self) -> bool {
+        self.lease_lasts(self.length.unwrap_or_default() / 8)
     }
 
     /// Resolves when lease or claim has ended without having been renewed.

@@ -1,52 +1,53 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{Action, Answer, Held, Settlement};
+use crate::{Action, Answer, Error, Held, Settlement};
 
 use super::backoff::Backoff;
 use super::counters::add;
 use super::engine::{Confirm, Engine};
-use super::in_flight::Flight;
+use super::in_flight::{Flight, InFlight};
 
 /// At most so many settlements in one call to the source.
 const BATCH: usize = 1_000;
-/// A settlement whose result stays unknown is sent at most so many times.
-const TRIES: u32 = 5;
 
 type Settling = Vec<(Flight, Action)>;
 
 impl<Tx: Send + 'static> Engine<Tx> {
-    /// The last stage: settles whatever waits, in batches.
+    /// The last stage: settles whatever waits, in batches. What is worth another try holds up nothing else.
     pub(crate) async fn settle_stage(&self, mut receiver: UnboundedReceiver<(Flight, Action)>) {
-        let mut batch = Vec::new();
-        while receiver.recv_many(&mut batch, BATCH).await > 0 {
-            self.settle_batch(std::mem::take(&mut batch)).await;
-        }
-    }
-
-    async fn settle_batch(&self, mut batch: Settling) {
         let mut backoff = Backoff::new();
-        for tries in 1.. {
-            // The broker may have given a delivery whose lease has ended to someone else; some brokers would let us
-            // settle it all the same.
-            let before = batch.len();
-            batch.retain(|(flight, _)| flight.lease.leased());
-            add(&self.counters.lease_lost, before - batch.len());
-            if batch.is_empty() {
-                return;
+        let (mut batch, mut again) = (Vec::new(), Vec::new());
+        let mut due = Instant::now();
+        loop {
+            tokio::select! {
+                biased;
+                received = receiver.recv_many(&mut batch, BATCH) => if received == 0 {
+                    return;
+                },
+                () = sleep_until(due), if !again.is_empty() => batch = std::mem::take(&mut again),
             }
-            batch = self.settle_once(batch, tries == TRIES).await;
-            if batch.is_empty() {
-                return;
+            again.append(&mut self.settle_batch(std::mem::take(&mut batch)).await);
+            if again.is_empty() {
+                backoff.reset();
+            } else if due <= Instant::now() {
+                due = Instant::now() + backoff.next();
             }
-            sleep(backoff.next()).await;
         }
     }
 
     /// Settles once and returns what is worth another try.
-    async fn settle_once(&self, batch: Settling, last: bool) -> Settling {
+    async fn settle_batch(&self, mut batch: Settling) -> Settling {
+        // The broker may have given a delivery whose lease has ended to someone else; some brokers would let us settle it
+        // all the same.
+        let before = batch.len();
+        batch.retain(|(flight, _)| flight.lease.leased());
+        add(&self.counters.lease_lost, before - batch.len());
+        if batch.is_empty() {
+            return batch;
+        }
         let (flights, settlements): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .map(|(flight, action)| {
@@ -57,21 +58,24 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let answers = self.source.settle(&settlements).await;
         let mut again = Vec::new();
         let mut applied = 0;
-        for ((flight, settlement), answer) in flights.into_iter().zip(settlements).zip(answers) {
+        for ((mut flight, settlement), answer) in flights.into_iter().zip(settlements).zip(answers)
+        {
             match answer {
                 Answer::Applied => applied += 1,
                 Answer::LeaseLost => add(&self.counters.lease_lost, 1),
-                Answer::Unknown(error) if error.is_retryable() && !last => {
+                Answer::Unknown(error) if flight.may_settle_again(&error) => {
                     again.push((flight, settlement.action));
                 }
-                Answer::Unknown(error) => {
-                    add(&self.counters.unknown, 1);
-                    tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
-                }
+                Answer::Unknown(error) => self.unknown(&flight, &error),
             }
         }
         add(&self.counters.settled, applied);
         again
+    }
+
+    fn unknown(&self, flight: &InFlight, error: &Error) {
+        add(&self.counters.unknown, 1);
+        tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
     }
 
     /// Releases claims, then gives the messages back, so that a failure is never taken for work in progress.
@@ -107,30 +111,50 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     /// The first stage of `at_most_once`: the broker confirms the ack before the handler may start.
     pub(crate) async fn confirm_stage(&self, mut receiver: UnboundedReceiver<Confirm>) {
+        let mut backoff = Backoff::new();
         let mut batch = Vec::new();
-        while receiver.recv_many(&mut batch, BATCH).await > 0 {
-            let acks: Vec<Settlement> = batch
-                .iter()
-                .map(|(flight, _)| Settlement {
-                    receipt: flight.delivery.receipt.clone(),
-                    action: Action::Ack,
-                })
-                .collect();
-            let answers = self.source.settle(&acks).await;
-            for ((flight, waiter), answer) in batch.drain(..).zip(answers) {
-                match answer {
-                    Answer::Applied => {
-                        add(&self.counters.settled, 1);
-                        let _ = waiter.send(flight);
-                    }
-                    Answer::LeaseLost => add(&self.counters.lease_lost, 1),
-                    // The broker may have forgotten the message, so it must not run: this mode's loss.
-                    Answer::Unknown(error) => {
-                        add(&self.counters.unknown, 1);
-                        tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "ack not confirmed; not run");
-                    }
-                }
+        while !batch.is_empty() || receiver.recv_many(&mut batch, BATCH).await > 0 {
+            batch = self.confirm_batch(batch).await;
+            if batch.is_empty() {
+                backoff.reset();
+            } else {
+                sleep(backoff.next()).await;
             }
         }
+    }
+
+    /// Acks once, lets run what the broker confirmed, and returns what is worth another try.
+    async fn confirm_batch(&self, mut batch: Vec<Confirm>) -> Vec<Confirm> {
+        let before = batch.len();
+        batch.retain(|(flight, _)| flight.lease.leased());
+        add(&self.counters.lease_lost, before - batch.len());
+        let acks: Vec<Settlement> = batch
+            .iter()
+            .map(|(flight, _)| Settlement {
+                receipt: flight.delivery.receipt.clone(),
+                action: Action::Ack,
+            })
+            .collect();
+        let answers = match acks.is_empty() {
+            true => Vec::new(),
+            false => self.source.settle(&acks).await,
+        };
+        let mut again = Vec::new();
+        for ((mut flight, waiter), answer) in batch.into_iter().zip(answers) {
+            match answer {
+                Answer::Applied => {
+                    add(&self.counters.settled, 1);
+                    flight.acked = true;
+                    let _ = waiter.send(flight);
+                }
+                Answer::LeaseLost => add(&self.counters.lease_lost, 1),
+                Answer::Unknown(error) if flight.may_settle_again(&error) => {
+                    again.push((flight, waiter));
+                }
+                // The broker may have forgotten the message, so it must not run: this mode's loss.
+                Answer::Unknown(error) => self.unknown(&flight, &error),
+            }
+        }
+        again
     }
 }

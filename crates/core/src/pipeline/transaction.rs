@@ -35,12 +35,23 @@ enum Last {
     /// It completes with the commit, in one round trip.
     Succeeded(Flight, Completion),
     Failed(Flight, Failure),
+    Cancelled(Flight),
 }
 
 impl Last {
     fn flight(self) -> Flight {
         match self {
-            Self::Succeeded(flight, _) | Self::Failed(flight, _) => flight,
+            Self::Succeeded(flight, _) | Self::Failed(flight, _) | Self::Cancelled(flight) => {
+                flight
+            }
+        }
+    }
+
+    fn flight_mut(&mut self) -> &mut Flight {
+        match self {
+            Self::Succeeded(flight, _) | Self::Failed(flight, _) | Self::Cancelled(flight) => {
+                flight
+            }
         }
     }
 }
@@ -49,8 +60,7 @@ impl Last {
 enum Part {
     Succeeded(Flight, Completion),
     Failed(Flight, Failure),
-    /// It is dealt with; the transaction goes on without it.
-    Left,
+    Cancelled(Flight),
     /// The transaction cannot go on.
     Broken(Option<Flight>, Error),
 }
@@ -105,20 +115,17 @@ impl<Tx: Transaction> Engine<Tx> {
                     }
                 }
                 Part::Failed(flight, failure) => last = Some(Last::Failed(flight, failure)),
-                Part::Left => {}
+                Part::Cancelled(flight) => last = Some(Last::Cancelled(flight)),
                 Part::Broken(flight, error) => {
                     return self.undone(batch.done.into_iter().chain(flight), &error);
                 }
             }
         }
         let done = batch.done;
-        match last {
-            None if done.is_empty() => return,
-            Some(Last::Failed(flight, failure)) if done.is_empty() => {
-                drop(tx);
-                return self.failed(flight, &failure);
-            }
-            _ => {}
+        let succeeded = matches!(last, Some(Last::Succeeded(..)));
+        if done.is_empty() && !succeeded {
+            drop(tx);
+            return self.finish(last, Ok(()));
         }
         // A layer that kept the request elsewhere could still be writing; nothing of that may be committed.
         match Arc::try_unwrap(tx) {
@@ -149,10 +156,7 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         match (tx.undo().await, failure) {
             (Ok(()), Some(failure)) => Part::Failed(flight, failure),
-            (Ok(()), None) => {
-                self.cancelled(flight);
-                Part::Left
-            }
+            (Ok(()), None) => Part::Cancelled(flight),
             (Err(error), _) => Part::Broken(Some(flight), error),
         }
     }
@@ -209,18 +213,23 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     async fn commit(&self, commit: Commit<Tx>) {
-        let Commit { tx, mut done, last } = commit;
-        let lasts = match &last {
-            Some(Last::Succeeded(flight, _)) => flight.lease.lasts(),
-            _ => true,
+        let Commit {
+            tx,
+            mut done,
+            mut last,
+        } = commit;
+        let succeeded = match &last {
+            Some(Last::Succeeded(flight, completion)) => Some((flight, completion)),
+            _ => None,
         };
-        let result = match &last {
-            _ if !lasts || !done.iter().all(|flight| flight.lease.lasts()) => Err(Error::new(
+        let mut all = done.iter().chain(succeeded.map(|(flight, _)| flight));
+        let result = match succeeded {
+            _ if !all.all(|flight| flight.lease.lasts()) => Err(Error::new(
                 ErrorKind::Timeout,
                 "a lease ended before the commit",
             )),
-            Some(Last::Succeeded(_, completion)) => tx.complete_and_commit(completion).await,
-            _ => tx.commit().await.map(Ok),
+            Some((_, completion)) => tx.complete_and_commit(completion).await,
+            None => tx.commit().await.map(Ok),
         };
         let verdict = match result {
             Ok(verdict) => verdict,
@@ -228,16 +237,18 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         // If the last one has to be tried again, that is next in the lane, not what is behind it.
         let turn = done.first_mut().and_then(|head| head.turn.take());
+        if let (Some(last), Some(turn)) = (&mut last, turn) {
+            last.flight_mut().turn = Some(turn);
+        }
         done.into_iter().for_each(|flight| self.applied(flight));
+        self.finish(last, verdict);
+    }
+
+    fn finish(&self, last: Option<Last>, verdict: Result<(), Fenced>) {
         match last {
-            Some(Last::Succeeded(mut flight, _)) => {
-                flight.turn = flight.turn.take().or(turn);
-                self.completed(flight, verdict);
-            }
-            Some(Last::Failed(mut flight, failure)) => {
-                flight.turn = flight.turn.take().or(turn);
-                self.failed(flight, &failure);
-            }
+            Some(Last::Succeeded(flight, _)) => self.completed(flight, verdict),
+            Some(Last::Failed(flight, failure)) => self.failed(flight, &failure),
+            Some(Last::Cancelled(flight)) => self.cancelled(flight),
             None => {}
         }
     }

@@ -106,7 +106,7 @@ pub fn run_seed(seed: u64, cut: &Cut) -> Outcome {
         }
     });
     let plan = Plan::new(seed, cut);
-    let outcome = catch_unwind(AssertUnwindSafe(|| world::run(plan, false)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| world::run(plan, None)));
     drop(ended);
     let _ = watch.join();
     outcome.unwrap_or_else(|_| Outcome {

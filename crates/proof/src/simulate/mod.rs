@@ -79,10 +79,12 @@ fn quiet_handlers() {
 fn replay(seed: u64, cut: &Cut) -> Verdict {
     let plan = Plan::new(seed, cut);
     println!("{plan:#?}");
-    let outcome = world::run(plan, true);
-    for line in &outcome.log {
-        println!("{line}");
-    }
+    // What the pipeline itself has to say comes in between.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+        .without_time()
+        .init();
+    let outcome = world::run(plan, Some(Box::new(|line| println!("{line}"))));
     for breach in &outcome.breaches {
         println!("BROKEN: {breach}");
     }

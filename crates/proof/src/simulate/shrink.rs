@@ -24,7 +24,7 @@ pub fn shrink(seed: u64, mut cut: Cut, mut outcome: Outcome) -> (Cut, Outcome) {
         let faults = outcome.faults.values().sum();
         for smaller in cut.smaller(&plan, faults) {
             tries += 1;
-            let tried = world::run(Plan::new(seed, &smaller), false);
+            let tried = world::run(Plan::new(seed, &smaller), None);
             if kinds(&tried).intersection(&broken).next().is_some() {
                 (cut, outcome) = (smaller, tried);
                 continue 'smaller;

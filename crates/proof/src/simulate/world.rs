@@ -35,7 +35,6 @@ pub struct Outcome {
     pub report: Report,
     pub faults: BTreeMap<Fault, usize>,
     pub lives: u64,
-    pub log: Vec<String>,
     pub lasted: Duration,
 }
 
@@ -44,8 +43,11 @@ const PATIENCE: Duration = Duration::from_secs(1_800);
 /// Workers that are told to stop have stopped after this.
 const DRAIN: Duration = Duration::from_secs(120);
 
+/// Who is told what happens.
+pub type Log = Box<dyn FnMut(String) + Send>;
+
 /// Runs a plan, on this thread alone.
-pub fn run(plan: Plan, keep_log: bool) -> Outcome {
+pub fn run(plan: Plan, log: Option<Log>) -> Outcome {
     // The pipeline's jitter and the names of its owners.
     fastrand::seed(plan.seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -53,7 +55,7 @@ pub fn run(plan: Plan, keep_log: bool) -> Outcome {
         .start_paused(true)
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(live(plan, keep_log)),
+        Ok(runtime) => runtime.block_on(live(plan, log)),
         Err(error) => Outcome {
             breaches: vec![format!("no runtime: {error}")],
             ..Outcome::default()
@@ -61,11 +63,11 @@ pub fn run(plan: Plan, keep_log: bool) -> Outcome {
     }
 }
 
-async fn live(plan: Plan, keep_log: bool) -> Outcome {
+async fn live(plan: Plan, log: Option<Log>) -> Outcome {
     let begun = Instant::now();
     let world = Arc::new(World::new(plan));
-    if keep_log {
-        world.faults.keep_log();
+    if let Some(log) = log {
+        world.faults.log_to(log);
     }
     let publishing = tokio::spawn(publish(world.clone()));
     let mut workers = JoinSet::new();
@@ -97,7 +99,6 @@ async fn live(plan: Plan, keep_log: bool) -> Outcome {
         Err(error) => outcome.breaches.push(error.to_string()),
     }
     outcome.faults = world.faults.struck();
-    outcome.log = world.faults.take_log();
     outcome.lasted = begun.elapsed();
     outcome
 }

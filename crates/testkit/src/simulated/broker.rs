@@ -44,12 +44,14 @@ pub(super) struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
+    /// The channel of the single active consumer.
     active: Option<u64>,
+    last_channel: u64,
     leases: HashMap<Receipt, Instant>,
     /// By worker and the broker's id of the message.
     latest: HashMap<(u64, String), Receipt>,
     breaches: Vec<String>,
-    held: HashMap<u64, usize>,
+    most_held: usize,
 }
 
 impl Broker {
@@ -162,15 +164,14 @@ impl Broker {
         }
     }
 
-    pub(super) fn holds(&self, worker: u64, messages: usize) {
+    pub(super) fn holds(&self, messages: usize) {
         let mut state = self.state();
-        let most = state.held.entry(worker).or_default();
-        *most = messages.max(*most);
+        state.most_held = state.most_held.max(messages);
     }
 
-    /// How many messages a worker held at most at one time.
-    pub fn most_held(&self, worker: u64) -> usize {
-        self.state().held.get(&worker).copied().unwrap_or(0)
+    /// How many messages any worker held at most at one time.
+    pub fn most_held(&self) -> usize {
+        self.state().most_held
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -211,8 +212,14 @@ impl Broker {
         }
     }
 
-    /// Waits until `worker` may receive.
-    pub(super) async fn activate(&self, worker: u64) {
+    pub(super) fn new_channel(&self) -> u64 {
+        let mut state = self.state();
+        state.last_channel += 1;
+        state.last_channel
+    }
+
+    /// Waits until `channel` may receive.
+    pub(super) async fn activate(&self, channel: u64) {
         if self.settings.capabilities.ordering != Ordering::Delivery {
             return;
         }
@@ -220,16 +227,17 @@ impl Broker {
             let changed = self.shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if *self.state().active.get_or_insert(worker) == worker {
+            if *self.state().active.get_or_insert(channel) == channel {
                 return;
             }
             changed.await;
         }
     }
 
-    pub(super) fn deactivate(&self, worker: u64) {
+    /// Another channel may become the active one.
+    pub(super) fn deactivate(&self, channel: u64) {
         let mut state = self.state();
-        if state.active.take_if(|active| *active == worker).is_some() {
+        if state.active.take_if(|active| *active == channel).is_some() {
             self.shared.changed.notify_waiters();
         }
     }

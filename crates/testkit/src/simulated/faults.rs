@@ -126,7 +126,7 @@ struct State {
     struck: BTreeMap<Fault, usize>,
     streams: BTreeMap<(u64, Call, Option<Fault>), Rng>,
     deaths: BTreeMap<u64, CancellationToken>,
-    log: Option<Vec<String>>,
+    log: Option<Box<dyn FnMut(String) + Send>>,
     begun: Instant,
 }
 
@@ -200,9 +200,9 @@ impl Faults {
         self.state().left = most;
     }
 
-    /// From now on, everything is written down.
-    pub fn keep_log(&self) {
-        self.state().log = Some(Vec::new());
+    /// From now on, `write` gets a line for everything that happens.
+    pub fn log_to(&self, write: impl FnMut(String) + Send + 'static) {
+        self.state().log = Some(Box::new(write));
     }
 
     /// Cancelled when `worker` must die: whoever runs it drops it then.
@@ -210,22 +210,13 @@ impl Faults {
         self.state().death_of(worker)
     }
 
-    /// Adds a line to the log, if it is kept.
+    /// Adds a line to the log, if there is one.
     pub fn log(&self, line: impl FnOnce() -> String) {
         let mut state = self.state();
         let at = state.begun.elapsed().as_secs_f64();
-        if let Some(log) = &mut state.log {
-            log.push(format!("{at:9.3}  {}", line()));
+        if let Some(write) = &mut state.log {
+            write(format!("{at:9.3}  {}", line()));
         }
-    }
-
-    /// What was written down so far.
-    pub fn take_log(&self) -> Vec<String> {
-        self.state()
-            .log
-            .as_mut()
-            .map(std::mem::take)
-            .unwrap_or_default()
     }
 
     /// How often each fault has struck.

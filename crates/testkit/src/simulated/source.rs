@@ -33,6 +33,7 @@ pub struct Consumer {
 /// What lasts until the connection breaks.
 #[derive(Debug)]
 struct Channel {
+    id: u64,
     queue: Arc<MemoryQueue>,
     epoch: u64,
     last_tag: u64,
@@ -54,6 +55,7 @@ struct Out {
 impl Consumer {
     pub(super) fn new(broker: Broker, worker: u64) -> Self {
         let channel = Mutex::new(Channel {
+            id: broker.new_channel(),
             queue: Arc::new(broker.queue.clone()),
             epoch: 1,
             last_tag: 0,
@@ -79,13 +81,18 @@ impl Consumer {
 
     /// The connection breaks, and a new one takes its place. Leases by the clock outlive it, and so do their receipts.
     fn cut(&self) {
-        self.broker.deactivate(self.worker);
         if self.able().timed_lease {
             return;
         }
-        let new = Arc::new(self.broker.queue.clone());
+        let (id, new) = (
+            self.broker.new_channel(),
+            Arc::new(self.broker.queue.clone()),
+        );
         let mut channel = self.channel();
-        let old = std::mem::replace(&mut channel.queue, new);
+        let old = (
+            std::mem::replace(&mut channel.id, id),
+            std::mem::replace(&mut channel.queue, new),
+        );
         let lost = std::mem::take(&mut channel.lost);
         channel.epoch += 1;
         channel.last_tag = 0;
@@ -96,7 +103,7 @@ impl Consumer {
             self.broker.lease(&out.receipt, Instant::now());
         }
         lost.cancel();
-        give_back_all(self.broker.clone(), self.worker, old, Duration::ZERO);
+        end_channel(self.broker.clone(), old, Duration::ZERO);
     }
 
     /// Passes a delivery on as this kind of broker would.
@@ -162,10 +169,23 @@ impl Consumer {
         }
     }
 
+    /// Waits until this consumer may receive.
+    async fn active(&self) {
+        loop {
+            let id = self.channel().id;
+            self.broker.activate(id).await;
+            if self.channel().id == id {
+                return;
+            }
+            self.broker.deactivate(id);
+        }
+    }
+
     async fn fetch(&self, limit: Limit) -> Result<(), Error> {
         let disturbance = self.broker.faults.on(self.worker, Call::Receive);
         if disturbance.cut {
             self.cut();
+            self.active().await;
         }
         disturbance.before().await;
         if disturbance.lost || disturbance.refused {
@@ -216,15 +236,15 @@ impl Consumer {
     }
 }
 
-/// Ends a connection at the server, which gives back in order what it held.
-fn give_back_all(broker: Broker, worker: u64, queue: Arc<MemoryQueue>, after: Duration) {
+/// Ends a channel at the server, which gives back in order what it held, and only then lets another become active.
+fn end_channel(broker: Broker, (id, queue): (u64, Arc<MemoryQueue>), after: Duration) {
     let Ok(runtime) = Handle::try_current() else {
         return;
     };
     runtime.spawn(async move {
         sleep(after).await;
-        broker.deactivate(worker);
-        Source::close(&*queue).await
+        let _ = Source::close(&*queue).await;
+        broker.deactivate(id);
     });
 }
 
@@ -239,7 +259,7 @@ impl Source for Consumer {
     }
 
     async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
-        self.broker.activate(self.worker).await;
+        self.active().await;
         if self.channel().received.is_empty() {
             self.fetch(limit).await?;
         }
@@ -249,7 +269,7 @@ impl Source for Consumer {
             let message = one.message.label();
             (self.broker.faults).log(|| format!("worker {} received {message}", self.worker));
         }
-        self.broker.holds(self.worker, self.held());
+        self.broker.holds(self.held());
         Ok(handed)
     }
 
@@ -273,6 +293,9 @@ impl Source for Consumer {
                         self.broker.late(self.worker, &out.message);
                     }
                     let (receipt, action) = (out.receipt, settlement.action.clone());
+                    let label = out.message.label();
+                    (self.broker.faults)
+                        .log(|| format!("worker {} settles {label}: {action:?}", self.worker));
                     sent.push((Settlement { receipt, action }, out.message));
                     None
                 }
@@ -280,6 +303,7 @@ impl Source for Consumer {
             answers.push(answer);
         }
         let request = self.settling(sent);
+        let breaks = disturbance.lost || disturbance.unanswered;
         let replies = if self.able().confirms_settle {
             send(&disturbance, request).await
         } else {
@@ -288,6 +312,10 @@ impl Source for Consumer {
             tokio::spawn(async move { send(&disturbance, request).await });
             Ok((0..batch).map(|_| Answer::Applied).collect())
         };
+        if breaks {
+            // TCP loses nothing but connections.
+            self.cut();
+        }
         merge(answers, replies)
     }
 
@@ -336,17 +364,18 @@ impl Source for Consumer {
 
     async fn close(&self) -> Result<(), Error> {
         let disturbance = self.broker.faults.on(self.worker, Call::Settle);
-        let queue = {
+        let (id, queue) = {
             let mut channel = self.channel();
             channel.closed = true;
-            channel.queue.clone()
+            (channel.id, channel.queue.clone())
         };
         if disturbance.lost {
-            give_back_all(self.broker.clone(), self.worker, queue, NOTICED_AFTER);
+            end_channel(self.broker.clone(), (id, queue), NOTICED_AFTER);
             return Err(lost());
         }
-        self.broker.deactivate(self.worker);
-        Source::close(&*queue).await
+        let closed = Source::close(&*queue).await;
+        self.broker.deactivate(id);
+        closed
     }
 }
 
@@ -373,12 +402,12 @@ impl Drop for Consumer {
         if channel.closed {
             return;
         }
-        let queue = channel.queue.clone();
+        let (id, queue) = (channel.id, channel.queue.clone());
         drop(channel);
         if self.able().timed_lease {
-            self.broker.deactivate(self.worker);
+            self.broker.deactivate(id);
         } else {
-            give_back_all(self.broker.clone(), self.worker, queue, NOTICED_AFTER);
+            end_channel(self.broker.clone(), (id, queue), NOTICED_AFTER);
         }
     }
 }

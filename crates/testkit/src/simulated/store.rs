@@ -105,9 +105,15 @@ impl Store for Connection {
         batch: &[Claim],
         lease: Duration,
     ) -> Result<Vec<Claimed>, Error> {
-        let (records, batch, lease) = (self.records(), batch.to_vec(), self.lease(lease));
+        let (storage, worker) = (self.storage.clone(), self.worker);
+        let (batch, lease) = (batch.to_vec(), self.lease(lease));
         self.call(Call::Claim, async move {
-            records.claim(owner, &batch, lease).await
+            let answers = storage.records.claim(owner, &batch, lease).await?;
+            for (claim, answer) in batch.iter().zip(&answers) {
+                (storage.faults)
+                    .log(|| format!("worker {worker} claims {:?}: {answer:?}", claim.key));
+            }
+            Ok(answers)
         })
         .await
     }
