@@ -23,7 +23,11 @@ pub enum Command {
 }
 
 #[derive(Args, Clone, Debug)]
-pub struct Model {}
+pub struct Model {
+    /// Only the configurations whose names contain this.
+    #[arg(long, default_value = "")]
+    pub only: String,
+}
 
 #[derive(Args, Clone, Debug)]
 pub struct Simulate {

@@ -1,0 +1,183 @@
+//! The configurations that are checked.
+
+use super::broker::Broker;
+use super::calm::Calm;
+use super::promises::{IN_ORDER, NOT_LOST, ONCE};
+use super::protocol::{Mistake, Mode, Protocol, Uncertain};
+
+/// A configuration with its name.
+pub struct Case {
+    pub name: &'static str,
+    pub protocol: Protocol,
+}
+
+fn protocol(mode: Mode, workers: usize, keys: &'static [usize], crashes: u8) -> Protocol {
+    Protocol {
+        mode,
+        workers,
+        keys,
+        grouped: false,
+        crashes,
+        failures: 1,
+        lossy: true,
+        broker: Broker::Strict,
+        sink: true,
+        clocks: false,
+        prune: false,
+        mistake: None,
+        breaks: None,
+        symmetric: true,
+        calm: Calm::default(),
+    }
+}
+
+const QUARANTINE: Mode = Mode::Idempotent(Uncertain::Quarantine);
+const RUN_AGAIN: Mode = Mode::Idempotent(Uncertain::RunAgain);
+
+/// The protocol as it is: every promise must hold.
+pub fn real() -> Vec<Case> {
+    use Mode::{AtLeastOnce, AtMostOnce, Transactional};
+    let case = |name, protocol| Case { name, protocol };
+    vec![
+        case(
+            "transactional",
+            Protocol {
+                failures: 0,
+                ..protocol(Transactional, 3, &[0, 1], 2)
+            },
+        ),
+        case(
+            "transactional, a producer's duplicate",
+            protocol(Transactional, 3, &[0, 0], 2),
+        ),
+        case(
+            "transactional, one message, its own dead-letter queue",
+            Protocol {
+                failures: 2,
+                sink: false,
+                ..protocol(Transactional, 3, &[0], 2)
+            },
+        ),
+        case(
+            "transactional, a broker that honours old receipts",
+            Protocol {
+                broker: Broker::Lenient,
+                ..protocol(Transactional, 3, &[0, 0], 2)
+            },
+        ),
+        case(
+            "transactional, records are pruned",
+            Protocol {
+                clocks: true,
+                prune: true,
+                ..protocol(Transactional, 3, &[0, 0], 2)
+            },
+        ),
+        case(
+            "transactional, a group",
+            Protocol {
+                grouped: true,
+                clocks: true,
+                lossy: false,
+                ..protocol(Transactional, 2, &[0, 1], 0)
+            },
+        ),
+        case("idempotent, run again", protocol(RUN_AGAIN, 3, &[0, 0], 2)),
+        case("idempotent, quarantine", protocol(QUARANTINE, 3, &[0], 2)),
+        case("at least once", protocol(AtLeastOnce, 3, &[0, 1], 2)),
+        case("at most once", protocol(AtMostOnce, 3, &[0, 1], 2)),
+    ]
+}
+
+/// A configuration small enough for a debug build.
+#[cfg(test)]
+pub fn tiny() -> Case {
+    Case {
+        name: "transactional, tiny",
+        protocol: protocol(Mode::Transactional, 2, &[0], 1),
+    }
+}
+
+/// What others do: each must break its promise.
+pub fn naive() -> Vec<Case> {
+    NAIVE.into_iter().map(naive_case).collect()
+}
+
+type Naive = (&'static str, Mistake, Mode, &'static str);
+
+const NAIVE: [Naive; 9] = {
+    use Mistake::*;
+    use Mode::{AtLeastOnce, Transactional};
+    [
+        (
+            "mark before processing",
+            MarkBeforeProcessing,
+            RUN_AGAIN,
+            NOT_LOST,
+        ),
+        (
+            "mark after processing, without a claim",
+            MarkAfterProcessing,
+            RUN_AGAIN,
+            ONCE,
+        ),
+        (
+            "claim without a token",
+            ClaimWithoutToken,
+            Transactional,
+            ONCE,
+        ),
+        (
+            "ack while another is in progress on it",
+            AckWhileBusy,
+            Transactional,
+            NOT_LOST,
+        ),
+        (
+            "prune while the message can come again",
+            PruneTooEarly,
+            Transactional,
+            ONCE,
+        ),
+        (
+            "quarantine, and forget the doubt",
+            ForgetDoubt,
+            QUARANTINE,
+            ONCE,
+        ),
+        (
+            "ack before the dead letter is confirmed",
+            AckBeforeDeadLetter,
+            AtLeastOnce,
+            NOT_LOST,
+        ),
+        (
+            "give back without those behind",
+            GiveBackAlone,
+            Transactional,
+            IN_ORDER,
+        ),
+        (
+            "taken over, go on with those behind",
+            GoOnWhenFenced,
+            Transactional,
+            IN_ORDER,
+        ),
+    ]
+};
+
+fn naive_case((name, mistake, mode, breaks): Naive) -> Case {
+    let grouped = breaks == IN_ORDER;
+    let keys: &[usize] = if grouped { &[0, 1] } else { &[0] };
+    let protocol = Protocol {
+        mistake: Some(mistake),
+        breaks: Some(breaks),
+        grouped,
+        clocks: grouped,
+        // The crash of a worker makes the clearer story.
+        lossy: mistake == Mistake::AckBeforeDeadLetter,
+        symmetric: false,
+        ..protocol(mode, 2, keys, 1)
+    };
+    Case { name, protocol }
+}
