@@ -55,7 +55,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                         tracing::warn!(queue = sink.name(), message = flight.label(), %error, "dead letter not confirmed; trying again");
                         again.push((flight, reason));
                     }
-                    Err(error) => self.not_dead_lettered(flight, &reason, &error),
+                    Err(error) => self.not_dead_lettered(flight, reason, &error),
                 }
             }
             self.dead_lettered(confirmed, |_| Action::Ack).await;
@@ -73,7 +73,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             .partition(|(flight, _)| can && !flight.acked);
         for (flight, reason) in nowhere {
             let error = Error::config("there is no dead-letter queue");
-            self.not_dead_lettered(flight, &reason, &error);
+            self.not_dead_lettered(flight, reason, &error);
         }
         self.dead_lettered(here, |reason| Action::DeadLetter { reason })
             .await;
@@ -88,12 +88,13 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    /// The message stays where it is: it is kept rather than lost.
-    fn not_dead_lettered(&self, flight: Flight, reason: &str, error: &Error) {
+    /// The message stays where it is, kept rather than lost, until the dead-letter queue takes it.
+    fn not_dead_lettered(&self, mut flight: Flight, reason: String, error: &Error) {
         tracing::error!(queue = &*self.queue, message = flight.label(), %reason, %error, "cannot be dead-lettered");
         if flight.acked {
             add(&self.counters.lost, 1);
         } else {
+            flight.doomed = Some(reason);
             self.postpone(flight, self.options.retry.max_delay);
         }
     }

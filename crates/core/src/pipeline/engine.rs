@@ -101,6 +101,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             acked: false,
             uncertain: false,
             replay: None,
+            doomed: None,
             turn: None,
             key_place: None,
             _kept: kept,

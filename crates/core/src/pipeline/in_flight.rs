@@ -31,6 +31,8 @@ pub(crate) struct InFlight {
     pub(crate) uncertain: bool,
     /// It took effect before, with this outcome.
     pub(crate) replay: Option<Option<Bytes>>,
+    /// It belongs into the dead-letter queue, for this reason, and could not be put there yet.
+    pub(crate) doomed: Option<String>,
     pub(crate) lease: Arc<LeaseState>,
     pub(crate) turn: Option<Turn>,
     pub(crate) key_place: Option<KeyPlace>,
@@ -63,6 +65,11 @@ impl InFlight {
     pub(crate) fn may_settle_again(&mut self, error: &Error) -> bool {
         self.unsettled += 1;
         error.is_retryable() && (self.unsettled < TRIES || self.delivery.lease.until.is_none())
+    }
+
+    /// Whether it needs a claim of its own before a worker can take it.
+    pub(crate) fn needs_claim(&self) -> bool {
+        self.lease.held().is_none() && self.replay.is_none() && self.doomed.is_none()
     }
 
     pub(crate) fn label(&self) -> &str {

@@ -116,10 +116,9 @@ impl Lanes {
 
     /// Sends a flight whose turn it is where it can go on.
     fn route(&self, state: &mut State, flight: Flight) {
-        let unclaimed = flight.lease.held().is_none() && flight.replay.is_none();
         let sent = match &self.exits.claim {
             _ if state.closed => self.exits.give_back.send(flight),
-            Some(claim) if unclaimed => claim.send(flight),
+            Some(claim) if flight.needs_claim() => claim.send(flight),
             _ => {
                 state.ready.push_back(flight);
                 self.ready.notify_one();
@@ -261,7 +260,7 @@ impl Turn {
         let mut state = self.lanes.state();
         let lane = state.lanes.get_mut(&self.group)?;
         let next = lane.front()?;
-        if next.lease.held().is_none() || next.replay.is_some() {
+        if next.lease.held().is_none() || next.replay.is_some() || next.doomed.is_some() {
             return None;
         }
         lane.pop_front()

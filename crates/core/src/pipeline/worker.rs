@@ -48,6 +48,10 @@ impl<Tx: Transaction> Engine<Tx> {
 
     /// Deals with what is not to be run; returns what is.
     async fn prepare(&self, mut flight: Flight) -> Option<Flight> {
+        if let Some(reason) = flight.doomed.take() {
+            self.dead_letter(flight, reason);
+            return None;
+        }
         if let Some(outcome) = flight.replay.take() {
             self.replay(flight, Outcome(outcome)).await;
             return None;
