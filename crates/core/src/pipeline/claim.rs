@@ -122,7 +122,6 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 return Some(flight);
             }
             Claimed::Done { outcome } if self.on_duplicate.is_some() => {
-                flight.key_place = None;
                 flight.replay = Some(outcome);
                 return Some(flight);
             }

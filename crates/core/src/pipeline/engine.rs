@@ -175,6 +175,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// The message took effect before.
     pub(crate) fn duplicate(&self, mut flight: Flight) {
         add(&self.counters.duplicates, 1);
+        flight.key_place = None;
         flight.turn = None;
         self.settle(flight, Action::Ack);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{Context, DedupKey, Failure, KeyDigest, Message, Scope, State};
+use onlyonce_core::{Context, DedupKey, Failure, KeyDigest, Message, Outcome, Scope, State};
 use onlyonce_testkit::simulated::Tx;
 use tokio::time::{Instant, sleep};
 
@@ -28,7 +28,7 @@ pub async fn transactional(
     context: Context,
     worker: State<Worker>,
     tx: &mut Tx,
-) -> Result<(), Failure> {
+) -> Result<Outcome, Failure> {
     let index = super::world::index_of(&message);
     tx.push(format!("{index}"));
     handle(message, context, worker).await
@@ -38,7 +38,7 @@ pub async fn handle(
     message: Arc<Message>,
     context: Context,
     State(worker): State<Worker>,
-) -> Result<(), Failure> {
+) -> Result<Outcome, Failure> {
     let run = Run::begin(&worker, &message, &context);
     let planned = &worker.world.plan.messages[run.message];
     let mut rng = Rng::with_seed(
@@ -72,9 +72,34 @@ pub async fn handle(
         }
         _ => {
             history.succeeded(run.message);
-            Ok(())
+            Ok(Outcome::new(run.message.to_string()))
         }
     }
+}
+
+/// Called with what the handler left, when its message comes again.
+pub fn replay(worker: &Worker, context: &Context, outcome: &Outcome) -> Result<(), Failure> {
+    let world = &*worker.world;
+    let left = outcome
+        .0
+        .as_deref()
+        .and_then(|left| std::str::from_utf8(left).ok());
+    let message = left.and_then(|left| left.parse::<usize>().ok());
+    let key = context.key.as_ref().map(DedupKey::as_str);
+    let right = message.is_some_and(|index| {
+        let planned = world.plan.messages.get(index);
+        planned.is_some_and(|planned| planned.key.as_deref() == key)
+    });
+    if !right {
+        world
+            .history
+            .breach(format!("a duplicate of {key:?} was handed {left:?}"));
+    }
+    // Now and then it fails too, but never for the last time.
+    if context.attempt == 1 && fastrand::u32(..4) == 0 {
+        return Err(Failure::retry("not repeated"));
+    }
+    Ok(())
 }
 
 /// A handler that is running, until it is dropped.
@@ -108,6 +133,7 @@ impl<'a> Run<'a> {
         run.check_order();
         if world.plan.mode == Mode::Quarantine
             && before.started > before.failed
+            && before.redriven == 0
             && world.keeps_claims()
         {
             world.history.breach(format!(
@@ -157,7 +183,11 @@ impl<'a> Run<'a> {
         }
         for earlier in world.before(self.message) {
             let runs = world.history.of(earlier);
-            if runs.succeeded == 0 && !runs.may_be_given_up && !world.is_set_aside(earlier) {
+            if runs.succeeded == 0
+                && !runs.may_be_given_up
+                && runs.redriven == 0
+                && !world.is_set_aside(earlier)
+            {
                 world.history.breach(format!(
                     "message {} ran before message {earlier} of its group",
                     self.message

@@ -9,6 +9,8 @@ pub struct Runs {
     pub started: u32,
     pub succeeded: u32,
     pub failed: u32,
+    /// How often it was put back from the dead-letter queue.
+    pub redriven: u32,
     /// A failure that may have been the last one allowed.
     pub may_be_given_up: bool,
 }
@@ -58,6 +60,12 @@ impl History {
             runs.failed += 1;
             runs.may_be_given_up |= last;
         });
+    }
+
+    pub fn redriven(&self, messages: impl Iterator<Item = usize>) {
+        for message in messages {
+            self.update(message, |runs| runs.redriven += 1);
+        }
     }
 
     fn update(&self, message: usize, change: impl FnOnce(&mut Runs)) {

@@ -54,6 +54,11 @@ pub struct Plan {
     pub store_drift: f64,
     pub max_deliveries: Option<u32>,
     pub max_attempts: u32,
+    pub handler_timeout: Option<Duration>,
+    /// Whether duplicates are handed what the handler left.
+    pub replays: bool,
+    /// Whether dead letters are put back once everything else is settled.
+    pub redrive: bool,
     pub workers: u64,
     pub concurrency: usize,
     pub prefetch: usize,
@@ -95,6 +100,10 @@ impl Plan {
             store_drift,
             max_deliveries: (rng.u32(..6) == 0).then_some(30),
             max_attempts: rng.u32(2..6),
+            handler_timeout: (mode != Mode::Quarantine && rng.u32(..5) == 0)
+                .then(|| Duration::from_millis(rng.u64(100..5_000))),
+            replays: rng.u32(..3) == 0,
+            redrive: rng.u32(..3) == 0,
             workers: rng.u64(1..=3),
             concurrency: rng.usize(1..=6),
             prefetch: rng.usize(1..=24),
@@ -104,6 +113,11 @@ impl Plan {
             restarts: rng.bool(),
             calm: Duration::from_secs(rng.u64(5..40)),
         };
+        // Otherwise it refuses to start.
+        let endless = plan.capabilities.extend || !plan.capabilities.timed_lease;
+        plan.handler_timeout = plan
+            .handler_timeout
+            .filter(|limit| endless || *limit < plan.lease);
         plan.messages = messages(rng, &plan);
         cut.apply(&mut plan);
         plan

@@ -10,7 +10,7 @@ use onlyonce_core::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::handler::{Worker, handle, transactional};
+use super::handler::{Worker, handle, replay, transactional};
 use super::plan::Mode;
 use super::world::World;
 
@@ -160,6 +160,16 @@ fn settings<Tx: Transaction>(
     *counters = Some(pipeline.counters());
     if world.sink {
         pipeline = pipeline.dead_letter(world.broker.dead_letters().connect(worker.id));
+    }
+    if let Some(limit) = world.plan.handler_timeout {
+        pipeline = pipeline.handler_timeout(limit);
+    }
+    if world.plan.replays {
+        let worker = worker.clone();
+        pipeline = pipeline.on_duplicate(move |context, outcome| {
+            let worker = worker.clone();
+            async move { replay(&worker, &context, &outcome) }
+        });
     }
     pipeline
         .concurrency(world.plan.concurrency)

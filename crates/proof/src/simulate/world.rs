@@ -83,6 +83,16 @@ async fn live(plan: Plan, log: Option<Log>) -> Outcome {
             .breaches
             .push(format!("{left} messages were never settled"));
     }
+    if world.plan.redrive {
+        let redriven = timeout(PATIENCE, redrive(&world)).await;
+        match redriven {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => outcome.breaches.push(error.to_string()),
+            Err(_) => outcome
+                .breaches
+                .push("redriven messages were never settled".into()),
+        }
+    }
     world.end.cancel();
     match timeout(DRAIN, workers.join_all()).await {
         Ok(lives) => {
@@ -130,6 +140,21 @@ async fn settled(world: &World) {
         };
         sleep(Duration::from_secs(1)).await;
     }
+}
+
+/// Puts back what is in the dead-letter queue, as a person does after a fix.
+async fn redrive(world: &World) -> Result<(), Error> {
+    let letters = world.broker.dead_letters().take_all().await?;
+    let poison = |message: &Message| world.is_hopeless(index_of(message));
+    let (poison, mended): (Vec<_>, Vec<_>) = letters.into_iter().partition(poison);
+    world.broker.dead_letters().put_back(poison).await;
+    world.history.redriven(mended.iter().map(index_of));
+    for message in mended {
+        world.faults.log(|| format!("redriven {}", message.label()));
+        world.broker.publish(message).await;
+    }
+    settled(world).await;
+    Ok(())
 }
 
 /// The message of the plan that this one is.
@@ -189,7 +214,23 @@ impl World {
         let planned = &self.plan.messages[index];
         planned.behaviour == Behaviour::Poison
             || self.plan.max_deliveries.is_some()
+            || self.times_out(index)
             || (self.plan.has_store() && (planned.key.is_none() || self.shares_its_key(index)))
+    }
+
+    /// Whether no redrive makes it a message that can be handled.
+    fn is_hopeless(&self, index: usize) -> bool {
+        let planned = &self.plan.messages[index];
+        let store = self.plan.has_store();
+        planned.behaviour == Behaviour::Poison
+            || (store && (planned.key.is_none() || self.shares_its_key(index)))
+            || self.times_out(index)
+    }
+
+    /// Whether its handler may take longer than it may.
+    fn times_out(&self, index: usize) -> bool {
+        let limit = self.plan.handler_timeout;
+        limit.is_some_and(|limit| self.plan.messages[index].takes >= limit)
     }
 
     /// Whether another message uses the same key.

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{Error, Limit, Message, Sink, Source as _};
+use onlyonce_core::{Action, Error, Limit, Message, Settlement, Sink, Source as _};
 use tokio::time::Duration;
 
 use super::faults::{Call, Faults};
@@ -35,6 +35,11 @@ impl DeadLetters {
         self.queue.depth()
     }
 
+    /// Adds messages.
+    pub async fn put_back(&self, messages: Vec<Message>) {
+        self.queue.publish(&messages).await;
+    }
+
     /// Takes everything out.
     pub async fn take_all(&self) -> Result<Vec<Message>, Error> {
         let all = Limit {
@@ -43,6 +48,14 @@ impl DeadLetters {
             wait: Duration::ZERO,
         };
         let deliveries = self.queue.receive(all).await?;
+        let acks: Vec<Settlement> = deliveries
+            .iter()
+            .map(|delivery| Settlement {
+                receipt: delivery.receipt.clone(),
+                action: Action::Ack,
+            })
+            .collect();
+        self.queue.settle(&acks).await;
         Ok(deliveries
             .iter()
             .map(|d| Message::clone(&d.message))
