@@ -60,9 +60,12 @@
 //!   store with a clock of its own turns it in [`StoreHarness::expire`](store::StoreHarness::expire).
 //! - **Random histories** of calls are compared with a reference model, for sources and stores. A failure prints a seed;
 //!   `ONLYONCE_SEED=<seed> cargo test random` plays that history again.
+//!
+//! For what goes wrong on the way to a broker there is a [`proxy`] that cuts, delays, swallows and truncates.
 
 mod gap;
 mod macros;
+pub mod proxy;
 mod random;
 pub mod simulated;
 pub mod source;
