@@ -87,7 +87,9 @@
 //!
 //! RabbitMQ delivers a queue's messages in order to its consumer and knows no groups: [`Ordering::Delivery`], with
 //! `group_header` or `single_active_consumer`. It holds while there is *one* consumer, so declare the queue with
-//! `x-single-active-consumer` if there may be more: then a second one waits until the first is gone.
+//! `x-single-active-consumer`: then a second one waits until the first is gone. A lone worker needs it, too: when its
+//! connection breaks without word to the broker, the broker keeps the old consumer, and what it holds, until the
+//! heartbeats are missed, while the worker's new one gets what comes after (measured).
 //! [`inspect`](onlyonce_core::Source::inspect) finds other consumers. What a closing source holds goes back in order; for that it closes the
 //! channel and does not cancel the consumer, which with a single active consumer would reorder or break the queue.
 //!

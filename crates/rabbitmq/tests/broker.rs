@@ -24,11 +24,11 @@ const REQUEUE: Action = Action::Nack {
 async fn stale_receipts_settle_nothing_after_a_cut() {
     for kind in [Kind::Classic, Kind::Quorum] {
         let queue = Queue::declare("cut", kind, &[]).await;
-        let proxy = Proxy::to(address()).await;
+        let proxy = proxy().await;
         queue.fill(20).await;
         let source = RabbitSource::new(through(&proxy, &queue.name, "")).unwrap();
         let old = receive(&source, 20).await;
-        proxy.cut().await;
+        proxy.cut(End::Finish).await;
         old[0].lease.lost.as_ref().unwrap().cancelled().await;
         // The tags of the new channel are the same numbers: an ack by the old ones would take these messages.
         let new = receive(&source, 20).await;
@@ -48,7 +48,7 @@ async fn stale_receipts_settle_nothing_after_a_cut() {
 async fn nothing_is_lost_over_many_cuts() {
     for kind in [Kind::Classic, Kind::Quorum] {
         let queue = Queue::declare("cuts", kind, &[]).await;
-        let proxy = Proxy::to(address()).await;
+        let proxy = proxy().await;
         queue.fill(500).await;
         let source = RabbitSource::new(through(&proxy, &queue.name, "&prefetch=50")).unwrap();
         let mut missing: std::collections::BTreeSet<_> = numbers(0..500).into_iter().collect();
@@ -60,7 +60,7 @@ async fn nothing_is_lost_over_many_cuts() {
             // Before or in the middle of the acks.
             let cut = async {
                 if round % 5 == 1 {
-                    proxy.cut().await;
+                    proxy.cut(End::Finish).await;
                 }
             };
             let (answers, ()) = tokio::join!(settle(&source, &deliveries, &Action::Ack), cut);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use common::{Kind, Proxy, Queue};
+use common::{End, Kind, Proxy, Queue};
 use onlyonce_core::{Message, Sink, Source};
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 use onlyonce_testkit::source::SourceHarness;
@@ -27,7 +27,7 @@ impl Harness {
         let queue = Queue::declare("conformance", kind, &[]).await;
         Self {
             queue,
-            proxy: Proxy::to(common::address()).await,
+            proxy: common::proxy().await,
             parameters: format!(
                 "&consumer_timeout=0s&quorum={}{parameters}",
                 kind == Kind::Quorum
@@ -61,7 +61,7 @@ impl SourceHarness for Harness {
     }
 
     async fn break_connection(&self) -> bool {
-        self.proxy.cut().await;
+        self.proxy.cut(End::Reset).await;
         true
     }
 }

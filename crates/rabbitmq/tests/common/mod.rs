@@ -1,11 +1,10 @@
 //! What the broker tests share.
 #![allow(
     dead_code,
+    unused_imports,
     clippy::unwrap_used,
     reason = "helpers of tests, of which each program uses a part"
 )]
-
-mod proxy;
 
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use onlyonce_core::{
     Action, Answer, Delivery, Limit, Message, Receipt, Settlement, Sink as _, Source as _,
 };
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
-pub(crate) use proxy::Proxy;
+pub(crate) use onlyonce_testkit::proxy::{End, Proxy};
 use tokio::time::Instant;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -36,11 +35,16 @@ pub(crate) fn address() -> String {
     format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5672))
 }
 
+/// A proxy to the broker.
+pub(crate) async fn proxy() -> Proxy {
+    Proxy::to(address()).await.unwrap()
+}
+
 /// The configuration of a client that goes through a proxy.
 pub(crate) fn through(proxy: &Proxy, queue: &str, more: &str) -> Config {
     let mut url = url::Url::parse(&url()).unwrap();
     url.set_host(Some("127.0.0.1")).unwrap();
-    url.set_port(Some(proxy.port)).unwrap();
+    url.set_port(Some(proxy.port())).unwrap();
     format!("{url}?queue={queue}{more}").parse().unwrap()
 }
 
