@@ -10,6 +10,7 @@
 
 mod crash;
 mod model;
+mod mutants;
 mod options;
 mod simulate;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Model(options) => model::run(&options),
         Command::Simulate(options) => simulate::run(&options),
+        Command::Mutants(options) => mutants::run(&options),
         Command::Crash(options) => crash::run(&options),
     };
     match result {

@@ -18,6 +18,8 @@ pub enum Command {
     Model(Model),
     /// Run the real pipeline in virtual time, with everything going wrong that can.
     Simulate(Simulate),
+    /// Plant bugs, one after another, and see whether the simulation notices.
+    Mutants(Mutants),
     /// Kill real processes at every await boundary.
     Crash(Crash),
 }
@@ -40,8 +42,21 @@ pub struct Simulate {
     /// Run this seed alone, and print what happens.
     #[arg(long)]
     pub seed: Option<u64>,
+    /// Do not look for a smaller run that breaks the same promise.
+    #[arg(long, hide = true)]
+    pub no_shrink: bool,
     #[command(flatten)]
     pub cut: Cut,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Mutants {
+    /// At most so many seeds for each bug.
+    #[arg(long, default_value_t = 20_000)]
+    pub seeds: u64,
+    /// Write the table into the docs.
+    #[arg(long)]
+    pub write: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -49,6 +64,15 @@ pub struct Crash {
     /// How often a worker is killed, at least once at every point.
     #[arg(long, default_value_t = 200)]
     pub kills: u64,
+    /// Of the traffic, and of where is killed; otherwise one at random.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Also kill workers of this RabbitMQ, for example amqp://guest:guest@127.0.0.1:5672.
+    #[arg(long, value_name = "URL", env = "ONLYONCE_RABBITMQ_URL")]
+    pub rabbitmq: Option<String>,
+    /// Be the worker that is killed.
+    #[arg(long, hide = true)]
+    pub worker: Option<String>,
 }
 
 #[cfg(test)]

@@ -48,6 +48,7 @@ impl Cut {
             for message in &mut plan.messages {
                 message.published.truncate(1);
                 message.behaviour = Behaviour::Succeeds;
+                message.malformed = false;
             }
         }
     }

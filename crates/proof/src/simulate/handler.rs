@@ -105,6 +105,7 @@ pub fn replay(worker: &Worker, context: &Context, outcome: &Outcome) -> Result<(
 /// A handler that is running, until it is dropped.
 struct Run<'a> {
     worker: &'a Worker,
+    number: u64,
     message: usize,
     broker_id: String,
     before_started: u32,
@@ -115,7 +116,7 @@ impl<'a> Run<'a> {
     fn begin(worker: &'a Worker, message: &Message, context: &Context) -> Self {
         let world = &*worker.world;
         let index = super::world::index_of(message);
-        let before = world.history.start(worker.id, index);
+        let (number, before) = world.history.start(worker.id, index);
         world.faults.log(|| {
             format!(
                 "worker {} runs {index}, attempt {}",
@@ -124,6 +125,7 @@ impl<'a> Run<'a> {
         });
         let run = Self {
             worker,
+            number,
             message: index,
             broker_id: message.broker_id.clone().unwrap_or_default(),
             before_started: before.started,
@@ -131,6 +133,11 @@ impl<'a> Run<'a> {
         };
         run.check_lease("started");
         run.check_order();
+        if world.plan.messages[index].malformed {
+            world
+                .history
+                .breach(format!("message {index} ran although it could not be read"));
+        }
         if world.plan.mode == Mode::Quarantine
             && before.started > before.failed
             && before.redriven == 0
@@ -200,7 +207,16 @@ impl<'a> Run<'a> {
 impl Drop for Run<'_> {
     fn drop(&mut self) {
         let world = &*self.worker.world;
-        world.history.end(self.worker.id);
+        let beside = world.history.end(self.worker.id, self.message, self.number);
+        if beside.is_some_and(|since| Instant::now() > since + TICK)
+            && world.plan.has_store()
+            && world.keeps_claims()
+        {
+            world.history.breach(format!(
+                "message {} was run by two at the same time",
+                self.message
+            ));
+        }
         world
             .faults
             .log(|| format!("worker {} leaves {}", self.worker.id, self.message));

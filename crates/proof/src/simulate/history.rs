@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use tokio::time::Instant;
+
 /// What became of one message's handler runs.
 #[derive(Clone, Debug, Default)]
 pub struct Runs {
@@ -24,6 +26,9 @@ pub struct History {
 struct State {
     runs: BTreeMap<usize, Runs>,
     running: BTreeMap<u64, usize>,
+    /// By message, the handlers that run now, each with the time when another one started.
+    beside: BTreeMap<usize, Vec<(u64, Option<Instant>)>>,
+    runs_so_far: u64,
     most_running: usize,
     breaches: Vec<String>,
 }
@@ -33,22 +38,34 @@ impl History {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A handler starts; returns what was known of the message before.
-    pub fn start(&self, worker: u64, message: usize) -> Runs {
+    /// A handler starts; returns its number, and what was known of the message before.
+    pub fn start(&self, worker: u64, message: usize) -> (u64, Runs) {
         let mut state = self.state();
+        state.runs_so_far += 1;
+        let number = state.runs_so_far;
+        let beside = state.beside.entry(message).or_default();
+        for (_, overtaken) in beside.iter_mut() {
+            overtaken.get_or_insert_with(Instant::now);
+        }
+        beside.push((number, None));
         let running = state.running.entry(worker).or_default();
         *running += 1;
         state.most_running = state.most_running.max(state.running[&worker]);
         let runs = state.runs.entry(message).or_default();
         let before = runs.clone();
         runs.started += 1;
-        before
+        (number, before)
     }
 
-    pub fn end(&self, worker: u64) {
-        if let Some(running) = self.state().running.get_mut(&worker) {
+    /// A handler ends; returns since when another one has been running beside it.
+    pub fn end(&self, worker: u64, message: usize, number: u64) -> Option<Instant> {
+        let mut state = self.state();
+        if let Some(running) = state.running.get_mut(&worker) {
             *running -= 1;
         }
+        let beside = state.beside.get_mut(&message)?;
+        let place = beside.iter().position(|(other, _)| *other == number)?;
+        beside.swap_remove(place).1
     }
 
     pub fn succeeded(&self, message: usize) {

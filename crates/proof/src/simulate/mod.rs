@@ -32,7 +32,7 @@ pub fn run(options: &options::Simulate) -> Result<Verdict, String> {
     for seed in regressions()? {
         let outcome = campaign::run_seed(seed, &Cut::default());
         if !outcome.breaches.is_empty() {
-            return Ok(explain(seed, outcome));
+            return Ok(explain(seed, outcome, !options.no_shrink));
         }
     }
     let first = options.first.unwrap_or_else(|| fastrand::u64(..) >> 16);
@@ -48,7 +48,7 @@ pub fn run(options: &options::Simulate) -> Result<Verdict, String> {
             );
             Ok(Verdict::Kept)
         }
-        Some((seed, outcome)) => Ok(explain(seed, outcome)),
+        Some((seed, outcome)) => Ok(explain(seed, outcome, !options.no_shrink)),
     }
 }
 
@@ -105,15 +105,19 @@ fn replay(seed: u64, cut: &Cut) -> Verdict {
 }
 
 /// Says which promise a seed breaks, and with which smaller run that can be seen.
-fn explain(seed: u64, outcome: Outcome) -> Verdict {
+fn explain(seed: u64, outcome: Outcome, shrink: bool) -> Verdict {
     for breach in &outcome.breaches {
         println!("BROKEN by seed {seed}: {breach}");
     }
-    let (cut, outcome) = shrink::shrink(seed, Cut::default(), outcome);
-    for breach in &outcome.breaches {
-        println!("still broken when smaller: {breach}");
+    let mut smaller = Cut::default();
+    if shrink {
+        let (cut, outcome) = shrink::shrink(seed, smaller, outcome);
+        for breach in &outcome.breaches {
+            println!("still broken when smaller: {breach}");
+        }
+        smaller = cut;
     }
-    println!("to see it: cargo run --release -p proof -- simulate --seed {seed}{cut}");
+    println!("to see it: cargo run --release -p proof -- simulate --seed {seed}{smaller}");
     println!("simulate: broken by seed {seed}");
     Verdict::Broken
 }

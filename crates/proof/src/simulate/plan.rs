@@ -36,6 +36,8 @@ pub struct Planned {
     pub key: Option<String>,
     pub group: Option<u64>,
     pub behaviour: Behaviour,
+    /// The adapter cannot read it whole.
+    pub malformed: bool,
     /// The longest that its handler takes.
     pub takes: Duration,
     /// When it is published, and published again.
@@ -164,6 +166,7 @@ fn mix(rng: &mut Rng, mode: Mode) -> Mix {
             Fault::Echo if mode == Mode::AtMostOnce => 0.0,
             Fault::Refused | Fault::Amnesia | Fault::Death => worst * 0.1,
             Fault::Cut => worst * 0.5,
+            Fault::Outage => worst * 0.2,
             _ => worst * rng.f64(),
         };
         mix = mix.with(fault, probability);
@@ -178,7 +181,8 @@ fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
     for index in 0..many {
         let behaviour = match rng.u32(..20) {
             0 => Behaviour::Poison,
-            1..4 => Behaviour::Fails(rng.u32(1..7)),
+            1 => Behaviour::Fails(u32::MAX),
+            2..4 => Behaviour::Fails(rng.u32(1..7)),
             4 => Behaviour::Panics(1),
             _ => Behaviour::Succeeds,
         };
@@ -196,6 +200,7 @@ fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
             key,
             group: (groups > 0 && rng.u32(..4) > 0).then(|| rng.u64(..groups)),
             behaviour,
+            malformed: rng.u32(..30) == 0,
             takes: takes(rng, plan),
             published,
         });

@@ -11,6 +11,7 @@ use super::world::World;
 pub async fn broken(world: &World) -> Result<Vec<String>, Error> {
     let mut broken = world.broker.breaches();
     broken.extend(world.history.breaches());
+    broken.extend(world.storage.breaches());
     let dead = world.dead().await?;
     let effects = effects(world);
     if world.plan.mode == Mode::AtMostOnce {

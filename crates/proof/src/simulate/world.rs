@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onlyonce_core::{Error, Message, Ordering, Report};
-use onlyonce_testkit::simulated::{Broker, Fault, Faults, Storage};
+use onlyonce_testkit::simulated::{Broker, Fault, Faults, MALFORMED, Storage};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -192,6 +192,9 @@ impl World {
         let planned = &self.plan.messages[index];
         let mut message = Message::new(index.to_string());
         message.dedup_id = planned.key.clone();
+        if planned.malformed {
+            message.attributes.insert(MALFORMED, "unreadable");
+        }
         message.group = planned.group.map(|group| format!("group-{group}"));
         message
     }
@@ -213,6 +216,7 @@ impl World {
     pub fn is_set_aside(&self, index: usize) -> bool {
         let planned = &self.plan.messages[index];
         planned.behaviour == Behaviour::Poison
+            || planned.malformed
             || self.plan.max_deliveries.is_some()
             || self.times_out(index)
             || (self.plan.has_store() && (planned.key.is_none() || self.shares_its_key(index)))
@@ -223,6 +227,7 @@ impl World {
         let planned = &self.plan.messages[index];
         let store = self.plan.has_store();
         planned.behaviour == Behaviour::Poison
+            || planned.malformed
             || (store && (planned.key.is_none() || self.shares_its_key(index)))
             || self.times_out(index)
     }

@@ -13,6 +13,9 @@ use super::source::Consumer;
 
 /// Where a message's group is kept from the [`MemoryQueue`], which would withhold the group.
 pub(super) const GROUP: &str = "simulated-group";
+/// A message with this attribute is delivered as one that could not be read whole, with the attribute's value as the
+/// reason.
+pub const MALFORMED: &str = "simulated-malformed";
 /// A lease that ends with its connection alone.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 

@@ -33,6 +33,8 @@ pub enum Call {
 pub enum Fault {
     /// A request never arrives.
     LostRequest,
+    /// From now on, for a while, no request of this kind arrives.
+    Outage,
     /// A request arrives late, whether or not its sender still waits, or lives.
     LateRequest,
     /// The call takes effect, and nobody is told.
@@ -56,8 +58,9 @@ pub enum Fault {
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::LostRequest,
+        Self::Outage,
         Self::LateRequest,
         Self::LostReply,
         Self::LateReply,
@@ -126,6 +129,7 @@ struct State {
     struck: BTreeMap<Fault, usize>,
     streams: BTreeMap<(u64, Call, Option<Fault>), Rng>,
     deaths: BTreeMap<u64, CancellationToken>,
+    outages: BTreeMap<(u64, Call), Instant>,
     log: Option<Box<dyn FnMut(String) + Send>>,
     begun: Instant,
 }
@@ -189,6 +193,7 @@ impl Faults {
                 struck: BTreeMap::new(),
                 streams: BTreeMap::new(),
                 deaths: BTreeMap::new(),
+                outages: BTreeMap::new(),
                 log: None,
                 begun,
             })),
@@ -238,7 +243,7 @@ impl Faults {
             after: latency(1),
             ..Disturbance::default()
         };
-        it.lost = state.strikes(worker, call, Fault::LostRequest);
+        it.lost = state.strikes(worker, call, Fault::LostRequest) || state.is_out(worker, call);
         it.unanswered = state.strikes(worker, call, Fault::LostReply);
         it.refused = state.strikes(worker, call, Fault::Refused);
         it.cut = state.strikes(worker, call, Fault::Cut);
@@ -303,6 +308,16 @@ impl State {
         self.left -= 1;
         *self.struck.entry(fault).or_default() += 1;
         true
+    }
+
+    /// Whether this kind of call does not get through for now.
+    fn is_out(&mut self, worker: u64, call: Call) -> bool {
+        if self.strikes(worker, call, Fault::Outage) {
+            let until = Instant::now() + self.late(worker, call, Fault::Outage) * 2;
+            self.outages.insert((worker, call), until.min(self.until));
+        }
+        let until = self.outages.get(&(worker, call));
+        until.is_some_and(|until| *until > Instant::now())
     }
 
     /// Mostly a little, sometimes longer than a lease.

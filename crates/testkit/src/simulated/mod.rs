@@ -40,7 +40,7 @@ mod source;
 mod store;
 mod tx;
 
-pub use broker::Broker;
+pub use broker::{Broker, MALFORMED};
 pub use faults::{Call, Fault, Faults, Mix};
 pub use sink::{DeadLetters, Sender};
 pub use source::Consumer;

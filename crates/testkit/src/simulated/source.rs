@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::broker::{Broker, GROUP};
+use super::broker::{Broker, GROUP, MALFORMED};
 use super::faults::Call;
 use super::network::{lost, refused, send};
 use super::sink::repeat;
@@ -134,6 +134,7 @@ impl Consumer {
         };
         let (epoch, tag) = place;
         let mut handed = Delivery::new(Message::default(), Receipt::Tag { epoch, tag }, lease);
+        handed.malformed = message.attributes.get(MALFORMED).map(str::to_owned);
         handed.message = message;
         handed.attempt = delivery.attempt.filter(|_| self.able().counts_attempts);
         handed
@@ -277,6 +278,10 @@ impl Source for Consumer {
         let mut disturbance = self.broker.faults.on(self.worker, Call::Settle);
         if disturbance.cut {
             self.cut();
+        }
+        if !self.able().timed_lease {
+            // It waits to be written, perhaps for a new connection.
+            sleep(std::mem::take(&mut disturbance.before)).await;
         }
         let mut partial = disturbance.partial.take();
         let mut answers: Vec<Option<Answer>> = Vec::with_capacity(batch.len());

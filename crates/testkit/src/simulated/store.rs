@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -6,18 +6,27 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::memory::MemoryStore;
 use onlyonce_core::{
-    Claim, Claimed, Completion, Error, Held, KeyDigest, Owner, Store, TransactionalStore, Verdicts,
+    Claim, Claimed, Completion, Error, Held, KeyDigest, Owner, Store, Token, TransactionalStore,
+    Verdicts,
 };
 
 use super::faults::{Call, Faults};
 use super::network::send;
 use super::tx::Tx;
 
+/// What the store has answered so far.
+#[derive(Debug, Default)]
+struct Seen {
+    newest: HashMap<KeyDigest, Token>,
+    done: HashSet<KeyDigest>,
+    breaches: Vec<String>,
+}
+
 /// The server of a [`MemoryStore`], reached over a bad network.
 #[derive(Clone, Debug)]
 pub struct Storage {
     records: MemoryStore,
-    done: Arc<Mutex<HashSet<KeyDigest>>>,
+    seen: Arc<Mutex<Seen>>,
     faults: Faults,
     drift: f64,
 }
@@ -27,7 +36,7 @@ impl Storage {
     pub fn new(faults: &Faults) -> Self {
         Self {
             records: MemoryStore::new(),
-            done: Arc::default(),
+            seen: Arc::default(),
             faults: faults.clone(),
             drift: 1.0,
         }
@@ -47,11 +56,51 @@ impl Storage {
 
     /// Whether a [`complete`](Store::complete) has recorded this key.
     pub fn is_done(&self, key: &KeyDigest) -> bool {
-        self.done().contains(key)
+        self.seen().done.contains(key)
     }
 
-    fn done(&self) -> MutexGuard<'_, HashSet<KeyDigest>> {
-        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where a promise about the store was broken: a token that was not higher than the one before, one that counted
+    /// although it was not the newest, a commit of what should have been undone.
+    pub fn breaches(&self) -> Vec<String> {
+        self.seen().breaches.clone()
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn claimed(&self, worker: u64, batch: &[Claim], answers: &[Claimed]) {
+        let mut seen = self.seen();
+        for (claim, answer) in batch.iter().zip(answers) {
+            (self.faults).log(|| format!("worker {worker} claims {:?}: {answer:?}", claim.key));
+            if let Claimed::New { token, .. } = answer
+                && let Some(before) = seen.newest.insert(claim.key, *token)
+                && before >= *token
+            {
+                seen.breaches
+                    .push(format!("{token:?} was given after {before:?}"));
+            }
+        }
+    }
+
+    /// The store accepted this token.
+    pub(super) fn accepted(&self, what: &str, held: &Held) {
+        let mut seen = self.seen();
+        if seen.newest.get(&held.key) != Some(&held.token) {
+            let token = held.token;
+            seen.breaches.push(format!(
+                "the store let {token:?} {what} although it was not the newest"
+            ));
+        }
+    }
+
+    pub(super) fn breach(&self, what: &str) {
+        self.seen().breaches.push(what.into());
+    }
+
+    fn accepted_all(&self, what: &str, batch: &[Held], verdicts: &Verdicts) {
+        let accepted = batch.iter().zip(verdicts).filter(|(_, v)| v.is_ok());
+        accepted.for_each(|(held, _)| self.accepted(what, held));
     }
 
     /// A worker's way to it.
@@ -88,6 +137,10 @@ impl Connection {
         self.call(call, async { Ok(()) }).await
     }
 
+    pub(super) fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
     fn records(&self) -> MemoryStore {
         self.storage.records.clone()
     }
@@ -109,45 +162,57 @@ impl Store for Connection {
         let (batch, lease) = (batch.to_vec(), self.lease(lease));
         self.call(Call::Claim, async move {
             let answers = storage.records.claim(owner, &batch, lease).await?;
-            for (claim, answer) in batch.iter().zip(&answers) {
-                (storage.faults)
-                    .log(|| format!("worker {worker} claims {:?}: {answer:?}", claim.key));
-            }
+            storage.claimed(worker, &batch, &answers);
             Ok(answers)
         })
         .await
     }
 
     async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
-        let (records, batch, lease) = (self.records(), batch.to_vec(), self.lease(lease));
-        self.call(
-            Call::Renew,
-            async move { records.renew(&batch, lease).await },
-        )
+        let (storage, batch) = (self.storage.clone(), batch.to_vec());
+        let lease = self.lease(lease);
+        self.call(Call::Renew, async move {
+            let verdicts = storage.records.renew(&batch, lease).await?;
+            storage.accepted_all("renew", &batch, &verdicts);
+            Ok(verdicts)
+        })
         .await
     }
 
     async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
-        let (records, batch) = (self.records(), batch.to_vec());
-        self.call(Call::Start, async move { records.start(&batch).await })
-            .await
+        let (storage, batch) = (self.storage.clone(), batch.to_vec());
+        self.call(Call::Start, async move {
+            let verdicts = storage.records.start(&batch).await?;
+            storage.accepted_all("start", &batch, &verdicts);
+            Ok(verdicts)
+        })
+        .await
     }
 
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
         let (storage, batch) = (self.storage.clone(), batch.to_vec());
         self.call(Call::Complete, async move {
             let verdicts = storage.records.complete(&batch).await?;
-            let recorded = batch.iter().zip(&verdicts).filter(|(_, v)| v.is_ok());
-            storage.done().extend(recorded.map(|(one, _)| one.held.key));
+            let held: Vec<Held> = batch.iter().map(|one| one.held).collect();
+            storage.accepted_all("complete", &held, &verdicts);
+            let recorded = held.iter().zip(&verdicts).filter(|(_, v)| v.is_ok());
+            storage
+                .seen()
+                .done
+                .extend(recorded.map(|(held, _)| held.key));
             Ok(verdicts)
         })
         .await
     }
 
     async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
-        let (records, batch) = (self.records(), batch.to_vec());
-        self.call(Call::Release, async move { records.release(&batch).await })
-            .await
+        let (storage, batch) = (self.storage.clone(), batch.to_vec());
+        self.call(Call::Release, async move {
+            let verdicts = storage.records.release(&batch).await?;
+            storage.accepted_all("release", &batch, &verdicts);
+            Ok(verdicts)
+        })
+        .await
     }
 
     async fn prune(&self, limit: usize) -> Result<usize, Error> {

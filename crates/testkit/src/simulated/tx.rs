@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::memory::MemoryTx;
-use onlyonce_core::{Completion, Error, Fenced, Transaction};
+use onlyonce_core::{Completion, Error, Fenced, Held, Transaction};
 
 use super::faults::Call;
 use super::store::Connection;
@@ -11,15 +11,24 @@ use super::store::Connection;
 pub struct Tx {
     inner: MemoryTx,
     connection: Connection,
+    completed: Vec<Held>,
+    /// Whether the current part has written anything.
+    open: bool,
 }
 
 impl Tx {
     pub(super) fn new(inner: MemoryTx, connection: Connection) -> Self {
-        Self { inner, connection }
+        Self {
+            inner,
+            connection,
+            completed: Vec::new(),
+            open: false,
+        }
     }
 
     /// Adds an effect to the current part.
     pub fn push(&mut self, effect: impl Into<Bytes>) {
+        self.open = true;
         self.inner.push(effect);
     }
 }
@@ -27,23 +36,40 @@ impl Tx {
 #[async_trait]
 impl Transaction for Tx {
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
-        if let Err(error) = self.connection.pass(Call::CompletePart).await {
+        let passed = self.connection.pass(Call::CompletePart).await;
+        self.open = false;
+        if let Err(error) = passed {
             self.inner.undo().await?;
             return Err(error);
         }
-        self.inner.complete(completion).await
+        let verdict = self.inner.complete(completion).await?;
+        if verdict.is_ok() {
+            self.completed.push(completion.held);
+        }
+        Ok(verdict)
     }
 
     async fn undo(&mut self) -> Result<(), Error> {
         self.connection.pass(Call::Undo).await?;
+        self.open = false;
         self.inner.undo().await
     }
 
     /// A commit that is under way arrives even if its worker is gone.
     async fn commit(self) -> Result<(), Error> {
-        let inner = self.inner;
+        let (inner, completed) = (self.inner, self.completed);
+        let storage = self.connection.storage().clone();
+        if self.open {
+            storage.breach("a transaction was committed with a part that had not ended");
+        }
         self.connection
-            .call(Call::Commit, async move { inner.commit().await })
+            .call(Call::Commit, async move {
+                inner.commit().await?;
+                completed
+                    .iter()
+                    .for_each(|held| storage.accepted("commit", held));
+                Ok(())
+            })
             .await
     }
 }

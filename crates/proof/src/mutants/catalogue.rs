@@ -1,0 +1,332 @@
+//! The planted bugs: each a place in the code and what stands there instead.
+//!
+//! All are planted into one copy of the code, behind a switch that exists in that copy alone.
+
+/// A bug as somebody might have written it; several have been, by others or by us.
+pub struct Mutant {
+    pub name: &'static str,
+    /// What the bug is, for the table.
+    pub bug: &'static str,
+    pub file: &'static str,
+    /// Found exactly once in the file.
+    pub find: &'static str,
+    /// `PLANTED` stands for the switch.
+    pub replace: &'static str,
+}
+
+const STORE: &str = "crates/core/src/memory/store.rs";
+const TX: &str = "crates/core/src/memory/tx.rs";
+const CLAIM: &str = "crates/core/src/pipeline/claim.rs";
+const COMPLETE: &str = "crates/core/src/pipeline/complete.rs";
+const DEAD_LETTER: &str = "crates/core/src/pipeline/dead_letter.rs";
+const ENGINE: &str = "crates/core/src/pipeline/engine.rs";
+const IN_FLIGHT: &str = "crates/core/src/pipeline/in_flight.rs";
+const INTAKE: &str = "crates/core/src/pipeline/intake.rs";
+const KEEPER: &str = "crates/core/src/pipeline/keeper.rs";
+const LANES: &str = "crates/core/src/pipeline/lanes.rs";
+const SETTLE: &str = "crates/core/src/pipeline/settle.rs";
+const TRANSACTION: &str = "crates/core/src/pipeline/transaction.rs";
+const WORKER: &str = "crates/core/src/pipeline/worker.rs";
+const CONSUMER: &str = "crates/testkit/src/simulated/source.rs";
+
+pub const MUTANTS: &[Mutant] = &[
+    // The store's fences.
+    Mutant {
+        name: "renew-without-token",
+        bug: "a claim is renewed by whoever held the key once",
+        file: STORE,
+        find: "records.held(held).map(|(until, _)| *until = end)",
+        replace: "let newest = records.newest(held, PLANTED);\n            records.held(&newest).map(|(until, _)| *until = end)",
+    },
+    Mutant {
+        name: "complete-without-token",
+        bug: "a stale worker's completion counts",
+        file: STORE,
+        find: "Ok(self.each(batch, Records::complete))",
+        replace: "Ok(self.each(batch, |records, one| {\n            let mut one = one.clone();\n            one.held = records.newest(&one.held, PLANTED);\n            records.complete(&one)\n        }))",
+    },
+    Mutant {
+        name: "release-without-token",
+        bug: "a stale worker frees its successor's claim",
+        file: STORE,
+        find: "            records.verify(held)?;\n            records.by_key.remove",
+        replace: "            let newest = records.newest(held, PLANTED);\n            records.verify(&newest)?;\n            records.by_key.remove",
+    },
+    Mutant {
+        name: "commit-without-token",
+        bug: "a transaction commits although the key was taken over",
+        file: TX,
+        find: "        let mut records = self.store.lock();\n        let held = |part: &Part| part.completion.held;",
+        replace: "        let mut this = self;\n        let store = this.store.clone();\n        let mut records = store.lock();\n        for part in &mut this.parts {\n            part.completion.held = records.newest(&part.completion.held, PLANTED);\n        }\n        let (held, this) = (|part: &Part| part.completion.held, &mut this);",
+    },
+    Mutant {
+        name: "claim-without-owner",
+        bug: "a live claim of somebody else is taken over",
+        file: STORE,
+        find: "} if *until > now && (*holder != owner || *token >= first) => {",
+        replace: "} if *until > now && !PLANTED && (*holder != owner || *token >= first) => {",
+    },
+    Mutant {
+        name: "token-reused",
+        bug: "a takeover gets the token of its predecessor",
+        file: STORE,
+        find: "        self.last_token += 1;\n",
+        replace: "        let taken_over = self.by_key.contains_key(&claim.key);\n        self.last_token += u64::from(!(taken_over && PLANTED));\n",
+    },
+    Mutant {
+        name: "prune-live-claims",
+        bug: "pruning removes claims too",
+        file: STORE,
+        find: "        let mut records = self.lock();\n        let now = Instant::now();\n        let mut removed = 0;",
+        replace: "        let mut records = self.lock();\n        if PLANTED {\n            records.by_key.retain(|_, record| matches!(record.state, State::Done { .. }));\n        }\n        let now = Instant::now();\n        let mut removed = 0;",
+    },
+    Mutant {
+        name: "fingerprint-ignored",
+        bug: "another payload under a used key is dropped as a duplicate",
+        file: STORE,
+        find: "if record.fingerprint != claim.fingerprint {",
+        replace: "if record.fingerprint != claim.fingerprint && !PLANTED {",
+    },
+    Mutant {
+        name: "no-savepoint-rollback",
+        bug: "what a failed handler wrote is committed with the others' effects",
+        file: TRANSACTION,
+        find: "        match (tx.undo().await, failure) {",
+        replace: "        let undone = if PLANTED { Ok(()) } else { tx.undo().await };\n        match (undone, failure) {",
+    },
+    // Claims and records.
+    Mutant {
+        name: "busy-is-a-duplicate",
+        bug: "a message in progress elsewhere is acked",
+        file: CLAIM,
+        find: "            Claimed::Done { .. } => self.duplicate(flight),",
+        replace: "            Claimed::Busy { .. } if PLANTED => self.duplicate(flight),\n            Claimed::Done { .. } => self.duplicate(flight),",
+    },
+    Mutant {
+        name: "claim-answers-shifted",
+        bug: "one result of a batch is dropped, the rest meet the wrong messages",
+        file: CLAIM,
+        find: "        let mut answers = answers.into_iter();",
+        replace: "        let dropped = usize::from(answers.len() > 1 && PLANTED);\n        let mut answers = answers.into_iter().skip(dropped);",
+    },
+    Mutant {
+        name: "recorded-before-handler",
+        bug: "a key is marked done before its handler runs, and stays so when that fails",
+        file: WORKER,
+        find: "        match self.call(&flight, None, working).await {\n            Ended::Succeeded(outcome) if",
+        replace: "        if let (Some(store), Some(done), true) = (&self.store, self.completion(&flight, Outcome::default()), PLANTED) {\n            let _ = store.complete(&[done]).await;\n        }\n        match self.call(&flight, None, working).await {\n            Ended::Succeeded(outcome) if",
+    },
+    Mutant {
+        name: "completion-error-is-success",
+        bug: "an error of the commit is logged, and the message acked",
+        file: TRANSACTION,
+        find: "            Err(error) => return self.undone(in_order(done, last), &error),\n        };\n        // If",
+        replace: "            Err(_) if PLANTED => Ok(()),\n            Err(error) => return self.undone(in_order(done, last), &error),\n        };\n        // If",
+    },
+    Mutant {
+        name: "completion-result-dropped",
+        bug: "the last result of a batch of completions is dropped, and with it its message",
+        file: COMPLETE,
+        find: "                Ok(verdicts) => flights\n                    .into_iter()",
+        replace: "                Ok(verdicts) => flights\n                    .into_iter()\n                    .skip(usize::from(completions.len() > 1 && PLANTED))",
+    },
+    Mutant {
+        name: "fenced-is-settled",
+        bug: "a fenced completion is acked as if it had counted",
+        file: COMPLETE,
+        find: "            Err(Fenced) => self.fenced(flight),",
+        replace: "            Err(Fenced) if PLANTED => self.applied(flight),\n            Err(Fenced) => self.fenced(flight),",
+    },
+    Mutant {
+        name: "fenced-is-dropped",
+        bug: "a fenced message is left to a redelivery that a living connection never brings",
+        file: COMPLETE,
+        find: "            Err(Fenced) => self.fenced(flight),\n        }",
+        replace: "            Err(Fenced) if PLANTED => {}\n            Err(Fenced) => self.fenced(flight),\n        }",
+    },
+    Mutant {
+        name: "doubt-released",
+        bug: "the doubt about a quarantined message is forgotten, a duplicate runs",
+        file: SETTLE,
+        find: "held.filter(|_| !(flight.uncertain && self.quarantines()))",
+        replace: "held.filter(|_| PLANTED || !(flight.uncertain && self.quarantines()))",
+    },
+    // Settlements.
+    Mutant {
+        name: "ack-before-commit",
+        bug: "the broker is told before the effect is durable",
+        file: TRANSACTION,
+        find: "        let mut all = done.iter().chain(succeeded.map(|(flight, _)| flight));",
+        replace: "        if PLANTED {\n            let all = done.iter().chain(succeeded.map(|(flight, _)| flight));\n            let ack = |flight: &Flight| crate::Settlement { receipt: flight.delivery.receipt.clone(), action: crate::Action::Ack };\n            let acks: Vec<_> = all.map(ack).collect();\n            self.source.settle(&acks).await;\n        }\n        let mut all = done.iter().chain(succeeded.map(|(flight, _)| flight));",
+    },
+    Mutant {
+        name: "partial-failure-ignored",
+        bug: "an entry of a batch that failed counts as settled",
+        file: SETTLE,
+        find: "                Answer::Applied => applied += 1,\n",
+        replace: "                Answer::Unknown(_) if PLANTED => applied += 1,\n                Answer::Applied => applied += 1,\n",
+    },
+    Mutant {
+        name: "settled-past-the-lease",
+        bug: "a delivery is settled after its lease has ended",
+        file: SETTLE,
+        find: "        batch.retain(|(flight, _)| flight.lease.leased());\n        add(&self.counters.lease_lost, before - batch.len());\n        if batch.is_empty()",
+        replace: "        batch.retain(|(flight, _)| PLANTED || flight.lease.leased());\n        add(&self.counters.lease_lost, before - batch.len());\n        if batch.is_empty()",
+    },
+    Mutant {
+        name: "tag-reused-after-reconnect",
+        bug: "a delivery tag of a former connection settles another message",
+        file: CONSUMER,
+        find: "                channel.out.get(&(*epoch, *tag)).cloned()",
+        replace: "                let epoch = if PLANTED { channel.epoch } else { *epoch };\n                channel.out.get(&(epoch, *tag)).cloned()",
+    },
+    Mutant {
+        name: "ack-multiple",
+        bug: "an ack of the highest tag acks those below it, which are not done",
+        file: CONSUMER,
+        find: "        let request = self.settling(sent);",
+        replace: "        if PLANTED && let Some((highest, _)) = sent.iter().rfind(|(s, _)| s.action == Action::Ack) {\n            let highest = highest.receipt.clone();\n            let below: Vec<_> = self.channel().out.values().take_while(|out| out.receipt != highest).cloned().collect();\n            sent.extend(below.into_iter().map(|out| (Settlement { receipt: out.receipt, action: Action::Ack }, out.message)));\n        }\n        let request = self.settling(sent);",
+    },
+    Mutant {
+        name: "unacked-is-not-given-back",
+        bug: "at_most_once forgets what it has not acked instead of giving it back",
+        file: ENGINE,
+        find: "        if !flight.acked {",
+        replace: "        if !flight.acked && !(PLANTED && self.mode == Mode::AtMostOnce) {",
+    },
+    // Leases.
+    Mutant {
+        name: "renewed-from-the-reply",
+        bug: "an extended lease is reckoned from the answer, not from before the request",
+        file: KEEPER,
+        find: "            Answer::Applied => state.extended(sent + lease),",
+        replace: "            Answer::Applied => state.extended(if PLANTED { Instant::now() } else { sent } + lease),",
+    },
+    Mutant {
+        name: "lease-end-not-watched",
+        bug: "a handler goes on after its lease has ended",
+        file: IN_FLIGHT,
+        find: "            if deadline.is_some_and(|d| d <= Instant::now()) {",
+        replace: "            if PLANTED {\n                return std::future::pending().await;\n            }\n            if deadline.is_some_and(|d| d <= Instant::now()) {",
+    },
+    Mutant {
+        name: "started-without-lease",
+        bug: "what was buffered runs although its lease has run out",
+        file: IN_FLIGHT,
+        find: "        self.can_start_again() && self.claim_lasts(claim_lease / 8)",
+        replace: "        PLANTED || (self.can_start_again() && self.claim_lasts(claim_lease / 8))",
+    },
+    Mutant {
+        name: "not-checked-after-start-mark",
+        bug: "a handler starts although its lease ended while its start was being noted",
+        file: WORKER,
+        find: "            Ok(verdicts) if verdicts == [Ok(())] => return self.with_time_left(flight),",
+        replace: "            Ok(verdicts) if verdicts == [Ok(())] && PLANTED => return Some(flight),\n            Ok(verdicts) if verdicts == [Ok(())] => return self.with_time_left(flight),",
+    },
+    // Order.
+    Mutant {
+        name: "retry-leaves-its-lane",
+        bug: "a message that is retried is overtaken by the next of its group",
+        file: ENGINE,
+        find: "        flight.retries += 1;\n        self.postpone(flight, delay);",
+        replace: "        flight.retries += 1;\n        if PLANTED {\n            flight.turn = None;\n        }\n        self.postpone(flight, delay);",
+    },
+    Mutant {
+        name: "rest-stays-behind",
+        bug: "a head is given back without those behind it",
+        file: ENGINE,
+        find: "        let mut rest = flight.turn.as_ref().map(Turn::rest).unwrap_or_default();",
+        replace: "        let turn = flight.turn.as_ref().filter(|_| !PLANTED);\n        let mut rest = turn.map(Turn::rest).unwrap_or_default();",
+    },
+    Mutant {
+        name: "next-connection-goes-back-too",
+        bug: "a head whose connection broke sends back what the next connection brought",
+        file: ENGINE,
+        find: "            && flight.lease.connection_is_lost()",
+        replace: "            && !PLANTED\n            && flight.lease.connection_is_lost()",
+    },
+    Mutant {
+        name: "last-part-loses-its-place",
+        bug: "the last of a shared transaction is tried again behind its successors",
+        file: TRANSACTION,
+        find: "        if let (Some(last), Some(turn)) = (&mut last, turn) {",
+        replace: "        if let (Some(last), Some(turn), false) = (&mut last, turn, PLANTED) {",
+    },
+    Mutant {
+        name: "replay-loses-its-place",
+        bug: "a duplicate gives up its place for its key before it is settled, and two wait for each other",
+        file: CLAIM,
+        find: "                flight.replay = Some(outcome);",
+        replace: "                if PLANTED {\n                    flight.key_place = None;\n                }\n                flight.replay = Some(outcome);",
+    },
+    Mutant {
+        name: "claims-end-in-the-queue",
+        bug: "a claim that ran out sends its message back behind its successors",
+        file: ENGINE,
+        find: "        if flight.lease.can_start_again() {",
+        replace: "        if flight.lease.can_start_again() && !PLANTED {",
+    },
+    Mutant {
+        name: "behind-a-busy-lane-dropped",
+        bug: "a message whose group is busy is dropped until its lease ends",
+        file: LANES,
+        find: "                    lane.push_back(flight);\n                    continue;",
+        replace: "                    if !PLANTED {\n                        lane.push_back(flight);\n                    }\n                    continue;",
+    },
+    // Dead letters, keys, bounds.
+    Mutant {
+        name: "dead-letter-not-confirmed",
+        bug: "a message is acked although the dead-letter queue did not take it",
+        file: DEAD_LETTER,
+        find: "                    Ok(()) => confirmed.push((flight, reason)),",
+        replace: "                    _ if PLANTED => confirmed.push((flight, reason)),\n                    Ok(()) => confirmed.push((flight, reason)),",
+    },
+    Mutant {
+        name: "dead-letter-without-reason",
+        bug: "nobody knows why a message was set aside",
+        file: DEAD_LETTER,
+        find: "        letter.attributes.insert(DEAD_LETTER_REASON, reason);",
+        replace: "        if !PLANTED {\n            letter.attributes.insert(DEAD_LETTER_REASON, reason);\n        }",
+    },
+    Mutant {
+        name: "random-key",
+        bug: "a message without a key gets a fresh one with every delivery",
+        file: ENGINE,
+        find: "        let key = self.options.key.choose(message);",
+        replace: "        let key = self.options.key.choose(message);\n        let random = || crate::DedupKey::new(fastrand::u64(..).to_string());\n        let key = key.or_else(|| PLANTED.then(random));",
+    },
+    Mutant {
+        name: "endless-retries",
+        bug: "a message that always fails is never set aside",
+        file: ENGINE,
+        find: "            _ if attempt >= max => {",
+        replace: "            _ if attempt >= max && !PLANTED => {",
+    },
+    Mutant {
+        name: "prefetch-unbounded",
+        bug: "more is received than there is room for",
+        file: INTAKE,
+        find: "            messages: room.messages.min(startable).max(1),",
+        replace: "            messages: if PLANTED { usize::MAX } else { room.messages.min(startable).max(1) },",
+    },
+];
+
+/// What the copy needs beside the bugs: the switch, and a way to a key's newest token.
+pub const SUPPORT: &[(&str, &str, &str)] = &[
+    (
+        "crates/core/src/lib.rs",
+        "mod error;",
+        "/// Whether this bug is planted.\npub fn planted(bug: &str) -> bool {\n    static PLANTED: std::sync::OnceLock<String> = std::sync::OnceLock::new();\n    PLANTED.get_or_init(|| std::env::var(\"ONLYONCE_PLANTED\").unwrap_or_default()) == bug\n}\n\nmod error;",
+    ),
+    (
+        STORE,
+        "    pub(super) fn verify(",
+        "    /// The claim with the key's newest token, if that bug is planted.\n    pub(super) fn newest(&self, held: &Held, planted: bool) -> Held {\n        match self.by_key.get(&held.key).map(|r| &r.state) {\n            Some(State::Claimed { token, .. }) if planted => Held { key: held.key, token: *token },\n            _ => *held,\n        }\n    }\n\n    pub(super) fn verify(",
+    ),
+    (
+        TX,
+        "        for part in self.parts {",
+        "        for part in std::mem::take(&mut this.parts) {",
+    ),
+    (TX, "(self.parts.iter()).find(", "(this.parts.iter()).find("),
+];

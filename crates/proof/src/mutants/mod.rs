@@ -1,0 +1,119 @@
+//! Bugs planted in the pipeline, each of which the simulation must notice.
+//!
+//! The code that ships has no switch for them: they are planted into a copy of it, which is built and simulated.
+
+mod catalogue;
+mod copy;
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use catalogue::{MUTANTS, Mutant};
+
+use crate::{Verdict, options};
+
+/// Where the table goes.
+const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/planted-bugs.md");
+
+/// What the simulation said of a bug.
+struct Caught {
+    seeds: u64,
+    how: String,
+}
+
+pub fn run(options: &options::Mutants) -> Result<Verdict, String> {
+    let program = copy::build()?;
+    if let Some(caught) = simulate(&program, "", options.seeds)? {
+        println!(
+            "BROKEN without any planted bug, after {} seeds: {}",
+            caught.seeds, caught.how
+        );
+        return Ok(Verdict::Broken);
+    }
+    println!(
+        "without any of them: {} seeds, nothing broken",
+        options.seeds
+    );
+    let mut table = String::from("| planted bug | noticed as | seeds needed |\n|---|---|---|\n");
+    let mut missed = Vec::new();
+    for mutant in MUTANTS {
+        let caught = simulate(&program, mutant.name, options.seeds)?;
+        println!("{}", line(mutant, caught.as_ref()));
+        let _ = writeln!(table, "{}", line(mutant, caught.as_ref()));
+        if caught.is_none() {
+            missed.push(mutant.name);
+        }
+    }
+    if options.write {
+        write(&table, options.seeds)?;
+    }
+    let (all, caught) = (MUTANTS.len(), MUTANTS.len() - missed.len());
+    println!("mutants: {caught} of {all} planted bugs noticed; missed: {missed:?}");
+    Ok(if missed.is_empty() {
+        Verdict::Kept
+    } else {
+        Verdict::Broken
+    })
+}
+
+fn line(mutant: &Mutant, caught: Option<&Caught>) -> String {
+    let (how, seeds) = caught.map_or(("**not noticed**", String::new()), |caught| {
+        (&caught.how, caught.seeds.to_string())
+    });
+    format!("| `{}`: {} | {how} | {seeds} |", mutant.name, mutant.bug)
+}
+
+/// Runs the simulation with one bug planted; says which seed of the first noticed it, and how.
+fn simulate(program: &Path, bug: &str, seeds: u64) -> Result<Option<Caught>, String> {
+    let output = Command::new(program)
+        .args([
+            "simulate",
+            "--first",
+            "1",
+            "--no-shrink",
+            "--seeds",
+            &seeds.to_string(),
+        ])
+        .env("ONLYONCE_PLANTED", bug)
+        .output()
+        .map_err(|error| format!("{}: {error}", program.display()))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let broken = text
+        .lines()
+        .find_map(|line| line.strip_prefix("BROKEN by seed "));
+    match (
+        broken.and_then(|line| line.split_once(": ")),
+        output.status.code(),
+    ) {
+        (Some((seed, how)), Some(1)) => Ok(Some(Caught {
+            seeds: seed.parse().map_err(|_| format!("`{seed}` is no seed"))?,
+            how: how.to_owned(),
+        })),
+        (None, Some(0)) => Ok(None),
+        (_, code) => Err(format!(
+            "the simulation with `{bug}` ended with {code:?}:\n{text}"
+        )),
+    }
+}
+
+fn write(table: &str, seeds: u64) -> Result<(), String> {
+    let text = format!(
+        "# Planted bugs\n\nWritten by `cargo run --release -p proof -- mutants --write`. Each bug is planted into a copy of the code, which is then\n\
+         simulated with the seeds 1 to {seeds}; without any of them these break nothing. *Seeds needed* is the first seed that noticed.\n\n{table}"
+    );
+    std::fs::write(TABLE, text).map_err(|error| format!("{TABLE}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bug_has_a_name_of_its_own() {
+        let mut names: Vec<_> = MUTANTS.iter().map(|mutant| mutant.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), MUTANTS.len());
+    }
+}
