@@ -60,10 +60,12 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 
     /// Claims the messages that are first in the queues for their keys; the others come along, to keep their places.
-    async fn claim_batch(&self, store: &dyn Store, mut batch: Vec<Flight>) {
+    async fn claim_batch(&self, store: &dyn Store, batch: Vec<Flight>) {
         let mut backoff = Backoff::new();
-        while !batch.is_empty() {
-            let first: Vec<bool> = batch.iter().map(is_first).collect();
+        loop {
+            // One whose lease has ended goes to its lane without a claim, to be given back with those behind it.
+            let may_claim = |flight: &Flight| is_first(flight) && flight.lease.leased();
+            let first: Vec<bool> = batch.iter().map(may_claim).collect();
             let wanted = batch.iter().zip(&first).filter(|(_, first)| **first);
             let claims: Vec<Claim> = wanted.filter_map(|(flight, _)| flight.claim).collect();
             let sent = Instant::now();
@@ -85,7 +87,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                     let last_first = batch.into_iter().rev();
                     return last_first.for_each(|flight| self.give_back(flight, Duration::ZERO));
                 }
-                () = sleep(backoff.next()) => batch.retain(|flight| flight.lease.leased()),
+                () = sleep(backoff.next()) => {}
             }
         }
     }

@@ -67,9 +67,10 @@ impl InFlight {
         error.is_retryable() && (self.unsettled < TRIES || self.delivery.lease.until.is_none())
     }
 
-    /// Whether it needs a claim of its own before a worker can take it.
+    /// Whether it needs a claim of its own before a worker can take it. A worker gives back what has no lease any more.
     pub(crate) fn needs_claim(&self) -> bool {
-        self.lease.held().is_none() && self.replay.is_none() && self.doomed.is_none()
+        let claimed = self.lease.held().is_some() || self.replay.is_some();
+        !claimed && self.doomed.is_none() && self.lease.leased()
     }
 
     pub(crate) fn label(&self) -> &str {

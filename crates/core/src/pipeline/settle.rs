@@ -124,10 +124,13 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 
     /// Acks once, lets run what the broker confirmed, and returns what is worth another try.
-    async fn confirm_batch(&self, mut batch: Vec<Confirm>) -> Vec<Confirm> {
-        let before = batch.len();
-        batch.retain(|(flight, _)| flight.lease.leased());
-        add(&self.counters.lease_lost, before - batch.len());
+    async fn confirm_batch(&self, batch: Vec<Confirm>) -> Vec<Confirm> {
+        let (batch, ended): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|(flight, _)| flight.lease.leased());
+        for (flight, _) in ended {
+            self.cancelled(flight);
+        }
         let acks: Vec<Settlement> = batch
             .iter()
             .map(|(flight, _)| Settlement {
