@@ -52,7 +52,7 @@ pub struct Simulate {
 #[derive(Args, Clone, Debug)]
 pub struct Mutants {
     /// At most so many seeds for each bug.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 100_000)]
     pub seeds: u64,
     /// Write the table into the docs.
     #[arg(long)]

@@ -145,6 +145,13 @@ pub const MUTANTS: &[Mutant] = &[
         replace: "            Err(Fenced) if PLANTED => {}\n            Err(Fenced) => self.fenced(flight),\n        }",
     },
     Mutant {
+        name: "short-retention",
+        bug: "a record is forgotten while its message can still come again",
+        file: ENGINE,
+        find: "            retention: self.options.retention,",
+        replace: "            retention: if PLANTED { Duration::from_secs(5) } else { self.options.retention },",
+    },
+    Mutant {
         name: "doubt-released",
         bug: "the doubt about a quarantined message is forgotten, a duplicate runs",
         file: SETTLE,
@@ -201,6 +208,13 @@ pub const MUTANTS: &[Mutant] = &[
         file: KEEPER,
         find: "            Answer::Applied => state.extended(sent + lease),",
         replace: "            Answer::Applied => state.extended(if PLANTED { Instant::now() } else { sent } + lease),",
+    },
+    Mutant {
+        name: "renewed-by-wall-clock",
+        bug: "a renewed claim is reckoned by a wall clock that is three seconds off",
+        file: KEEPER,
+        find: "                state.renewed(*held, verdict.map_or(sent, |()| sent + lease));",
+        replace: "                let off = Duration::from_secs(if PLANTED { 3 } else { 0 });\n                state.renewed(*held, verdict.map_or(sent, |()| sent + off + lease));",
     },
     Mutant {
         name: "lease-end-not-watched",

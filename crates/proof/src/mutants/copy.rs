@@ -89,3 +89,27 @@ fn edit(copy: &Path, file: &str, find: &str, replace: &str) -> Result<(), String
         found => Err(format!("{file} has {found} times, not once:\n{find}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bug_can_be_planted_and_the_code_that_ships_has_no_switch() {
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let copy = tempfile::tempdir().unwrap();
+        for krate in ["core", "testkit", "proof"] {
+            let krate = Path::new("crates").join(krate);
+            copy_all(&workspace.join(&krate), &copy.path().join(&krate)).unwrap();
+        }
+        copy_all(
+            &workspace.join("Cargo.toml"),
+            &copy.path().join("Cargo.toml"),
+        )
+        .unwrap();
+        let core = copy.path().join("crates/core/src/lib.rs");
+        assert!(!fs::read_to_string(&core).unwrap().contains("planted"));
+        plant(copy.path()).unwrap();
+        assert!(fs::read_to_string(&core).unwrap().contains("fn planted"));
+    }
+}

@@ -14,7 +14,7 @@ use catalogue::{MUTANTS, Mutant};
 use crate::{Verdict, options};
 
 /// Where the table goes.
-const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/planted-bugs.md");
+const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../core/docs/planted-bugs.md");
 
 /// What the simulation said of a bug.
 struct Caught {

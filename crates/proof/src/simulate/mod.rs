@@ -1,6 +1,6 @@
 //! The real pipeline on a simulated broker and store, in virtual time; one seed decides everything that goes wrong.
 //!
-//! Why tokio's paused clock and faults of our own, and not one of the tools: `docs/simulation.md`.
+//! Why tokio's paused clock and faults of our own, and not one of the tools: `crates/core/docs/decisions/simulation.md`.
 
 mod campaign;
 mod cut;
@@ -138,4 +138,60 @@ fn print(totals: &Totals) {
     );
     println!("{report:#?}");
     println!("{faults:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Everything that happens in a run.
+    fn history(seed: u64) -> Vec<String> {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let kept = lines.clone();
+        let log = Box::new(move |line| kept.lock().unwrap().push(line));
+        world::run(Plan::new(seed, &Cut::default()), Some(log));
+        lines.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_history_every_time() {
+        quiet_handlers();
+        for seed in 1..=40 {
+            let first = history(seed);
+            assert!(!first.is_empty());
+            assert_eq!(first, history(seed), "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn no_promise_is_broken() {
+        quiet_handlers();
+        for seed in regressions().unwrap().into_iter().chain(1..=200) {
+            let outcome = campaign::run_seed(seed, &Cut::default());
+            assert!(
+                outcome.breaches.is_empty(),
+                "seed {seed}: {:?}",
+                outcome.breaches
+            );
+        }
+    }
+
+    #[test]
+    fn a_smaller_run_is_written_as_the_command_line_reads_it() {
+        use clap::Parser as _;
+        let cut = Cut {
+            messages: Some(3),
+            faults: Some(2),
+            without: vec![onlyonce_testkit::simulated::Fault::Cut],
+            plain: true,
+            ..Cut::default()
+        };
+        let line = format!("proof simulate --seed 1{cut}");
+        let parsed = crate::options::Cli::try_parse_from(line.split(' ')).unwrap();
+        assert!(
+            matches!(parsed.command, crate::options::Command::Simulate(read) if read.cut == cut)
+        );
+    }
 }

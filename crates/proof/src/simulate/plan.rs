@@ -149,7 +149,7 @@ fn capabilities(rng: &mut Rng, mode: Mode) -> Capabilities {
     it.counts_attempts = rng.u32(..4) > 0;
     it.ordering = match rng.u32(..5) {
         0 => Ordering::None,
-        1 if !it.timed_lease => Ordering::Delivery,
+        1..4 if !it.timed_lease => Ordering::Delivery,
         _ => Ordering::Group,
     };
     it
@@ -166,7 +166,7 @@ fn mix(rng: &mut Rng, mode: Mode) -> Mix {
             Fault::Echo if mode == Mode::AtMostOnce => 0.0,
             Fault::Refused | Fault::Amnesia | Fault::Death => worst * 0.1,
             Fault::Cut => worst * 0.5,
-            Fault::Outage => worst * 0.2,
+            Fault::Outage => worst * 0.4,
             _ => worst * rng.f64(),
         };
         mix = mix.with(fault, probability);
