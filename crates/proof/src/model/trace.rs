@@ -14,87 +14,74 @@ pub fn lines(protocol: &Protocol, path: Path<State, Step>) -> Vec<String> {
 }
 
 fn line(protocol: &Protocol, state: &State, step: Step) -> String {
+    if let Some((at, what)) = of_flight(protocol, state, step) {
+        let message = state.flight(at).map_or(0, |flight| flight.message);
+        return format!("worker {}  message {message}: {what}", at.worker);
+    }
     match step {
         Step::Receive {
             worker,
             first,
             last,
-        } if first == last => by(worker, &format!("receives message {first}")),
-        Step::Receive {
-            worker,
-            first,
-            last,
-        } => by(worker, &format!("receives messages {first} to {last}")),
+        } => match first == last {
+            true => format!("worker {worker}  receives message {first}"),
+            false => format!("worker {worker}  receives messages {first} to {last}"),
+        },
+        Step::Crash { worker } => format!("worker {worker}  CRASHES"),
+        Step::LoseDelivery { message } => format!("broker    delivers message {message} to nobody"),
+        Step::ExpireLease { message } => format!("broker    the lease of message {message} ends"),
+        Step::ExpireClaim { key } => format!("store     the claim on key {key} expires"),
+        Step::Prune { key } => format!("store     prunes the record of key {key}"),
+        Step::LoseClaim { key } => format!("store     CRASHES and loses the claim on key {key}"),
+        other => format!("{other:?}"),
+    }
+}
+
+/// What a worker does with one of its flights.
+fn of_flight(protocol: &Protocol, state: &State, step: Step) -> Option<(At, String)> {
+    let transactional = protocol.mode.is_transactional();
+    let (at, what) = match step {
         Step::Claim(at, claimed, call) => {
             let what = match protocol.mistake {
                 Some(Mistake::MarkBeforeProcessing) => "mark as done",
                 Some(Mistake::MarkAfterProcessing) => "look up",
                 _ => "claim",
             };
-            of(state, at, what, &format!("{claimed:?}"), call)
+            (at, format!("{what}: {claimed:?}{}", lost(call)))
         }
-        Step::Renew(at) => of(state, at, "renew", "Ok", Exchange::Answered),
-        Step::Start(at, verdict, call) => of(state, at, "start", &format!("{verdict:?}"), call),
-        Step::Quarantine(at) => of(state, at, "quarantine", "uncertain", Exchange::Answered),
-        Step::Run(at) => {
-            let effect = match protocol.mode.is_transactional() {
-                true => "succeeds, not yet committed",
-                false => "succeeds, the EFFECT is there",
-            };
-            of(state, at, "handler", effect, Exchange::Answered)
-        }
-        Step::Fail(at, then) => of(
-            state,
-            at,
-            "handler",
-            &format!("fails, {then:?}"),
-            Exchange::Answered,
-        ),
-        Step::Cancel(at) => of(state, at, "handler", "cancelled", Exchange::Answered),
+        Step::Renew(at) => (at, "renew: Ok".into()),
+        Step::Start(at, verdict, call) => (at, format!("start: {verdict:?}{}", lost(call))),
+        Step::Quarantine(at) => (at, "uncertain: quarantine".into()),
+        Step::Run(at) if transactional => (at, "handler succeeds, not yet committed".into()),
+        Step::Run(at) => (at, "handler succeeds, the EFFECT is there".into()),
+        Step::Fail(at, then) => (at, format!("handler fails: {then:?}")),
+        Step::Cancel(at) => (at, "handler is cancelled".into()),
         Step::Complete(at, verdict, call) => {
-            let what = match protocol.mode.is_transactional() {
-                true => "commit EFFECT and record",
-                false => "complete",
+            let effect = if transactional {
+                " and commit EFFECT"
+            } else {
+                ""
             };
-            of(state, at, what, &format!("{verdict:?}"), call)
+            (at, format!("complete{effect}: {verdict:?}{}", lost(call)))
         }
-        Step::Publish(at, call) => of(state, at, "publish dead letter", "Ok", call),
-        Step::Release(at, verdict, call) => of(state, at, "release", &format!("{verdict:?}"), call),
+        Step::Publish(at, call) => (at, format!("publish dead letter{}", lost(call))),
+        Step::Release(at, verdict, call) => (at, format!("release: {verdict:?}{}", lost(call))),
         Step::Settle(at, answer, call) => {
-            let action = match state.flight(at).map(|flight| flight.phase) {
-                Some(Phase::Settling(action)) => action,
+            let action = match state.flight(at)?.phase {
+                Phase::Settling(action) => action,
                 _ => Action::Ack,
             };
-            of(
-                state,
-                at,
-                &format!("settle, {action:?}"),
-                &format!("{answer:?}"),
-                call,
-            )
+            (at, format!("settle, {action:?}: {answer:?}{}", lost(call)))
         }
-        Step::Crash { worker } => by(worker, "CRASHES"),
-        Step::LoseDelivery { message } => format!("broker    delivers message {message} to nobody"),
-        Step::ExpireLease { message } => format!("broker    the lease of message {message} ends"),
-        Step::ExpireClaim { key } => format!("store     the claim on key {key} expires"),
-        Step::Prune { key } => format!("store     prunes the record of key {key}"),
-        Step::LoseClaim { key } => format!("store     CRASHES and loses the claim on key {key}"),
-    }
+        _ => return None,
+    };
+    Some((at, what))
 }
 
-fn by(worker: usize, what: &str) -> String {
-    format!("worker {worker}  {what}")
-}
-
-fn of(state: &State, at: At, what: &str, answer: &str, call: Exchange) -> String {
-    let message = state.flight(at).map_or(0, |flight| flight.message);
-    let heard = match call {
+fn lost(call: Exchange) -> &'static str {
+    match call {
         Exchange::Answered => "",
         Exchange::AnswerLost => ", but the answer is lost",
         Exchange::CallLost => ", but the call is lost",
-    };
-    by(
-        at.worker,
-        &format!("message {message}: {what}: {answer}{heard}"),
-    )
+    }
 }

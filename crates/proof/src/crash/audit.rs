@@ -1,0 +1,206 @@
+//! What the tables and the queues say after all the kills, compared with what was sent.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
+use std::time::Duration;
+
+use onlyonce_core::{Action, DEAD_LETTER_REASON, Delivery, Error, Limit, Settlement, Source};
+use onlyonce_sqlite::rusqlite::{self, Connection};
+
+use super::broker::Broker;
+use super::traffic::{Obstacle, POISONED, Traffic, Transfer};
+use super::worker::{Mode, failed};
+
+/// How long an empty queue is listened to.
+const LISTEN: Duration = Duration::from_millis(1_500);
+
+/// Everything that should be zero, and a few figures.
+#[derive(Debug, Default)]
+pub struct Audit {
+    pub applied: u64,
+    pub twice: u64,
+    pub lost: u64,
+    /// Half applied, or with other accounts or amounts than were sent.
+    pub wrong: u64,
+    /// Applied before an earlier one of the same group.
+    pub out_of_order: u64,
+    /// Money that was made or destroyed.
+    pub imbalance: i64,
+    /// Poison that is not in the dead-letter queue with its reason.
+    pub poison_missing: u64,
+    /// Other messages that are there.
+    pub wrongly_dead: u64,
+    pub left_in_queue: u64,
+    /// Transfers that the downstream service was asked for under different keys.
+    pub unstable_keys: u64,
+    /// `idempotent`: calls beyond the first.
+    pub repeated_calls: i64,
+}
+
+impl Audit {
+    pub fn is_sound(&self) -> bool {
+        let broken = self.twice
+            + self.lost
+            + self.wrong
+            + self.out_of_order
+            + self.poison_missing
+            + self.wrongly_dead
+            + self.left_in_queue
+            + self.unstable_keys;
+        broken == 0 && self.imbalance == 0
+    }
+}
+
+pub async fn of(
+    file: &Path,
+    mode: Mode,
+    broker: &Broker,
+    traffic: &Traffic,
+) -> Result<Audit, Error> {
+    let mut audit = Audit::default();
+    books(file, mode, traffic, &mut audit).map_err(|error| failed("the audit", error))?;
+    audit.left_in_queue = all(&*broker.source().await?).await?.len() as u64;
+    dead_letters(&all(&*broker.dead().await?).await?, traffic, &mut audit);
+    Ok(audit)
+}
+
+fn books(file: &Path, mode: Mode, traffic: &Traffic, audit: &mut Audit) -> rusqlite::Result<()> {
+    let db = Connection::open(file)?;
+    let entries = entries(&db)?;
+    for transfer in &traffic.sent {
+        count(transfer, &entries, audit);
+    }
+    audit.out_of_order = out_of_order(&db, traffic)?;
+    let sum = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
+    audit.imbalance = sum("SELECT IFNULL(SUM(balance), 0) FROM balances")?;
+    if mode == Mode::Idempotent {
+        let calls = "SELECT COUNT(*) - COUNT(DISTINCT transfer) FROM calls";
+        audit.repeated_calls = sum(calls)?;
+        let keys = "SELECT COUNT(DISTINCT key) - COUNT(DISTINCT transfer) FROM calls";
+        audit.unstable_keys = sum(keys)?.unsigned_abs();
+    }
+    Ok(())
+}
+
+type Entries = HashMap<u32, Vec<(u32, i64)>>;
+
+fn entries(db: &Connection) -> rusqlite::Result<Entries> {
+    let mut entries = Entries::new();
+    let mut all = db.prepare("SELECT transfer, account, amount FROM entries ORDER BY rowid")?;
+    let mut rows = all.query([])?;
+    while let Some(row) = rows.next()? {
+        let of_transfer = entries.entry(row.get(0)?).or_default();
+        of_transfer.push((row.get(1)?, row.get(2)?));
+    }
+    Ok(entries)
+}
+
+fn count(transfer: &Transfer, entries: &Entries, audit: &mut Audit) {
+    let booked = entries.get(&transfer.id).map_or(&[][..], Vec::as_slice);
+    let Transfer {
+        from, to, amount, ..
+    } = *transfer;
+    let poison = transfer.obstacle == Obstacle::Poison;
+    *match booked.len() {
+        0 if poison => return,
+        0 => &mut audit.lost,
+        3.. => &mut audit.twice,
+        _ if booked == [(from, -amount), (to, amount)] && !poison => &mut audit.applied,
+        _ => &mut audit.wrong,
+    } += 1;
+}
+
+/// How many transfers took effect before an earlier one of their group.
+fn out_of_order(db: &Connection, traffic: &Traffic) -> rusqlite::Result<u64> {
+    let mut newest: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut late = 0;
+    let mut first =
+        db.prepare("SELECT transfer FROM entries GROUP BY transfer ORDER BY MIN(rowid)")?;
+    let mut rows = first.query([])?;
+    while let Some(row) = rows.next()? {
+        let id: u32 = row.get(0)?;
+        let Some(group) = traffic.sent.get(id as usize).and_then(|t| t.group) else {
+            continue;
+        };
+        let newest = newest.entry(group).or_default();
+        late += u64::from(id < *newest);
+        *newest = id.max(*newest);
+    }
+    Ok(late)
+}
+
+/// Takes out everything that is there.
+async fn all(source: &dyn Source) -> Result<Vec<Delivery>, Error> {
+    let limit = Limit {
+        messages: 1_000,
+        bytes: 1 << 20,
+        wait: LISTEN,
+    };
+    let mut all = Vec::new();
+    loop {
+        let deliveries = source.receive(limit).await?;
+        if deliveries.is_empty() {
+            source.close().await?;
+            return Ok(all);
+        }
+        let acks: Vec<_> = deliveries.iter().map(ack).collect();
+        source.settle(&acks).await;
+        all.extend(deliveries);
+    }
+}
+
+fn ack(delivery: &Delivery) -> Settlement {
+    Settlement {
+        receipt: delivery.receipt.clone(),
+        action: Action::Ack,
+    }
+}
+
+fn dead_letters(dead: &[Delivery], traffic: &Traffic, audit: &mut Audit) {
+    let mut missing: BTreeSet<u32> = traffic.poison().map(|t| t.id).collect();
+    let poison = missing.clone();
+    for delivery in dead {
+        let transfer: Option<Transfer> = serde_json::from_slice(&delivery.message.body).ok();
+        let reason = delivery.message.attributes.get(DEAD_LETTER_REASON);
+        match transfer {
+            Some(t) if poison.contains(&t.id) && reason == Some(POISONED) => {
+                missing.remove(&t.id);
+            }
+            _ => audit.wrongly_dead += 1,
+        }
+    }
+    audit.poison_missing = missing.len() as u64;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn audited(booked: &[(u32, i64)]) -> Audit {
+        let transfer = Transfer {
+            id: 7,
+            group: None,
+            from: 1,
+            to: 2,
+            amount: 30,
+            obstacle: Obstacle::None,
+        };
+        let mut audit = Audit::default();
+        count(
+            &transfer,
+            &Entries::from([(7, booked.to_vec())]),
+            &mut audit,
+        );
+        audit
+    }
+
+    #[test]
+    fn every_kind_of_wrong_is_counted() {
+        let once = [(1, -30), (2, 30)];
+        assert!(audited(&once).is_sound() && audited(&once).applied == 1);
+        assert_eq!(audited(&[]).lost, 1);
+        assert_eq!(audited(&[once, once].concat()).twice, 1);
+        assert_eq!(audited(&once[..1]).wrong, 1);
+        assert_eq!(audited(&[(1, -30), (2, 31)]).wrong, 1);
+    }
+}

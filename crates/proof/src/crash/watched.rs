@@ -1,0 +1,142 @@
+//! Source, store, transaction and sink with the instrument around every call. They add nothing else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::{
+    Action, Answer, Capabilities, Claim, Claimed, Completion, Delivery, Error, Fenced, Held,
+    Inspection, Limit, Message, Owner, Receipt, Settlement, Sink, Source, Store, Transaction,
+    TransactionalStore, Verdicts,
+};
+
+use super::instrument::Instrument;
+
+pub struct Watched<T> {
+    pub inner: T,
+    pub instrument: Arc<Instrument>,
+}
+
+impl<T> Watched<T> {
+    pub fn new(inner: T, instrument: &Arc<Instrument>) -> Self {
+        Self {
+            inner,
+            instrument: instrument.clone(),
+        }
+    }
+}
+
+/// A batch that settles in several ways is named after the rarest.
+fn settling(batch: &[Settlement]) -> &'static str {
+    let any = |is: fn(&Action) -> bool| batch.iter().any(|s| is(&s.action));
+    if any(|action| matches!(action, Action::DeadLetter { .. })) {
+        "settle, dead letter"
+    } else if any(|action| matches!(action, Action::Nack { .. })) {
+        "settle, nack"
+    } else {
+        "settle, ack"
+    }
+}
+
+#[async_trait]
+impl<S: Source> Source for Watched<S> {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+        let call = self.inner.receive(limit);
+        self.instrument.watch("receive", call).await
+    }
+    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+        let call = self.inner.settle(batch);
+        self.instrument.watch(settling(batch), call).await
+    }
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+        let call = self.inner.extend(batch, lease);
+        self.instrument.watch("extend", call).await
+    }
+    async fn inspect(&self) -> Result<Inspection, Error> {
+        self.inner.inspect().await
+    }
+    async fn close(&self) -> Result<(), Error> {
+        self.inner.close().await
+    }
+}
+
+#[async_trait]
+impl<S: Store> Store for Watched<S> {
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        let call = self.inner.claim(owner, batch, lease);
+        self.instrument.watch("claim", call).await
+    }
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        let call = self.inner.renew(batch, lease);
+        self.instrument.watch("renew", call).await
+    }
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        let call = self.inner.start(batch);
+        self.instrument.watch("start", call).await
+    }
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        let call = self.inner.complete(batch);
+        self.instrument.watch("complete", call).await
+    }
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        let call = self.inner.release(batch);
+        self.instrument.watch("release", call).await
+    }
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        let call = self.inner.prune(limit);
+        self.instrument.watch("prune", call).await
+    }
+}
+
+#[async_trait]
+impl<S: TransactionalStore> TransactionalStore for Watched<S> {
+    type Tx = Watched<S::Tx>;
+
+    async fn begin(&self) -> Result<Self::Tx, Error> {
+        let tx = self.instrument.watch("begin", self.inner.begin()).await?;
+        Ok(Watched::new(tx, &self.instrument))
+    }
+}
+
+#[async_trait]
+impl<T: Transaction> Transaction for Watched<T> {
+    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+        let call = self.inner.complete(completion);
+        self.instrument.watch("complete in transaction", call).await
+    }
+    async fn undo(&mut self) -> Result<(), Error> {
+        self.instrument.watch("undo", self.inner.undo()).await
+    }
+    async fn commit(self) -> Result<(), Error> {
+        self.instrument.watch("commit", self.inner.commit()).await
+    }
+    async fn complete_and_commit(self, last: &Completion) -> Result<Result<(), Fenced>, Error> {
+        let call = self.inner.complete_and_commit(last);
+        self.instrument.watch("complete and commit", call).await
+    }
+}
+
+#[async_trait]
+impl<S: Sink> Sink for Watched<S> {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        let call = self.inner.publish(batch);
+        self.instrument.watch("publish dead letter", call).await
+    }
+    async fn close(&self) -> Result<(), Error> {
+        self.inner.close().await
+    }
+}
