@@ -7,6 +7,9 @@ use crate::Error;
 
 /// The parameters of a URL, taken out one by one; what is left at the end is an error. Every adapter reads its URL with
 /// this, so that a misspelt parameter is never silently a default.
+///
+/// Its errors repeat no text of the URL but names of parameters and values of known ones: a password that is not
+/// percent-encoded can be anywhere else.
 #[derive(Debug)]
 pub struct Params {
     given: Vec<(String, String)>,
@@ -17,13 +20,17 @@ impl Params {
     /// The parameters of `url`.
     ///
     /// # Errors
-    /// A parameter that is given twice.
+    /// A parameter that is given twice; a `#`, behind which everything would be ignored.
     pub fn of(url: &Url) -> Result<Self, Error> {
+        if url.fragment().is_some() {
+            return Err(Error::config("the URL has a `#` in it; write it `%23`"));
+        }
         let mut given: Vec<(String, String)> = Vec::new();
         for (name, value) in url.query_pairs() {
             if given.iter().any(|(seen, _)| *seen == name) {
                 return Err(Error::config(format!(
-                    "the URL gives `{name}` twice; give it once"
+                    "the URL gives parameter {} twice; give it once",
+                    shown(&name)
                 )));
             }
             given.push((name.into_owned(), value.into_owned()));
@@ -59,7 +66,7 @@ impl Params {
             .transpose()
     }
 
-    /// Parameter `name` as a duration: a whole number with `ms`, `s`, `m`, `h` or `d`.
+    /// Parameter `name` as a duration: a whole number with `ms`, `s`, `m`, `h` or `d`, a century at most.
     ///
     /// # Errors
     /// It is there and has another form.
@@ -68,7 +75,7 @@ impl Params {
             .map(|text| {
                 parse_duration(&text).ok_or_else(|| {
                     Error::config(format!(
-                        "`{name}={text}` is not a duration; write it like 500ms, 30s, 5m, 2h or 7d"
+                        "`{name}={text}` is not a duration; write it like 500ms, 30s, 5m, 2h or 7d, up to 36500d"
                     ))
                 })
             })
@@ -83,25 +90,39 @@ impl Params {
         match self.given.first() {
             None => Ok(()),
             Some((name, _)) => Err(Error::config(format!(
-                "unknown parameter `{name}` in the URL; known here: {}",
+                "unknown parameter {} in the URL; known here: {}",
+                shown(name),
                 self.known.join(", ")
             ))),
         }
     }
 }
 
+/// A parameter's name, if it looks like one.
+fn shown(name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    match name.chars().all(plain) {
+        true => format!("`{name}`"),
+        false => "(its name is no word)".to_owned(),
+    }
+}
+
+/// So that a moment that much later can still be reckoned.
+const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
+
 fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..digits].parse().ok()?;
     let seconds = |each: u64| number.checked_mul(each).map(Duration::from_secs);
-    match &text[digits..] {
+    let duration = match &text[digits..] {
         "ms" => Some(Duration::from_millis(number)),
         "s" => seconds(1),
         "m" => seconds(60),
         "h" => seconds(3_600),
         "d" => seconds(86_400),
         _ => None,
-    }
+    };
+    duration.filter(|duration| *duration <= LONGEST)
 }
 
 #[cfg(test)]
@@ -127,6 +148,7 @@ mod tests {
     fn durations_have_units_and_do_not_overflow() {
         assert_eq!(parse_duration("500ms"), Some(Duration::from_millis(500)));
         assert_eq!(parse_duration("7d"), Some(Duration::from_secs(604_800)));
+        assert_eq!(parse_duration("36500d"), Some(LONGEST));
         for bad in [
             "",
             "5",
@@ -135,6 +157,7 @@ mod tests {
             "1.5s",
             "99999999999999999999s",
             "18446744073709551615d",
+            "36501d",
             "5 s",
         ] {
             assert_eq!(parse_duration(bad), None, "{bad}");
@@ -143,7 +166,24 @@ mod tests {
     }
 
     #[test]
-    fn a_parameter_given_twice_is_refused() {
-        assert!(Params::of(&Url::parse("x://h/?a=1&a=2").unwrap()).is_err());
+    fn what_would_be_ignored_is_refused() {
+        for url in ["x://h/?a=1&a=2", "x://h/?a=1#2", "x://h/#"] {
+            assert!(Params::of(&Url::parse(url).unwrap()).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_password_that_became_a_parameter_is_not_repeated() {
+        // Of `amqp://user:12?s3cr3t@host`.
+        for query in ["s3cr3t@host/", "s3cr3t@host&s3cr3t@host", "a&s3cr3t%2f"] {
+            let mut url = Url::parse("x://h/").unwrap();
+            url.set_query(Some(query));
+            let error = Params::of(&url).and_then(|mut params| {
+                params.text("a");
+                params.finish()
+            });
+            let error = error.unwrap_err().to_string();
+            assert!(!error.contains("s3cr3t"), "{error}");
+        }
     }
 }

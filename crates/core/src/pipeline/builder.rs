@@ -23,15 +23,7 @@ pub(crate) type OnDuplicate =
 /// Settings of a pipeline; every one has a default.
 #[must_use = "a pipeline does nothing until it is run"]
 pub struct Builder<Tx, L = Identity> {
-    mode: Mode,
-    source: Arc<dyn Source>,
-    store: Option<Arc<dyn Store>>,
-    transactions: Option<Arc<dyn TransactionalStore<Tx = Tx>>>,
-    sink: Option<Arc<dyn Sink>>,
-    options: Options,
-    states: States,
-    on_duplicate: Option<OnDuplicate>,
-    counters: Arc<Counters>,
+    setup: Setup<Tx>,
     shutdown: BoxFuture<()>,
     layers: L,
 }
@@ -44,15 +36,17 @@ impl<Tx: Transaction> Builder<Tx> {
         transactions: Option<Arc<dyn TransactionalStore<Tx = Tx>>>,
     ) -> Self {
         Self {
-            mode,
-            source,
-            store,
-            transactions,
-            sink: None,
-            options: Options::default(),
-            states: States::default(),
-            on_duplicate: None,
-            counters: Arc::default(),
+            setup: Setup {
+                mode,
+                source,
+                store,
+                transactions,
+                sink: None,
+                options: Options::default(),
+                states: States::default(),
+                on_duplicate: None,
+                counters: Arc::default(),
+            },
             shutdown: Box::pin(std::future::pending()),
             layers: Identity::new(),
         }
@@ -63,78 +57,78 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     /// The consumer's name. Two consumers of one queue keep separate dedup records; all workers of one consumer must use
     /// the same name. Default: `default`.
     pub fn consumer(mut self, name: impl Into<String>) -> Self {
-        self.options.consumer = name.into();
+        self.setup.options.consumer = name.into();
         self
     }
 
     /// Where messages go that cannot be processed. Without one, the source's own dead-letter queue takes them.
     pub fn dead_letter(mut self, sink: impl Sink) -> Self {
-        self.sink = Some(Arc::new(sink));
+        self.setup.sink = Some(Arc::new(sink));
         self
     }
 
     /// How the dedup key is chosen. Default: the producer's id, else the attribute `idempotency-key`.
     pub fn key(mut self, policy: KeyPolicy) -> Self {
-        self.options.key = policy;
+        self.setup.options.key = policy;
         self
     }
 
     /// How many handlers run at the same time. Default: 64.
     pub fn concurrency(mut self, handlers: usize) -> Self {
-        self.options.concurrency = handlers.max(1);
+        self.setup.options.concurrency = handlers.max(1);
         self
     }
 
     /// How many messages, and how many bytes of them, are held at most, those that run included. One message larger than
     /// all the bytes is still taken. Default: 1,000 and 64 MiB.
     pub fn prefetch(mut self, messages: usize, bytes: usize) -> Self {
-        self.options.prefetch_messages = messages.max(1);
-        self.options.prefetch_bytes = bytes.max(1);
+        self.setup.options.prefetch_messages = messages.max(1);
+        self.setup.options.prefetch_bytes = bytes.max(1);
         self
     }
 
     /// How long a claim in the store lasts without being renewed: after a crash, so long its messages wait for the next
     /// worker. Default: 30 s. It is renewed when a third has passed.
     pub fn claim_lease(mut self, lease: Duration) -> Self {
-        self.options.claim_lease = lease.max(Duration::from_millis(10));
+        self.setup.options.claim_lease = lease.max(Duration::from_millis(10));
         self
     }
 
     /// How long the record that a message took effect is kept. Longer than the broker can deliver it again, redrives
     /// from a dead-letter queue included. Default: 15 days.
     pub fn retention(mut self, retention: Duration) -> Self {
-        self.options.retention = retention;
+        self.setup.options.retention = retention;
         self
     }
 
     /// When to try a message again whose handler failed.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.options.retry = policy;
+        self.setup.options.retry = policy;
         self
     }
 
     /// What to do with a message that may have taken effect; `idempotent` mode only.
     pub fn uncertain(mut self, uncertain: Uncertain) -> Self {
-        self.options.uncertain = uncertain;
+        self.setup.options.uncertain = uncertain;
         self
     }
 
     /// A handler that takes longer is cancelled and counts as failed. Default: no limit but the lease, which is
     /// prolonged.
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
-        self.options.handler_timeout = Some(limit);
+        self.setup.options.handler_timeout = Some(limit);
         self
     }
 
     /// How long a drain waits for running handlers before it cancels them. Default: 30 s.
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
-        self.options.drain_timeout = limit;
+        self.setup.options.drain_timeout = limit;
         self
     }
 
     /// Stop, with a drain, when nothing has been received for so long.
     pub fn stop_when_idle(mut self, idle: Duration) -> Self {
-        self.options.stop_when_idle = Some(idle);
+        self.setup.options.stop_when_idle = Some(idle);
         self
     }
 
@@ -146,19 +140,19 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
 
     /// Demand that the queue keeps the order within groups; checked at the start.
     pub fn ordered(mut self) -> Self {
-        self.options.ordered = true;
+        self.setup.options.ordered = true;
         self
     }
 
     /// Start in spite of a hazard that the start-up checks find.
     pub fn allow(mut self, hazard: Hazard) -> Self {
-        self.options.allowed.push(hazard);
+        self.setup.options.allowed.push(hazard);
         self
     }
 
     /// A value that handlers can ask for as [`State<T>`](crate::State).
     pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Self {
-        self.states.insert(value);
+        self.setup.states.insert(value);
         self
     }
 
@@ -169,7 +163,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         F: Fn(Context, Outcome) -> Fut + Send + Sync + 'static,
         Fut: Future<Output: IntoOutcome> + Send + 'static,
     {
-        self.on_duplicate = Some(Arc::new(move |context, outcome| {
+        self.setup.on_duplicate = Some(Arc::new(move |context, outcome| {
             let replayed = replay(context, outcome);
             Box::pin(async move { replayed.await.into_outcome().map(drop) })
         }));
@@ -178,22 +172,14 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
 
     /// The live counts, to be kept and read while the pipeline runs.
     pub fn counters(&self) -> Arc<Counters> {
-        self.counters.clone()
+        self.setup.counters.clone()
     }
 
     /// Wraps a `tower` layer around the handler, outside those added before. A layer must call the handler on the task
     /// that calls it.
     pub fn layer<M>(self, layer: M) -> Builder<Tx, Stack<L, M>> {
         Builder {
-            mode: self.mode,
-            source: self.source,
-            store: self.store,
-            transactions: self.transactions,
-            sink: self.sink,
-            options: self.options,
-            states: self.states,
-            on_duplicate: self.on_duplicate,
-            counters: self.counters,
+            setup: self.setup,
             shutdown: self.shutdown,
             layers: Stack::new(self.layers, layer),
         }
@@ -216,19 +202,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         <L::Service as Service<Request<Tx>>>::Error: Into<BoxError>,
         <L::Service as Service<Request<Tx>>>::Future: Send,
     {
-        let setup = Setup {
-            missing: H::missing,
-            handler: callable(self.layers.layer(HandlerService::new(handler))),
-            mode: self.mode,
-            source: self.source,
-            store: self.store,
-            transactions: self.transactions,
-            sink: self.sink,
-            options: self.options,
-            states: self.states,
-            on_duplicate: self.on_duplicate,
-            counters: self.counters,
-        };
-        run(setup, self.shutdown).await
+        let handler = callable(self.layers.layer(HandlerService::new(handler)));
+        run(self.setup, (handler, H::missing), self.shutdown).await
     }
 }

@@ -38,10 +38,8 @@ const PRUNE_PAUSE: Duration = Duration::from_millis(50);
 /// What is left of the work after handlers were cancelled gets so long.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// Everything a pipeline is made of.
+/// Everything a pipeline is made of, but its handler.
 pub(crate) struct Setup<Tx> {
-    pub(crate) missing: fn(&Parts) -> Option<&'static str>,
-    pub(crate) handler: Callable<Tx>,
     pub(crate) mode: Mode,
     pub(crate) source: Arc<dyn Source>,
     pub(crate) store: Option<Arc<dyn Store>>,
@@ -52,6 +50,9 @@ pub(crate) struct Setup<Tx> {
     pub(crate) on_duplicate: Option<OnDuplicate>,
     pub(crate) counters: Arc<Counters>,
 }
+
+/// Says which state a handler asks for that is not there.
+pub(crate) type Missing = fn(&Parts) -> Option<&'static str>;
 
 /// The stages' ends of their channels.
 struct Receivers {
@@ -67,6 +68,7 @@ struct Receivers {
 
 pub(crate) async fn run<Tx: Transaction>(
     setup: Setup<Tx>,
+    (handler, missing): (Callable<Tx>, Missing),
     mut shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
 ) -> Result<Report, Error> {
     let inspection = tokio::select! {
@@ -81,8 +83,7 @@ pub(crate) async fn run<Tx: Transaction>(
         &inspection,
         setup.sink.is_some(),
     )?;
-    let missing = setup.missing;
-    let (engine, receivers) = build(setup, &inspection);
+    let (engine, receivers) = build(setup, handler, &inspection);
     engine.check_states(missing)?;
     let _teardown = Teardown(&engine);
     let mut tasks = start(&engine, receivers);
@@ -166,6 +167,7 @@ fn channels() -> (
 
 fn build<Tx: Transaction>(
     setup: Setup<Tx>,
+    handler: Callable<Tx>,
     inspection: &Inspection,
 ) -> (Arc<Engine<Tx>>, Receivers) {
     let (stages, heads, late, receivers) = channels();
@@ -179,7 +181,7 @@ fn build<Tx: Transaction>(
         lease: capabilities.timed_lease.then_some(lease),
         transactions: setup.transactions,
         sink: setup.sink,
-        handler: setup.handler,
+        handler,
         on_duplicate: setup.on_duplicate,
         states: setup.states,
         owner: Owner::random(),
@@ -266,7 +268,7 @@ async fn prune(store: Arc<dyn Store>) {
 }
 
 impl<Tx: Transaction> Engine<Tx> {
-    fn check_states(&self, missing: fn(&Parts) -> Option<&'static str>) -> Result<(), Error> {
+    fn check_states(&self, missing: Missing) -> Result<(), Error> {
         let probe = Parts {
             message: Arc::default(),
             context: Context {

@@ -29,7 +29,12 @@ pub fn run(options: &options::Simulate) -> Result<Verdict, String> {
     if let Some(seed) = options.seed {
         return Ok(replay(seed, &options.cut));
     }
-    for seed in regressions()? {
+    // Whoever names the first one wants to see those alone.
+    let known = match options.first {
+        Some(_) => Vec::new(),
+        None => regressions()?,
+    };
+    for &seed in &known {
         let outcome = campaign::run_seed(seed, &Cut::default());
         if !outcome.breaches.is_empty() {
             return Ok(explain(seed, outcome, !options.no_shrink));
@@ -38,12 +43,12 @@ pub fn run(options: &options::Simulate) -> Result<Verdict, String> {
     let first = options.first.unwrap_or_else(|| fastrand::u64(..) >> 16);
     let (totals, failure) = campaign::run(first, options.seeds);
     print(&totals);
-    let known = regressions()?.len();
     let Simulate { seeds, .. } = options;
     match failure {
         None => {
             println!(
-                "simulate: ok; {seeds} seeds from {first}, and {known} known ones; {:.0} seeds/s",
+                "simulate: ok; {seeds} seeds from {first}, and {} known ones; {:.0} seeds/s",
+                known.len(),
                 totals.seeds as f64 / totals.took.as_secs_f64()
             );
             Ok(Verdict::Kept)

@@ -91,7 +91,7 @@ impl Plan {
             true => 0.7 + rng.f64() * 0.6,
             false => 1.0,
         };
-        let (broker_drift, store_drift) = (drift(seed % 8 == 0), drift(seed % 8 == 1));
+        let (broker_drift, store_drift) = (drift(seed % 8 == 6), drift(seed % 8 == 7));
         let mut plan = Self {
             seed,
             mode,

@@ -176,7 +176,7 @@ impl World {
             broker = broker.with_max_deliveries(max);
         }
         let sink =
-            !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 0;
+            !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 1;
         Self {
             storage: Storage::new(&faults).with_drift(plan.store_drift),
             history: History::default(),
