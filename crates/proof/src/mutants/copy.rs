@@ -46,6 +46,9 @@ fn copy_all(from: &Path, to: &Path) -> Result<(), String> {
         fs::create_dir_all(to).map_err(failed)?;
         for entry in fs::read_dir(from).map_err(failed)? {
             let entry = entry.map_err(failed)?;
+            if entry.file_name() == "target" {
+                continue;
+            }
             copy_all(&entry.path(), &to.join(entry.file_name()))?;
         }
         return Ok(());
