@@ -29,6 +29,8 @@ pub fn run(options: &options::Simulate) -> Result<Verdict, String> {
     if let Some(seed) = options.seed {
         return Ok(replay(seed, &options.cut));
     }
+    // Before any run, which seeds what chance there is on this thread.
+    let first = options.first.unwrap_or_else(|| fastrand::u64(..) >> 16);
     // Whoever names the first one wants to see those alone.
     let known = match options.first {
         Some(_) => Vec::new(),
@@ -40,7 +42,6 @@ pub fn run(options: &options::Simulate) -> Result<Verdict, String> {
             return Ok(explain(seed, outcome, !options.no_shrink));
         }
     }
-    let first = options.first.unwrap_or_else(|| fastrand::u64(..) >> 16);
     let (totals, failure) = campaign::run(first, options.seeds);
     print(&totals);
     let Simulate { seeds, .. } = options;
