@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
         let until = world.broker.leased_until(self.worker.id, &self.broker_id);
         let over = until.is_none_or(|until| Instant::now() > until + TICK);
         // That mode acks before it runs.
-        if over && world.plan.broker_drift >= 1.0 && world.plan.mode != Mode::AtMostOnce {
+        if over && world.plan.second(self.worker.id) <= 1.0 && world.plan.mode != Mode::AtMostOnce {
             world.history.breach(format!(
                 "worker {} {what} the handler of message {} after its lease had ended",
                 self.worker.id, self.message

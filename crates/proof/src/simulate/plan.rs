@@ -51,9 +51,8 @@ pub struct Plan {
     pub capabilities: Capabilities,
     pub lease: Duration,
     pub claim_lease: Duration,
-    /// How much longer than it says a lease or a claim lasts.
-    pub broker_drift: f64,
-    pub store_drift: f64,
+    /// How long a second is by each worker's clock; `None`: all agree.
+    pub seconds: Option<[f64; 3]>,
     pub max_deliveries: Option<u32>,
     pub max_attempts: u32,
     pub handler_timeout: Option<Duration>,
@@ -87,19 +86,15 @@ impl Plan {
         let capabilities = capabilities(rng, mode);
         let lease = Duration::from_millis(rng.u64(2_000..12_000));
         let claim_lease = Duration::from_millis(rng.u64(1_000..10_000));
-        let mut drift = |often: bool| match often {
-            true => 0.7 + rng.f64() * 0.6,
-            false => 1.0,
-        };
-        let (broker_drift, store_drift) = (drift(seed % 8 == 6), drift(seed % 8 == 7));
+        let mut second = || 0.7 + rng.f64() * 0.7;
+        let seconds = (seed % 4 == 3).then(|| [second(), second(), second()]);
         let mut plan = Self {
             seed,
             mode,
             capabilities,
             lease,
             claim_lease,
-            broker_drift,
-            store_drift,
+            seconds,
             max_deliveries: (rng.u32(..6) == 0).then_some(30),
             max_attempts: rng.u32(2..6),
             handler_timeout: (mode != Mode::Quarantine && rng.u32(..5) == 0)
@@ -125,9 +120,17 @@ impl Plan {
         plan
     }
 
-    /// Whether what a worker knows of its leases and claims is true.
+    /// How long a second is by this worker's clock.
+    pub fn second(&self, worker: u64) -> f64 {
+        let number = usize::try_from(worker / 1_000).unwrap_or(1);
+        self.seconds
+            .map_or(1.0, |seconds| seconds[(number - 1) % seconds.len()])
+    }
+
+    /// Whether no worker takes a lease or a claim for longer than it is.
     pub fn clocks_agree(&self) -> bool {
-        self.broker_drift >= 1.0 && self.store_drift >= 1.0
+        self.seconds
+            .is_none_or(|seconds| seconds.iter().all(|second| *second <= 1.0))
     }
 
     pub fn has_store(&self) -> bool {

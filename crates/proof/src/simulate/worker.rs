@@ -122,8 +122,9 @@ async fn run(
     counters: &mut Counters,
 ) -> Result<Report, Error> {
     let world = &worker.world;
-    let source = world.broker.connect(worker.id);
-    let store = world.storage.connect(worker.id);
+    let second = world.plan.second(worker.id);
+    let source = world.broker.connect(worker.id).with_second(second);
+    let store = world.storage.connect(worker.id).with_second(second);
     match world.plan.mode {
         Mode::Transactional => {
             let pipeline = Pipeline::transactional(source, store);

@@ -170,15 +170,14 @@ impl World {
         faults.limit(plan.fault_limit);
         let mut broker = Broker::new("queue", &faults)
             .with_capabilities(plan.capabilities)
-            .with_lease(plan.lease)
-            .with_drift(plan.broker_drift);
+            .with_lease(plan.lease);
         if let Some(max) = plan.max_deliveries {
             broker = broker.with_max_deliveries(max);
         }
         let sink =
             !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 1;
         Self {
-            storage: Storage::new(&faults).with_drift(plan.store_drift),
+            storage: Storage::new(&faults),
             history: History::default(),
             end: CancellationToken::new(),
             sink,

@@ -34,8 +34,6 @@ pub(super) struct Settings {
     pub(super) capabilities: Capabilities,
     pub(super) lease: Duration,
     pub(super) max_deliveries: Option<u32>,
-    /// A lease of one second lasts so many seconds by the clock of the workers.
-    pub(super) drift: f64,
 }
 
 #[derive(Debug, Default)]
@@ -67,7 +65,6 @@ impl Broker {
                 capabilities: queue.capabilities(),
                 lease,
                 max_deliveries: None,
-                drift: 1.0,
             },
             queue: queue.with_lease(lease),
             faults: faults.clone(),
@@ -81,21 +78,14 @@ impl Broker {
     #[must_use]
     pub fn with_capabilities(mut self, capabilities: Capabilities) -> Self {
         self.settings.capabilities = capabilities;
-        self.with_lease_and_drift()
+        self.lend()
     }
 
     /// Sets for how long a delivery is leased.
     #[must_use]
     pub fn with_lease(mut self, lease: Duration) -> Self {
         self.settings.lease = lease;
-        self.with_lease_and_drift()
-    }
-
-    /// A lease of one second lasts so many seconds by the clock of the workers.
-    #[must_use]
-    pub fn with_drift(mut self, drift: f64) -> Self {
-        self.settings.drift = drift;
-        self.with_lease_and_drift()
+        self.lend()
     }
 
     /// Sets after how many deliveries the broker itself gives up on a message.
@@ -106,7 +96,7 @@ impl Broker {
         self
     }
 
-    fn with_lease_and_drift(mut self) -> Self {
+    fn lend(mut self) -> Self {
         self.queue = self.queue.clone().with_lease(self.lease_length());
         self
     }
@@ -157,14 +147,12 @@ impl Broker {
         self.state().breaches.push(what);
     }
 
-    /// A worker settled what was no longer its own; with clocks that drift it cannot know.
+    /// A worker settled what was no longer its own.
     pub(super) fn late(&self, worker: u64, message: &Message) {
-        if self.settings.drift >= 1.0 {
-            self.breach(format!(
-                "worker {worker} settled {} after its lease had ended",
-                message.label()
-            ));
-        }
+        let label = message.label();
+        self.breach(format!(
+            "worker {worker} settled {label} after its lease had ended"
+        ));
     }
 
     pub(super) fn holds(&self, messages: usize) {
@@ -200,18 +188,11 @@ impl Broker {
         self.state().leases.get(receipt).copied()
     }
 
-    /// The lease that a delivery gets, by the server's clock.
-    pub(super) fn lease_length(&self) -> Duration {
-        let Settings {
-            lease,
-            drift,
-            capabilities,
-            ..
-        } = self.settings;
-        if capabilities.timed_lease {
-            lease.mul_f64(drift)
-        } else {
-            FOR_EVER
+    /// The lease that a delivery gets.
+    fn lease_length(&self) -> Duration {
+        match self.settings.capabilities.timed_lease {
+            true => self.settings.lease,
+            false => FOR_EVER,
         }
     }
 

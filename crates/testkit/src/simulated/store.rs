@@ -28,7 +28,6 @@ pub struct Storage {
     records: MemoryStore,
     seen: Arc<Mutex<Seen>>,
     faults: Faults,
-    drift: f64,
 }
 
 impl Storage {
@@ -38,15 +37,7 @@ impl Storage {
             records: MemoryStore::new(),
             seen: Arc::default(),
             faults: faults.clone(),
-            drift: 1.0,
         }
-    }
-
-    /// A claim of one second lasts so many seconds by the clock of the workers.
-    #[must_use]
-    pub fn with_drift(mut self, drift: f64) -> Self {
-        self.drift = drift;
-        self
     }
 
     /// Every effect that was committed, in that order.
@@ -108,6 +99,7 @@ impl Storage {
         Connection {
             storage: Arc::new(self.clone()),
             worker,
+            second: 1.0,
         }
     }
 }
@@ -117,9 +109,17 @@ impl Storage {
 pub struct Connection {
     storage: Arc<Storage>,
     worker: u64,
+    second: f64,
 }
 
 impl Connection {
+    /// A second by this worker's clock is so many seconds: with more than one it takes claims for longer than they are.
+    #[must_use]
+    pub fn with_second(mut self, second: f64) -> Self {
+        self.second = second;
+        self
+    }
+
     pub(super) async fn call<T: Send + 'static>(
         &self,
         call: Call,
@@ -146,7 +146,7 @@ impl Connection {
     }
 
     fn lease(&self, lease: Duration) -> Duration {
-        lease.mul_f64(self.storage.drift)
+        lease.div_f64(self.second)
     }
 }
 
