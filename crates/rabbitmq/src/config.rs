@@ -27,7 +27,7 @@ pub struct Config {
     pub exchange: Option<String>,
     /// The routing key to go with [`exchange`](Self::exchange); empty by default.
     pub routing_key: Option<String>,
-    /// The header that carries a message's group; none by default.
+    /// The header that carries a message's group; none by default. An attribute of this name is taken for the group.
     pub group_header: Option<String>,
     /// Whether the queue was declared with `x-single-active-consumer`, which AMQP cannot tell. Without a group header
     /// the whole queue is then one group.
@@ -217,6 +217,11 @@ fn address(url: &Url) -> Result<AMQPUri, Error> {
     let (Some(host), "amqp" | "amqps") = (host, url.scheme()) else {
         return Err(form());
     };
+    if is_torn(url) {
+        return Err(Error::config(
+            "in a URL's user and password write `/`, `?`, `#` and `@` as %2f, %3f, %23 and %40, and an `@` in the vhost as %40",
+        ));
+    }
     let mut bare = url.clone();
     bare.set_query(None);
     bare.set_fragment(None);
@@ -227,6 +232,13 @@ fn address(url: &Url) -> Result<AMQPUri, Error> {
         uri.vhost = "/".to_owned();
     }
     Ok(uri)
+}
+
+/// Whether a password that is not percent-encoded seems to have ended too soon, so that its rest stands for something
+/// that is printed.
+fn is_torn(url: &Url) -> bool {
+    let in_query = url.query().is_some_and(|query| query.contains('@'));
+    url.path().contains('@') || (in_query && url.username().is_empty())
 }
 
 impl fmt::Debug for Config {
@@ -354,11 +366,20 @@ mod tests {
             "/%ff?queue=q",
             ":badport/?queue=q",
             "/?prefetch=x",
+            "/?prefetch=x#",
         ] {
             let error = format!("amqp://u:{secret}@h{bad}")
                 .parse::<Config>()
                 .unwrap_err();
             assert!(!format!("{error} {error:?}").contains(secret), "{error:?}");
         }
+        // A password that is not percent-encoded ends at any of these.
+        for end in ["/", "?", "#"] {
+            let url = format!("amqp://u:12{end}{secret}@h/?queue=q");
+            let error = url.parse::<Config>().unwrap_err();
+            assert!(!format!("{error} {error:?}").contains(secret), "{error:?}");
+        }
+        let key = parse("amqp://u:p@h/a%40b?exchange=e&routing_key=a@b");
+        assert_eq!(key.routing_key.as_deref(), Some("a@b"));
     }
 }

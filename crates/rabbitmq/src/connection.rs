@@ -2,7 +2,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use lapin::{Channel, Connection, ConnectionProperties};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::Config;
 use crate::error::Fault;
@@ -54,6 +54,13 @@ pub(crate) async fn connect(config: &Config, role: &str) -> lapin::Result<Connec
     Connection::connect_uri(config.uri(), properties).await
 }
 
+/// `duration` from now, or a century where that cannot be reckoned.
+pub(crate) fn after(duration: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
+    let now = Instant::now();
+    now.checked_add(duration).unwrap_or(now + CENTURY)
+}
+
 /// Waits for the broker's answer, but not for ever.
 pub(crate) async fn answer<T>(
     patience: Duration,
@@ -92,6 +99,11 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_time_is_a_time() {
+        assert!(after(Duration::MAX) > after(Duration::from_secs(86_400)));
+    }
 
     #[test]
     fn pauses_grow_to_a_bound_and_start_again() {

@@ -1,5 +1,7 @@
-//! AMQP's properties and header table to and from a message's attributes.
+//! AMQP's properties and header table to and from a message, as [`RabbitSource`](crate::RabbitSource) and
+//! [`RabbitSink`](crate::RabbitSink) read and write them: for those who use the same queues through [`lapin`] itself.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -57,8 +59,10 @@ const PROPERTIES: [(&str, Get, Set); 6] = [
     ),
 ];
 
-/// Reads a message; the text says why it could not be read whole.
-pub(crate) fn read(
+/// Reads a message; the text says why it could not be read whole, as in [`Delivery::malformed`].
+///
+/// [`Delivery::malformed`]: onlyonce_core::Delivery::malformed
+pub fn read(
     properties: &BasicProperties,
     body: Bytes,
     group_header: Option<&str>,
@@ -85,11 +89,7 @@ pub(crate) fn read(
             }
             continue;
         }
-        let value = text(value);
-        let renamed = ROUTING.iter().find(|(name, _)| *name == header);
-        message
-            .attributes
-            .insert(renamed.map_or(header, |(_, name)| name), value);
+        message.attributes.insert(attribute(header), text(value));
     }
     for (name, get, _) in PROPERTIES {
         if let Some(value) = get(properties) {
@@ -100,6 +100,19 @@ pub(crate) fn read(
         message.attributes.insert(PRIORITY, priority.to_string());
     }
     (message, malformed)
+}
+
+/// The attribute of this header. One that is called as the attribute of a property is not it: its text need not be what
+/// the property takes.
+fn attribute(header: &str) -> Cow<'_, str> {
+    if let Some((_, name)) = ROUTING.iter().find(|(name, _)| *name == header) {
+        return Cow::Borrowed(*name);
+    }
+    let property = header == PRIORITY || PROPERTIES.iter().any(|(name, ..)| *name == header);
+    match property {
+        true => Cow::Owned(format!("header-{header}")),
+        false => Cow::Borrowed(header),
+    }
 }
 
 /// Where the message was published to, for those who consume what several routing keys lead to. With the default
@@ -113,7 +126,7 @@ pub(crate) fn read_origin(message: &mut Message, exchange: &str, routing_key: &s
 
 /// Which delivery of the message this is, from 1, and whether that is known from a count. Otherwise it is the least that
 /// is possible.
-pub(crate) fn attempt(properties: &BasicProperties, queue: &str, redelivered: bool) -> (u32, bool) {
+pub fn attempt(properties: &BasicProperties, queue: &str, redelivered: bool) -> (u32, bool) {
     let number = |name: &str| header(properties, name).and_then(integer).unwrap_or(0);
     // Up to RabbitMQ 4.2 the first counts every delivery, from 4.3 on the second:
     // https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
@@ -217,10 +230,7 @@ fn bytes(bytes: &[u8]) -> Value {
 ///
 /// # Errors
 /// An id, a property or an attribute's name is longer than AMQP allows, or would be read by the broker as something else.
-pub(crate) fn write(
-    message: &Message,
-    group_header: Option<&str>,
-) -> Result<BasicProperties, Error> {
+pub fn write(message: &Message, group_header: Option<&str>) -> Result<BasicProperties, Error> {
     let mut properties = BasicProperties::default().with_delivery_mode(2);
     let mut headers = FieldTable::default();
     if let Some(id) = &message.dedup_id {
@@ -459,6 +469,21 @@ mod tests {
             );
         }
         assert!(write(&Message::new("").with_attribute("a", &long), None).is_ok());
+    }
+
+    #[test]
+    fn whatever_is_read_can_be_written() {
+        let properties = with([
+            ("amqp-priority", long("high")),
+            ("amqp-type", long(&"t".repeat(300))),
+            ("CC", long("elsewhere")),
+        ])
+        .with_priority(7);
+        let (message, _) = read(&properties, Bytes::new(), None);
+        assert_eq!(message.attributes.get("amqp-priority"), Some("7"));
+        assert_eq!(message.attributes.get("header-amqp-priority"), Some("high"));
+        let written = write(&message, None).unwrap();
+        assert_eq!(read(&written, Bytes::new(), None), (message, None));
     }
 
     #[test]

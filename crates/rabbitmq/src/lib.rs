@@ -78,7 +78,7 @@
 //! | the header `group_header` | [`Message::group`] |
 //! | `timestamp` | [`Message::published_at`], in seconds |
 //! | `content_type`, `content_encoding`, `correlation_id`, `reply_to`, `type`, `app_id`, `priority` | attributes `amqp-content-type` …, and back |
-//! | other headers | attributes; a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…` |
+//! | other headers | attributes (a header `amqp-type` is `header-amqp-type`, and so with the other names above); a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…` |
 //! | exchange and routing key, `CC` | attributes `amqp-exchange`, `amqp-routing-key`, `amqp-cc`; a sink routes by none of them |
 //! | `x-delivery-count`, `x-acquired-count`, `x-onlyonce-attempt`, `x-death` of this queue by rejection | [`Delivery::attempt`] |
 //! | `expiration`, `user_id`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
@@ -100,6 +100,10 @@
 //!   and properties of a message share one frame (128 KiB).
 //! - A message whose properties or header names are not UTF-8 cannot be read by the client and ends the channel:
 //!   `receive` then returns an error that is not retryable.
+//! - A header of tables within tables, some hundred deep (2 kB suffice), overflows the stack of the client's thread and
+//!   ends the process, and the next one that gets the message. So let only those publish whom you trust, or set the
+//!   environment variable `RUST_MIN_STACK=268435456`, with which the deepest that fits into a frame is read (measured
+//!   with lapin 4.12.3 and frames of 128 KiB).
 //! - AMQP tells nothing of a queue's type, limits or policies: see what
 //!   [`inspect`](onlyonce_core::Source::inspect) calls unknown.
 //! - The client logs a returned message, body included, at level WARN under the target `lapin`.
@@ -127,7 +131,7 @@ mod config;
 mod connection;
 mod delay;
 mod error;
-mod headers;
+pub mod headers;
 mod publisher;
 mod sink;
 mod source;

@@ -11,9 +11,9 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Confirmation};
 use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
-use crate::connection::{Link, answer};
+use crate::connection::{Link, after, answer};
 use crate::error::Fault;
 use crate::{Config, headers};
 
@@ -120,7 +120,7 @@ impl Publisher {
     }
 
     async fn publish_chunk(&self, link: &Link, chunk: &[Outgoing]) -> Vec<Result<(), Error>> {
-        let deadline = Instant::now() + self.config.timeout;
+        let deadline = after(self.config.timeout);
         let most = match link.connection.configuration().frame_max() {
             0 => usize::MAX,
             bytes => bytes as usize,

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::acks::{Acks, Frame, Verdict};
-use crate::connection::{Backoff, Link, answer};
+use crate::connection::{Backoff, Link, after, answer};
 use crate::delay::{Delayer, Original};
 use crate::error::Fault;
 use crate::publisher::{finish, start};
@@ -124,7 +124,7 @@ impl Source for RabbitSource {
     }
 
     async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
-        let deadline = Instant::now() + limit.wait;
+        let deadline = after(limit.wait);
         loop {
             let changed = self.shared.changed.notified();
             if let Some(outcome) = Shared::poll(&self.shared, limit) {
