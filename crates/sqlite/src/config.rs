@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use onlyonce_core::{Error, Params};
 use percent_encoding::percent_decode_str;
+use tokio::time::Instant;
 use url::Url;
 
 /// What ends the name of a queue's dead-letter queue.
@@ -198,6 +199,13 @@ impl fmt::Debug for Clock {
 /// A duration in the database's unit, at most some million years, so that sums do not overflow.
 pub(crate) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).map_or(i64::MAX / 4, |ms| ms.min(i64::MAX / 4))
+}
+
+/// `duration` from now, or a century where that cannot be reckoned.
+pub(crate) fn after(duration: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
+    let now = Instant::now();
+    now.checked_add(duration).unwrap_or(now + CENTURY)
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use onlyonce_core::{Action, Attributes, DEAD_LETTER_REASON, ErrorKind, Limit, Message};
-use rusqlite::{Connection, OptionalExtension, Row};
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use crate::config::millis;
 use crate::error::Failure;
@@ -146,14 +147,41 @@ fn encode(attributes: &Attributes) -> Option<String> {
     serde_json::to_string(&map).ok()
 }
 
+/// Text as it stands in the file. SQLite takes any bytes for it; ours is UTF-8, but one row that somebody else wrote must
+/// not hold up all the others.
+struct Text(Vec<u8>);
+
+impl Text {
+    /// What is not UTF-8 is an error, with something readable.
+    fn read(self) -> Result<String, String> {
+        String::from_utf8(self.0)
+            .map_err(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+}
+
+impl FromSql for Text {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        match value {
+            ValueRef::Text(bytes) => Ok(Self(bytes.to_vec())),
+            _ => Err(FromSqlError::InvalidType),
+        }
+    }
+}
+
+impl ToSql for Text {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Text(&self.0)))
+    }
+}
+
 /// A message that may be received.
 struct Candidate {
     id: i64,
-    group: Option<String>,
+    group: Option<Text>,
     free_at: i64,
     attempts: u32,
     published_at: i64,
-    reason: Option<String>,
+    reason: Option<Text>,
 }
 
 impl Candidate {
@@ -162,7 +190,8 @@ impl Candidate {
             id: row.get(0)?,
             group: row.get(1)?,
             free_at: row.get(2)?,
-            attempts: row.get(3)?,
+            // Nobody has to believe a count that is out of bounds.
+            attempts: u32::try_from(row.get::<_, i64>(3)?.max(0)).unwrap_or(u32::MAX),
             published_at: row.get(4)?,
             reason: row.get(5)?,
         })
@@ -213,7 +242,7 @@ fn heads(
 fn next_free(session: &Session, rules: &Rules, now: i64) -> Result<Option<Duration>, Failure> {
     let mut find = session.conn.prepare_cached(NEXT_FREE)?;
     let free_at: Option<i64> = find.query_row([rules.queue], |row| row.get(0)).optional()?;
-    Ok(free_at.map(|at| Duration::from_millis((at - now).max(0).unsigned_abs())))
+    Ok(free_at.map(|at| Duration::from_millis(at.saturating_sub(now).max(0).unsigned_abs())))
 }
 
 /// One receive under way.
@@ -246,7 +275,7 @@ impl Taking<'_> {
         Ok(true)
     }
 
-    fn followers(&self, group: &str, head: i64, most: usize) -> Result<Vec<Candidate>, Failure> {
+    fn followers(&self, group: &Text, head: i64, most: usize) -> Result<Vec<Candidate>, Failure> {
         let mut find = self.session.conn.prepare_cached(FOLLOWERS)?;
         let row = (self.rules.queue, group, head, most as i64);
         let followers = find.query_map(row, Candidate::read)?;
@@ -283,7 +312,7 @@ impl Taking<'_> {
             .session
             .conn
             .prepare_cached("SELECT dedup_id, attributes, body FROM onlyonce_body WHERE id = ?1")?;
-        let stored: Option<(Option<String>, Option<String>, Vec<u8>)> = find
+        let stored: Option<(Option<Text>, Option<Text>, Vec<u8>)> = find
             .query_row([candidate.id], |row| {
                 Ok((row.get(0)?, row.get(1)?, row.get(2)?))
             })
@@ -291,18 +320,26 @@ impl Taking<'_> {
         let mut malformed = stored.is_none().then(|| "its body is missing".to_owned());
         let (dedup_id, attributes, body) = stored.unwrap_or_default();
         let mut message = Message::new(Bytes::from(body));
-        match decode(attributes.as_deref()) {
+        match decode(attributes.as_ref()) {
             Ok(attributes) => message.attributes = attributes,
             Err(error) => malformed = Some(format!("its attributes cannot be read: {error}")),
         }
-        if let Some(reason) = candidate.reason {
+        let mut text = |what: &str, text: Option<Text>| {
+            let text = text?.read();
+            Some(text.unwrap_or_else(|broken| {
+                malformed = Some(format!("its {what} is not UTF-8"));
+                broken
+            }))
+        };
+        message.dedup_id = text("dedup id", dedup_id);
+        message.group = text("group", candidate.group);
+        if let Some(reason) = text("reason", candidate.reason) {
             message.attributes.insert(DEAD_LETTER_REASON, reason);
         }
-        message.dedup_id = dedup_id;
-        message.group = candidate.group;
         message.broker_id = Some(candidate.id.to_string());
-        message.published_at =
-            UNIX_EPOCH.checked_add(Duration::from_millis(candidate.published_at.unsigned_abs()));
+        message.published_at = u64::try_from(candidate.published_at)
+            .ok()
+            .and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
         Ok(Received {
             leased: Leased {
                 id: candidate.id,
@@ -324,7 +361,7 @@ impl Rules {
             return Some(format!("delivered {most} times without being settled"));
         }
         if let Some(retention) = self.retention
-            && now - candidate.published_at >= millis(retention)
+            && now.saturating_sub(candidate.published_at) >= millis(retention)
         {
             return Some(format!("older than the queue's retention of {retention:?}"));
         }
@@ -332,11 +369,11 @@ impl Rules {
     }
 }
 
-fn decode(attributes: Option<&str>) -> Result<Attributes, serde_json::Error> {
-    let Some(attributes) = attributes else {
+fn decode(attributes: Option<&Text>) -> Result<Attributes, serde_json::Error> {
+    let Some(Text(attributes)) = attributes else {
         return Ok(Attributes::default());
     };
-    let map: BTreeMap<String, String> = serde_json::from_str(attributes)?;
+    let map: BTreeMap<String, String> = serde_json::from_slice(attributes)?;
     Ok(map.into_iter().collect())
 }
 
@@ -412,7 +449,7 @@ fn bury(conn: &Connection, dead: i64, id: i64, reason: &str) -> Result<(), Failu
 /// Where a message stood.
 struct Place {
     queue: i64,
-    group: Option<String>,
+    group: Option<Text>,
     head: bool,
 }
 
@@ -434,7 +471,7 @@ fn promote(conn: &Connection, gone: Place) -> Result<(), Failure> {
     }
 }
 
-fn set_head(conn: &Connection, queue: i64, group: &str) -> Result<(), Failure> {
+fn set_head(conn: &Connection, queue: i64, group: &Text) -> Result<(), Failure> {
     conn.prepare_cached(SET_HEAD)?.execute((queue, group))?;
     Ok(())
 }

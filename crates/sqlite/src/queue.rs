@@ -10,7 +10,7 @@ use onlyonce_core::{
 };
 use tokio::time::Instant;
 
-use crate::config::{Config, DEAD};
+use crate::config::{Config, DEAD, after};
 use crate::database::Database;
 use crate::error::Failure;
 use crate::held::{Arriving, Held, leased};
@@ -88,7 +88,7 @@ impl SqliteQueue {
     /// Leases what is there; if there is nothing, says when a lease or delay will end.
     async fn look(&self, limit: Limit) -> Result<(Arriving, Option<Duration>), Failure> {
         // Before the request, so that we never believe in a lease for longer than the database does.
-        let until = Instant::now() + self.rules.lease;
+        let until = after(self.rules.lease);
         let (rules, held) = (Arc::clone(&self.rules), Arc::clone(&self.held));
         self.database
             .work_then(
@@ -137,7 +137,7 @@ impl Source for SqliteQueue {
     }
 
     async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
-        let deadline = Instant::now() + limit.wait;
+        let deadline = after(limit.wait);
         let mut pause = FIRST_PAUSE;
         loop {
             // Before the look, so that nothing arrives unnoticed between it and the wait.
@@ -193,7 +193,7 @@ impl Source for SqliteQueue {
     }
 
     async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
-        let until = Instant::now() + lease;
+        let until = after(lease);
         let leases: Vec<_> = batch.iter().map(leased).collect();
         let asked = leases.clone();
         let extended = self

@@ -4,6 +4,7 @@ use onlyonce_core::{Completion, Error, ErrorKind, Fenced};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::claims;
+use crate::config::after;
 use crate::error::Failure;
 use crate::inbox::{Command, Inbox, Reply};
 use crate::session::{Savepoint, Session};
@@ -171,7 +172,7 @@ impl<'a> Running<'a> {
             replies,
             part: None,
         };
-        let deadline = Instant::now() + turn.limit;
+        let deadline = after(turn.limit).into_std();
         let mut op = Some(turn.first);
         loop {
             match op {

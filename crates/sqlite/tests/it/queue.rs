@@ -5,7 +5,7 @@ use onlyonce_core::DEAD_LETTER_REASON;
 use onlyonce_core::{
     Action, Answer, Delivery, ErrorKind, Limit, Message, Receipt, Settlement, Sink, Source,
 };
-use onlyonce_sqlite::SqliteQueue;
+use onlyonce_sqlite::{SqliteQueue, rusqlite};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -281,4 +281,73 @@ async fn a_dropped_receive_loses_nothing() {
     let mut seen = texts(&got);
     seen.sort_by_key(|text| text.parse::<u32>().unwrap());
     assert_eq!(seen, all);
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_else_spoilt_holds_nobody_back() {
+    for (change, malformed) in [
+        ("message SET attempts = -1", None),
+        ("message SET published_at = 9223372036854775807", None),
+        ("message SET free_at = -9223372036854775808", None),
+        ("message SET grp = CAST(x'ff' AS TEXT)", Some("group")),
+        ("message SET reason = CAST(x'ff' AS TEXT)", Some("reason")),
+        ("body SET dedup_id = CAST(x'ff' AS TEXT)", Some("dedup id")),
+        ("body SET attributes = '[1]'", Some("attributes")),
+        (
+            "body SET attributes = CAST(x'ff' AS TEXT)",
+            Some("attributes"),
+        ),
+    ] {
+        let (_scene, queue) = spoilt(change).await;
+        let got = receive(&queue, 10).await;
+        assert_eq!(texts(&got), ["spoilt", "sound"], "{change}");
+        let reason = got[0].malformed.as_deref();
+        assert_eq!(
+            reason.is_some(),
+            malformed.is_some(),
+            "{change}: {reason:?}"
+        );
+        assert!(reason.is_none_or(|reason| reason.contains(malformed.unwrap())));
+        applied(&queue, &got, Action::Ack).await;
+        assert!(receive(&queue, 10).await.is_empty(), "{change}");
+    }
+    // Given up at once, as too old or delivered too often.
+    for change in [
+        "message SET attempts = 9223372036854775807",
+        "message SET published_at = -9223372036854775808",
+    ] {
+        let (_scene, queue) = spoilt(change).await;
+        assert_eq!(texts(&receive(&queue, 10).await), ["sound"], "{change}");
+    }
+}
+
+/// A queue whose first message was changed by this statement, and was the head of a group.
+async fn spoilt(change: &str) -> (Scene, SqliteQueue) {
+    let scene = Scene::new();
+    let queue = open(&scene).await;
+    publish(&queue, &messages(&["spoilt"], Some("g"))).await;
+    publish(&queue, &messages(&["sound"], None)).await;
+    // The queue's own connection guards its tables.
+    let other = rusqlite::Connection::open(queue.database().path()).unwrap();
+    let first = "(SELECT min(id) FROM onlyonce_message)";
+    let sql = format!("UPDATE onlyonce_{change} WHERE id = {first}");
+    assert_eq!(other.execute(&sql, []).unwrap(), 1);
+    (scene, queue)
+}
+
+#[tokio::test]
+async fn the_longest_times_are_times() {
+    let scene = Scene::new();
+    let mut config = scene.config();
+    (config.lease, config.turn) = (Duration::MAX, Duration::MAX);
+    config.retention = Some(Duration::MAX);
+    let queue = SqliteQueue::open(&config).await.unwrap();
+    publish(&queue, &messages(&["x"], None)).await;
+    let mut ever = limit(1);
+    ever.wait = Duration::MAX;
+    let got = queue.receive(ever).await.unwrap();
+    let receipts = [got[0].receipt.clone()];
+    assert!(queue.extend(&receipts, Duration::MAX).await[0].is_applied());
+    applied(&queue, &got, nack(Duration::MAX)).await;
+    assert!(receive(&queue, 1).await.is_empty());
 }
