@@ -116,6 +116,9 @@ static STORES: LazyLock<Mutex<HashMap<String, MemoryStore>>> = LazyLock::new(Mut
 fn memory_name(url: &Url) -> Result<String, Error> {
     Params::of(url)?.finish()?;
     match url.path() {
+        _ if url.has_host() => Err(Error::config(
+            "a name in memory has no host; write `memory:NAME`",
+        )),
         "" => Err(Error::config("a name is missing; write `memory:NAME`")),
         name => Ok(name.to_owned()),
     }

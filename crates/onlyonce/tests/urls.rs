@@ -34,6 +34,8 @@ async fn wrong_urls_say_what_to_write_instead() {
         ("orders", "write one like `memory:orders`"),
         ("memory:", "write `memory:NAME`"),
         ("memory:orders?prefetch=3", "unknown parameter `prefetch`"),
+        ("memory:orders#1", "write it `%23`"),
+        ("memory://host/orders", "no host"),
         ("kafka://host/topic", "there are memory:, sqlite:, amqp:"),
     ] {
         let error = wrong_source(url).await;
