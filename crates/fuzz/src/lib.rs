@@ -1,0 +1,43 @@
+//! Fuzz targets: each takes any bytes, hands them to code that reads what comes from outside, and panics where that
+//! code breaks its word. None may panic otherwise, hang, or keep what it was given.
+//!
+//! They run in two ways:
+//!
+//! - `cargo test -p fuzz` runs each for a moment, on its corpus and on random changes of it;
+//! - `cargo fuzz run --fuzz-dir crates/fuzz/cargo-fuzz TARGET` lets libFuzzer look for longer. It needs a nightly
+//!   toolchain, or `RUSTC_BOOTSTRAP=1`.
+//!
+//! An input that found something goes into `corpus/TARGET`, so that it stays found.
+
+mod headers;
+mod input;
+mod keys;
+mod params;
+mod pipeline;
+mod sqlite;
+mod urls;
+
+pub use headers::{rabbitmq_headers, rabbitmq_messages};
+pub use keys::keys;
+pub use params::params;
+pub use pipeline::pipeline;
+pub use sqlite::{sqlite_files, sqlite_records, sqlite_rows, sqlite_settings};
+pub use urls::{secrets, urls};
+
+/// Panics where something is wrong with what is made of these bytes.
+pub type Target = fn(&[u8]);
+
+/// Every target by its name.
+pub const TARGETS: [(&str, Target); 11] = [
+    ("keys", keys),
+    ("params", params),
+    ("pipeline", pipeline),
+    ("rabbitmq_headers", rabbitmq_headers),
+    ("rabbitmq_messages", rabbitmq_messages),
+    ("secrets", secrets),
+    ("sqlite_files", sqlite_files),
+    ("sqlite_records", sqlite_records),
+    ("sqlite_rows", sqlite_rows),
+    ("sqlite_settings", sqlite_settings),
+    ("urls", urls),
+];
