@@ -110,7 +110,7 @@ pub fn rabbitmq_messages(data: &[u8]) {
 }
 
 /// Without what AMQP has no place for: the group where no header carries it, and the broker's own counts. An attribute of
-/// the group header's name is the group, where there is no other.
+/// the group header's name is the group, where there is no other; a priority is a number, however it was written.
 fn plain(mut message: Message, group: Option<&str>) -> Message {
     match group {
         Some(header) => {
@@ -118,6 +118,11 @@ fn plain(mut message: Message, group: Option<&str>) -> Message {
             message.group = message.group.or(attribute);
         }
         None => message.group = None,
+    }
+    let priority = message.attributes.get("amqp-priority");
+    if let Some(number) = priority.and_then(|text| text.parse::<u8>().ok()) {
+        let number = number.to_string();
+        message.attributes.insert("amqp-priority", number);
     }
     for count in COUNTS {
         message.attributes.remove(count);
