@@ -602,3 +602,30 @@ async fn bytes_held_are_bounded() {
         "{most} messages of 1,000 bytes held"
     );
 }
+
+/// A time that cannot be added to the clock ended the stage that tried.
+#[tokio::test(start_paused = true)]
+async fn no_time_that_somebody_asks_for_is_too_long() {
+    let (queue, store) = (MemoryQueue::new("orders"), MemoryStore::new());
+    publish(&queue, (0..3).map(numbered)).await;
+    let handler = async |body: Bytes, tx: &mut MemoryTx| {
+        if body == "1" {
+            return Err(Failure::retry_after(Duration::MAX, "much later"));
+        }
+        tx.push(body);
+        Ok(())
+    };
+    let report = Pipeline::transactional(queue.clone(), store.clone())
+        .claim_lease(Duration::MAX)
+        .retention(Duration::MAX)
+        .handler_timeout(Duration::MAX)
+        .drain_timeout(Duration::MAX)
+        .retry(RetryPolicy::default().delays(Duration::MAX, Duration::MAX))
+        .stop_when_idle(Duration::from_secs(60))
+        .run(handler)
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.retried), (2, 1));
+    assert_eq!(sorted(&store), [0, 2]);
+    assert_eq!((queue.depth(), queue.in_flight()), (1, 0));
+}

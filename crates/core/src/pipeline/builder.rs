@@ -20,6 +20,9 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) type OnDuplicate =
     Arc<dyn Fn(Context, Outcome) -> BoxFuture<Result<(), Failure>> + Send + Sync>;
 
+const SHORTEST_CLAIM: Duration = Duration::from_millis(10);
+const LONGEST_CLAIM: Duration = Duration::from_secs(86_400);
+
 /// Settings of a pipeline; every one has a default.
 #[must_use = "a pipeline does nothing until it is run"]
 pub struct Builder<Tx, L = Identity> {
@@ -88,9 +91,9 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     }
 
     /// How long a claim in the store lasts without being renewed: after a crash, so long its messages wait for the next
-    /// worker. Default: 30 s. It is renewed when a third has passed.
+    /// worker. Default: 30 s, at least 10 ms, at most a day. It is renewed when a third has passed.
     pub fn claim_lease(mut self, lease: Duration) -> Self {
-        self.setup.options.claim_lease = lease.max(Duration::from_millis(10));
+        self.setup.options.claim_lease = lease.clamp(SHORTEST_CLAIM, LONGEST_CLAIM);
         self
     }
 

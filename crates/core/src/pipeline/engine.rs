@@ -23,6 +23,7 @@ use super::keeper::Keeper;
 use super::keys::Keys;
 use super::lanes::{Lanes, Turn};
 use super::options::{Options, Uncertain};
+use super::retry::LONGEST_DELAY;
 
 /// The ways out of a stage and into the next. The channels have no bound of their own: each item carries its share of
 /// the [`Budget`].
@@ -207,6 +208,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// Tries again later: in place where the delay is short or the broker could not keep the order, else by way of the
     /// broker.
     pub(crate) fn postpone(&self, flight: Flight, delay: Duration) {
+        let delay = delay.min(LONGEST_DELAY);
         let grouped = flight.turn.is_some();
         let broker_can = self.capabilities.delayed_nack
             && (!grouped || self.capabilities.ordering == GroupOrder::Group);

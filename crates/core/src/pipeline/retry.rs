@@ -27,6 +27,9 @@ impl Default for RetryPolicy {
     }
 }
 
+/// No message waits longer, whatever a handler asks for; nor can more always be added to the clock.
+pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(365 * 86_400);
+
 impl RetryPolicy {
     /// At most so many attempts.
     #[must_use]
@@ -35,11 +38,11 @@ impl RetryPolicy {
         self
     }
 
-    /// Delays from `first`, doubling, to `max`.
+    /// Delays from `first`, doubling, to `max`; none is longer than a year.
     #[must_use]
     pub fn delays(mut self, first: Duration, max: Duration) -> Self {
-        self.first_delay = first;
-        self.max_delay = max;
+        self.first_delay = first.min(LONGEST_DELAY);
+        self.max_delay = max.min(LONGEST_DELAY);
         self
     }
 

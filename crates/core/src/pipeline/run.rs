@@ -27,6 +27,7 @@ use super::keeper::Keeper;
 use super::keys::Keys;
 use super::lanes::{Exits, Lanes};
 use super::options::Options;
+use super::retry::LONGEST_DELAY;
 use super::transaction::Commit;
 
 /// The lease asked for where the source did not tell its own.
@@ -174,7 +175,7 @@ fn build<Tx: Transaction>(
     let options = setup.options;
     let capabilities = setup.source.capabilities();
     let queue = setup.source.name().to_owned();
-    let lease = inspection.lease.unwrap_or(DEFAULT_LEASE);
+    let lease = inspection.lease.unwrap_or(DEFAULT_LEASE).min(LONGEST_DELAY);
     let engine = Engine {
         mode: setup.mode,
         capabilities,
