@@ -202,9 +202,14 @@ impl Consumer {
             sleep(disturbance.before).await;
             return Err(if disturbance.lost { lost() } else { refused() });
         }
-        let queue = self.channel().queue.clone();
+        let (id, queue) = {
+            let channel = self.channel();
+            (channel.id, channel.queue.clone())
+        };
         let deliveries = match queue.receive(limit).await {
-            Ok(deliveries) => deliveries,
+            Ok(deliveries) if self.channel().id == id => deliveries,
+            // What the broken connection still got is given back with the rest of it.
+            Ok(_) => return Err(Error::new(ErrorKind::Connection, "simulated: cut")),
             Err(_) if !self.channel().closed => {
                 return Err(Error::new(ErrorKind::Connection, "simulated: cut"));
             }
