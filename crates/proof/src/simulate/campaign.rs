@@ -75,6 +75,7 @@ fn take<T>(mutex: Mutex<T>) -> T {
 
 impl Campaign {
     fn work(&self) {
+        let watch = Watch::begin();
         let mut mine = Totals::default();
         while !self.over.load(Ordering::Relaxed) {
             let offset = self.next.fetch_add(1, Ordering::Relaxed);
@@ -82,8 +83,8 @@ impl Campaign {
                 break;
             }
             let seed = self.first.wrapping_add(offset);
-            let outcome = run_seed(seed, &Cut::default());
-            mine.add(&outcome);
+            let outcome = watch.run(seed, &Cut::default());
+            mine.join(Totals::of(&outcome));
             self.bar.inc(1);
             if !outcome.breaches.is_empty() {
                 self.over.store(true, Ordering::Relaxed);
@@ -96,23 +97,49 @@ impl Campaign {
     }
 }
 
-/// One run; one that panics, or never waits and so never ends, has broken a promise too.
+/// One run, watched; one that panics, or never waits and so never ends, has broken a promise too.
 pub fn run_seed(seed: u64, cut: &Cut) -> Outcome {
-    let (ended, waiting) = mpsc::channel::<()>();
-    let watch = thread::spawn(move || {
-        if waiting.recv_timeout(HANGS) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("seed {seed} does not end: simulate --seed {seed}");
-            std::process::exit(1);
+    Watch::begin().run(seed, cut)
+}
+
+/// Somebody beside a thread that runs seeds, who ends the program when a run does not end.
+struct Watch {
+    begun: mpsc::Sender<u64>,
+}
+
+impl Watch {
+    fn begin() -> Self {
+        let (begun, runs) = mpsc::channel();
+        thread::spawn(move || watch(&runs));
+        Self { begun }
+    }
+
+    fn run(&self, seed: u64, cut: &Cut) -> Outcome {
+        // An error: nobody watches any more.
+        let _ = self.begun.send(seed);
+        let plan = Plan::new(seed, cut);
+        let outcome = catch_unwind(AssertUnwindSafe(|| world::run(plan, None)));
+        outcome.unwrap_or_else(|_| Outcome {
+            breaches: vec!["a panic".into()],
+            ..Outcome::default()
+        })
+    }
+}
+
+/// Waits for the next run to begin, or for the last to be over.
+fn watch(runs: &mpsc::Receiver<u64>) {
+    let mut running = None;
+    loop {
+        match (runs.recv_timeout(HANGS), running) {
+            (Ok(seed), _) => running = Some(seed),
+            (Err(RecvTimeoutError::Timeout), Some(seed)) => {
+                eprintln!("seed {seed} does not end: simulate --seed {seed}");
+                std::process::exit(1);
+            }
+            (Err(RecvTimeoutError::Timeout), None) => {}
+            (Err(RecvTimeoutError::Disconnected), _) => return,
         }
-    });
-    let plan = Plan::new(seed, cut);
-    let outcome = catch_unwind(AssertUnwindSafe(|| world::run(plan, None)));
-    drop(ended);
-    let _ = watch.join();
-    outcome.unwrap_or_else(|_| Outcome {
-        breaches: vec!["a panic".into()],
-        ..Outcome::default()
-    })
+    }
 }
 
 fn progress(seeds: u64) -> ProgressBar {
@@ -124,13 +151,14 @@ fn progress(seeds: u64) -> ProgressBar {
 }
 
 impl Totals {
-    fn add(&mut self, outcome: &Outcome) {
-        self.seeds += 1;
-        self.lives += outcome.lives;
-        self.report += outcome.report;
-        self.lasted += outcome.lasted;
-        for (fault, times) in &outcome.faults {
-            *self.faults.entry(*fault).or_default() += times;
+    fn of(outcome: &Outcome) -> Self {
+        Self {
+            seeds: 1,
+            lives: outcome.lives,
+            report: outcome.report,
+            faults: outcome.faults.clone(),
+            lasted: outcome.lasted,
+            took: Duration::ZERO,
         }
     }
 
