@@ -10,6 +10,10 @@ use crate::{Delivery, Error, Receipt};
 pub struct Limit {
     /// At most this many messages; at least 1.
     pub messages: usize,
+    /// At most so many messages of one group: as many as can run one after another before their leases would have to be
+    /// prolonged; at least 1, and `usize::MAX` where leases have no end. A source whose broker fills a request from one
+    /// group asks for no more at once; others may ignore it.
+    pub per_group: usize,
     /// Stop adding messages once their sizes reach this; the first message is returned whatever its size.
     pub bytes: usize,
     /// Return empty-handed after this long.
@@ -95,6 +99,9 @@ pub struct Capabilities {
     pub counts_attempts: bool,
     /// Order within a group.
     pub ordering: Ordering,
+    /// How many settlements one request to the broker carries: the pipeline waits a moment, where others may follow, and
+    /// passes on whole requests. `None`: any number.
+    pub settle_batch: Option<usize>,
 }
 
 /// The live queue's own settings, as far as the broker lets them be read.

@@ -189,6 +189,7 @@ async fn poison_is_dead_lettered_with_its_reason_and_delays_nobody() {
     assert_eq!((queue.depth(), dead.depth()), (0, 4));
     let limit = Limit {
         messages: 10,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait: Duration::ZERO,
     };

@@ -91,6 +91,7 @@ async fn run(messages: Vec<Message>) {
     assert_eq!(dead.depth() as u64, report.dead_lettered);
     let limit = Limit {
         messages: 100,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait: Duration::ZERO,
     };

@@ -32,6 +32,7 @@ fn config(file: &Path) -> Config {
 fn limit() -> Limit {
     Limit {
         messages: 10,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait: Duration::ZERO,
     }

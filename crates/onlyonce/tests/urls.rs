@@ -21,6 +21,7 @@ async fn a_memory_queue_is_the_same_for_source_and_sink() {
         .unwrap();
     let limit = Limit {
         messages: 1,
+        per_group: usize::MAX,
         bytes: 1_000,
         wait: Duration::from_secs(1),
     };

@@ -165,6 +165,7 @@ async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
     let meter = Meter::start(queue.database());
     let limit = Limit {
         messages: 256,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait: Duration::ZERO,
     };

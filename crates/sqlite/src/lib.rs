@@ -19,7 +19,7 @@
 //! // let url = "sqlite:app.db?queue=orders";
 //! let queue = SqliteQueue::open(&Config::parse(&url)?).await?;
 //! queue.publish(&[Message::new("one order").with_dedup_id("order-1")]).await;
-//! let limit = Limit { messages: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
+//! let limit = Limit { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
 //! assert_eq!(queue.receive(limit).await?.len(), 1);
 //! # Ok(())
 //! # }

@@ -112,6 +112,7 @@ async fn waiting(url: &str) -> Result<u64, BoxError> {
     let source = onlyonce::source(url).await?;
     let limit = Limit {
         messages: 1_000,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait: Duration::from_millis(100),
     };

@@ -56,6 +56,7 @@ async fn dead_letters(folder: &Folder) -> Vec<Message> {
         .unwrap();
     let limit = Limit {
         messages: 100,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait: Duration::from_millis(200),
     };

@@ -33,7 +33,7 @@ use crate::{
 /// let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(5));
 /// queue.publish(&[Message::new("one order").with_dedup_id("order-1")]).await;
 ///
-/// let limit = Limit { messages: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
+/// let limit = Limit { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
 /// let deliveries = queue.receive(limit).await?;
 /// assert_eq!(deliveries[0].message.body, "one order");
 /// assert_eq!((queue.depth(), queue.in_flight()), (0, 1));
@@ -179,6 +179,7 @@ impl Source for MemoryQueue {
             dead_letter: true,
             counts_attempts: true,
             ordering: Ordering::Group,
+            settle_batch: None,
         }
     }
 

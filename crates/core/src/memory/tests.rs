@@ -6,6 +6,7 @@ use crate::{Action, Limit, Message, Settlement, Sink, Source};
 fn limit(messages: usize) -> Limit {
     Limit {
         messages,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait: Duration::ZERO,
     }

@@ -96,6 +96,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             .map_or(LONG_POLL, |idle| idle / 4);
         Limit {
             messages: room.messages.min(startable).max(1),
+            per_group: usize::MAX,
             bytes: room.bytes,
             wait: idle.clamp(Duration::from_millis(1), LONG_POLL),
         }

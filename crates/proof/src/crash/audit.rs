@@ -133,6 +133,7 @@ fn out_of_order(db: &Connection, traffic: &Traffic) -> rusqlite::Result<u64> {
 async fn all(source: &dyn Source) -> Result<Vec<Delivery>, Error> {
     let limit = Limit {
         messages: 1_000,
+        per_group: usize::MAX,
         bytes: 1 << 20,
         wait: LISTEN,
     };

@@ -186,6 +186,7 @@ pub(crate) fn numbered(n: usize) -> Message {
 pub(crate) fn limit(messages: usize) -> Limit {
     Limit {
         messages,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait: Duration::from_millis(500),
     }

@@ -50,6 +50,7 @@ impl SourceHarness for Queue {
     async fn dead_letters(&self) -> Vec<DeadLettered> {
         let limit = Limit {
             messages: 1000,
+            per_group: usize::MAX,
             bytes: usize::MAX,
             wait: Duration::ZERO,
         };

@@ -208,6 +208,7 @@ async fn limits_on_bytes_and_messages_hold() {
     publish(&queue, &messages(&["12345", "12345", "12345"], None)).await;
     let small = Limit {
         messages: 10,
+        per_group: usize::MAX,
         bytes: 10,
         wait: Duration::ZERO,
     };

@@ -69,6 +69,7 @@ pub(crate) fn completion(n: u64, token: Token) -> Completion {
 pub(crate) fn limit(messages: usize) -> Limit {
     Limit {
         messages,
+        per_group: usize::MAX,
         bytes: 1 << 20,
         wait: Duration::ZERO,
     }

@@ -44,6 +44,7 @@ impl DeadLetters {
     pub async fn take_all(&self) -> Result<Vec<Message>, Error> {
         let all = Limit {
             messages: usize::MAX,
+            per_group: usize::MAX,
             bytes: usize::MAX,
             wait: Duration::ZERO,
         };

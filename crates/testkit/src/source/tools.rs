@@ -15,6 +15,7 @@ pub(super) const CLOCKS: Duration = Duration::from_millis(20);
 pub(super) fn limit(messages: usize, wait: Duration) -> Limit {
     Limit {
         messages,
+        per_group: usize::MAX,
         bytes: usize::MAX,
         wait,
     }
