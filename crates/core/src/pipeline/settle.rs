@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::{Action, Answer, Error, Held, Settlement};
 
@@ -10,8 +10,10 @@ use super::counters::add;
 use super::engine::{Confirm, Engine};
 use super::in_flight::{Flight, InFlight};
 
-/// At most so many settlements in one call to the source.
+/// At most so many settlements are taken up at once.
 const BATCH: usize = 1_000;
+/// Settlements that do not fill a request wait for more, but no longer than this: little beside the request's own time.
+const FILL_WAIT: Duration = Duration::from_millis(5);
 
 type Settling = Vec<(Flight, Action)>;
 
@@ -19,23 +21,61 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// The last stage: settles whatever waits, in batches. What is worth another try holds up nothing else.
     pub(crate) async fn settle_stage(&self, mut receiver: UnboundedReceiver<(Flight, Action)>) {
         let mut backoff = Backoff::new();
-        let (mut batch, mut again) = (Vec::new(), Vec::new());
+        let (mut waiting, mut again) = (Vec::new(), Vec::new());
         let mut due = Instant::now();
         loop {
             tokio::select! {
                 biased;
-                received = receiver.recv_many(&mut batch, BATCH) => if received == 0 {
+                more = self.gather(&mut receiver, &mut waiting) => if !more {
                     return;
                 },
-                () = sleep_until(due), if !again.is_empty() => batch = std::mem::take(&mut again),
+                () = sleep_until(due), if !again.is_empty() => {
+                    waiting.splice(..0, again.drain(..));
+                }
             }
-            again.append(&mut self.settle_batch(std::mem::take(&mut batch)).await);
+            let batch = self.requests(&mut waiting);
+            again.append(&mut self.settle_batch(batch).await);
             if again.is_empty() {
                 backoff.reset();
             } else if due <= Instant::now() {
                 due = Instant::now() + backoff.next();
             }
         }
+    }
+
+    /// Waits until something is to be settled, and where that fills no request and more may follow, a moment longer.
+    /// `false` when nothing will come any more.
+    async fn gather(
+        &self,
+        receiver: &mut UnboundedReceiver<(Flight, Action)>,
+        waiting: &mut Settling,
+    ) -> bool {
+        if waiting.is_empty() && receiver.recv_many(waiting, BATCH).await == 0 {
+            return false;
+        }
+        let filled = async {
+            while waiting.len() < self.request()
+                && waiting.len() < self.budget.held()
+                && receiver.recv_many(waiting, BATCH).await > 0
+            {}
+        };
+        let _ = timeout(FILL_WAIT, filled).await;
+        true
+    }
+
+    /// How many settlements fill a request.
+    fn request(&self) -> usize {
+        self.capabilities.settle_batch.unwrap_or(1).max(1)
+    }
+
+    /// Takes out what fills whole requests, from the front; all, if that does not fill one.
+    fn requests(&self, waiting: &mut Settling) -> Settling {
+        let tail = match waiting.len() {
+            few if few < self.request() => 0,
+            many => many % self.request(),
+        };
+        let tail = waiting.split_off(waiting.len() - tail);
+        std::mem::replace(waiting, tail)
     }
 
     /// Settles once and returns what is worth another try.
