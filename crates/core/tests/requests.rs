@@ -200,7 +200,35 @@ async fn a_group_is_given_back_last_first_across_requests() {
     assert_eq!(places, last_first);
 }
 
-/// A drain ends with the last handler.
+/// What is tried again has its turn among messages that never stop coming.
+#[tokio::test(start_paused = true)]
+async fn a_settlement_that_failed_does_not_wait_for_a_lull() {
+    let queue = MemoryQueue::new("orders");
+    let source = Billed::new(&queue);
+    source.refused.store(1, Ordering::SeqCst);
+    let producer = async {
+        for n in 0..3_000 {
+            publish(&queue, [numbered(n)]).await;
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let consumer = Pipeline::idempotent(source.clone(), MemoryStore::new())
+        .shutdown(sleep(Duration::from_secs(2)))
+        .run(async || ());
+    tokio::select! {
+        report = consumer => drop(report.unwrap()),
+        () = producer => panic!("it was to be stopped before"),
+    }
+    let calls = source.calls();
+    let first = &calls[0].batch[0];
+    let tries = calls.iter().filter(|call| call.batch.contains(first));
+    let tries: Vec<_> = tries.map(|call| call.at).collect();
+    assert_eq!(tries.len(), 2);
+    let again = tries[1] - tries[0];
+    assert!(again < Duration::from_millis(200), "{again:?}");
+}
+
+/// Nor does a drain: it ends with the last handler.
 #[tokio::test(start_paused = true)]
 async fn a_drain_does_not_wait_for_full_requests() {
     let queue = MemoryQueue::new("orders");

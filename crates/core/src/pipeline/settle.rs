@@ -26,20 +26,21 @@ impl<Tx: Send + 'static> Engine<Tx> {
         loop {
             tokio::select! {
                 biased;
-                more = self.gather(&mut receiver, &mut waiting) => if !more {
-                    return;
-                },
                 () = sleep_until(due), if !again.is_empty() => {
                     waiting.splice(..0, again.drain(..));
                 }
+                more = self.gather(&mut receiver, &mut waiting) => if !more {
+                    return;
+                },
             }
             let batch = self.requests(&mut waiting);
-            again.append(&mut self.settle_batch(batch).await);
-            if again.is_empty() {
+            let failed = self.settle_batch(batch).await;
+            if failed.is_empty() && again.is_empty() {
                 backoff.reset();
-            } else if due <= Instant::now() {
+            } else if again.is_empty() {
                 due = Instant::now() + backoff.next();
             }
+            again.extend(failed);
         }
     }
 
