@@ -174,6 +174,20 @@ pub const MUTANTS: &[Mutant] = &[
         replace: "                Answer::Unknown(_) if PLANTED => applied += 1,\n                Answer::Applied => applied += 1,\n",
     },
     Mutant {
+        name: "tail-waits-for-more",
+        bug: "what fills no request is settled only when more comes",
+        file: SETTLE,
+        find: "        if waiting.is_empty() && receiver",
+        replace: "        if (waiting.is_empty() || PLANTED) && receiver",
+    },
+    Mutant {
+        name: "tail-goes-first",
+        bug: "of what is given back, requests are filled from the end, and a head returns before those behind it",
+        file: SETTLE,
+        find: "        let tail = waiting.split_off(",
+        replace: "        if PLANTED {\n            return waiting.split_off(tail);\n        }\n        let tail = waiting.split_off(",
+    },
+    Mutant {
         name: "settled-past-the-lease",
         bug: "a delivery is settled after its lease has ended",
         file: SETTLE,

@@ -116,6 +116,8 @@ impl Plan {
             .handler_timeout
             .filter(|limit| endless || *limit < plan.lease);
         plan.messages = messages(rng, &plan);
+        // Last, so that seeds known by now keep the rest of their plans.
+        plan.capabilities.settle_batch = rng.bool().then(|| rng.usize(1..=4));
         cut.apply(&mut plan);
         plan
     }
