@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-SDKS = {"rabbitmq": "lapin", "sqlite": "rusqlite"}
+SDKS = {"rabbitmq": "lapin", "sqlite": "rusqlite", "sqs": "aws-sdk-sqs"}
 
 
 def tree(features):

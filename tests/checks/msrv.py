@@ -6,7 +6,7 @@ import sys
 
 
 def version(text):
-    return tuple(int(part) for part in (text + ".0.0").split(".")[:2])
+    return tuple(int(part) for part in (text + ".0.0").split(".")[:3])
 
 
 metadata = json.loads(

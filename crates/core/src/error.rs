@@ -1,5 +1,6 @@
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 /// A boxed error of somebody else's.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -37,14 +38,14 @@ pub enum ErrorKind {
 /// What happened, to which queue and message, and whether trying again can help.
 ///
 /// `Display` gives one line; [`source`](StdError::source) the cause. No secret appears in either.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     retryable: bool,
     what: String,
     queue: Option<String>,
     message: Option<String>,
-    cause: Option<BoxError>,
+    cause: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
@@ -93,7 +94,7 @@ impl Error {
     /// Adds the error that caused this one.
     #[must_use]
     pub fn caused_by(mut self, cause: impl Into<BoxError>) -> Self {
-        self.cause = Some(cause.into());
+        self.cause = Some(cause.into().into());
         self
     }
 

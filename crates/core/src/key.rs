@@ -113,12 +113,15 @@ enum Rule {
 }
 
 impl Default for KeyPolicy {
-    /// The producer's id ([`Message::dedup_id`]), else the attribute [`IDEMPOTENCY_KEY`].
+    /// The attribute [`IDEMPOTENCY_KEY`], else the producer's id ([`Message::dedup_id`]).
+    ///
+    /// In this order, because the attribute is there for nothing else and stays what it is, while some brokers replace
+    /// the id: SQS does when it moves a message to a dead-letter queue.
     ///
     /// The content is *not* a key by default: two payments of one amount between the same two accounts can be two
     /// payments. Add it with [`or_content`](Self::or_content) where equal payloads mean the same thing.
     fn default() -> Self {
-        Self::dedup_id().or_attribute(IDEMPOTENCY_KEY)
+        Self::attribute(IDEMPOTENCY_KEY).or_dedup_id()
     }
 }
 
@@ -142,6 +145,13 @@ impl KeyPolicy {
         Self {
             rules: vec![Rule::Custom(Arc::new(choose))],
         }
+    }
+
+    /// Where there is none so far, [`Message::dedup_id`].
+    #[must_use]
+    pub fn or_dedup_id(mut self) -> Self {
+        self.rules.push(Rule::DedupId);
+        self
     }
 
     /// Where there is none so far, this attribute.
@@ -203,9 +213,12 @@ mod tests {
         let attributed = plain.clone().with_attribute(IDEMPOTENCY_KEY, "a");
         assert_eq!(policy.choose(&attributed), Some(DedupKey::new("a")));
         let both = attributed.clone().with_dedup_id("d");
-        assert_eq!(policy.choose(&both), Some(DedupKey::new("d")));
-        let empty = attributed.with_dedup_id("");
-        assert_eq!(policy.choose(&empty), Some(DedupKey::new("a")));
+        assert_eq!(policy.choose(&both), Some(DedupKey::new("a")));
+        let empty = plain
+            .clone()
+            .with_attribute(IDEMPOTENCY_KEY, "")
+            .with_dedup_id("d");
+        assert_eq!(policy.choose(&empty), Some(DedupKey::new("d")));
         assert!(policy.or_content().choose(&plain).is_some());
     }
 

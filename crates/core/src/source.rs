@@ -120,6 +120,8 @@ pub struct Inspection {
     pub dedup_window: Option<Duration>,
     /// Whether the queue keeps groups in order.
     pub ordered: Option<bool>,
+    /// Other settings that decide how the queue behaves, under the broker's own names, for people.
+    pub settings: Vec<(String, String)>,
     /// Settings that could not be read, each with the reason, for people.
     pub unknown: Vec<String>,
 }

@@ -7,6 +7,7 @@
 //! | (always) | `memory:NAME` | `memory:NAME` |
 //! | `sqlite` | `sqlite:PATH?queue=NAME` | `sqlite:PATH` |
 //! | `rabbitmq` | `amqp://USER:PASSWORD@HOST:PORT/VHOST?queue=NAME` | |
+//! | `sqs` | `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`, `sqs://NAME?region=REGION`, `arn:aws:sqs:REGION:ACCOUNT:NAME` | |
 //!
 //! What is promised, and under which assumptions, stands with the four modes of [`Pipeline`].
 
@@ -24,3 +25,5 @@ pub use registry::{sink, source, store};
 pub use onlyonce_rabbitmq as rabbitmq;
 #[cfg(feature = "sqlite")]
 pub use onlyonce_sqlite as sqlite;
+#[cfg(feature = "sqs")]
+pub use onlyonce_sqs as sqs;

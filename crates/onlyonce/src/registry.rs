@@ -22,6 +22,11 @@ pub async fn source(url: &str) -> Result<Arc<dyn Source>, Error> {
         "amqp" | "amqps" => Ok(Arc::new(crate::rabbitmq::RabbitSource::new(
             url.as_str().parse()?,
         )?)),
+        #[cfg(feature = "sqs")]
+        "sqs" | "arn" | "https" | "http" => {
+            let config = url.as_str().parse()?;
+            Ok(Arc::new(crate::sqs::SqsSource::new(config)?))
+        }
         _ => Ok(embedded(&url).await?),
     }
 }
@@ -37,6 +42,11 @@ pub async fn sink(url: &str) -> Result<Arc<dyn Sink>, Error> {
         "amqp" | "amqps" => Ok(Arc::new(crate::rabbitmq::RabbitSink::new(
             url.as_str().parse()?,
         )?)),
+        #[cfg(feature = "sqs")]
+        "sqs" | "arn" | "https" | "http" => {
+            let config = url.as_str().parse()?;
+            Ok(Arc::new(crate::sqs::SqsSink::new(config)?))
+        }
         _ => Ok(embedded(&url).await?),
     }
 }
@@ -85,10 +95,13 @@ fn parse(url: &str) -> Result<Url, Error> {
 }
 
 /// Schemes and the features they need; `None`: always there.
-const SCHEMES: [(&str, &str, Option<&str>); 5] = [
+const SCHEMES: [(&str, &str, Option<&str>); 8] = [
     ("queue", "memory", None),
     ("queue", "sqlite", Some("sqlite")),
     ("queue", "amqp", Some("rabbitmq")),
+    ("queue", "sqs", Some("sqs")),
+    ("queue", "arn", Some("sqs")),
+    ("queue", "http", Some("sqs")),
     ("store", "memory", None),
     ("store", "sqlite", Some("sqlite")),
 ];

@@ -46,6 +46,34 @@ async fn wrong_urls_say_what_to_write_instead() {
     assert!(error.to_string().contains("no store has the scheme"));
 }
 
+#[cfg(feature = "sqs")]
+#[tokio::test]
+async fn an_sqs_queue_has_three_names() {
+    for url in [
+        "https://sqs.eu-central-1.amazonaws.com/123456789012/orders.fifo",
+        "sqs://orders.fifo?region=eu-central-1",
+        "arn:aws:sqs:eu-central-1:123456789012:orders.fifo",
+    ] {
+        let source = onlyonce::source(url).await.unwrap();
+        assert_eq!(source.name(), "orders.fifo", "{url}");
+        let sink = onlyonce::sink(url).await.unwrap();
+        assert_eq!(sink.name(), "orders.fifo", "{url}");
+    }
+}
+
+#[cfg(not(feature = "sqs"))]
+#[tokio::test]
+async fn sqs_needs_its_feature() {
+    for url in [
+        "https://sqs.eu-west-1.amazonaws.com/1/q",
+        "sqs://q",
+        "arn:aws:sqs:eu-west-1:1:q",
+    ] {
+        let error = wrong_source(url).await;
+        assert!(error.contains("--features sqs"), "{error}");
+    }
+}
+
 #[cfg(not(feature = "rabbitmq"))]
 #[tokio::test]
 async fn a_missing_feature_is_named() {

@@ -241,6 +241,7 @@ impl Source for MemoryQueue {
             dead_letter: Some(format!("{}.dead-letters", self.shared.name)),
             dedup_window: None,
             ordered: Some(true),
+            settings: Vec::new(),
             unknown: Vec::new(),
         })
     }

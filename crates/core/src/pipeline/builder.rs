@@ -70,7 +70,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         self
     }
 
-    /// How the dedup key is chosen. Default: the producer's id, else the attribute `idempotency-key`.
+    /// How the dedup key is chosen. Default: the attribute `idempotency-key`, else the producer's id.
     pub fn key(mut self, policy: KeyPolicy) -> Self {
         self.setup.options.key = policy;
         self

@@ -1,0 +1,98 @@
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use onlyonce_core::{Message, Receipt};
+use tokio::time::Instant;
+
+/// SQS ends a lease 12 hours after the receive, however often it is prolonged:
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html>
+pub(crate) const LONGEST: Duration = Duration::from_secs(12 * 3_600);
+
+/// What is received and not settled, by receipt handle. SQS lets a handle be used after its lease has ended, as long as
+/// nobody else got the message, and some say that it worked even then: so the deadlines are kept here.
+#[derive(Default)]
+pub(crate) struct Leases {
+    held: HashMap<Arc<str>, Lease>,
+    /// Of how many deliveries there were before.
+    count: u64,
+    /// With so many held, it is time to look for those that have ended.
+    crowded: usize,
+}
+
+#[derive(Clone)]
+pub(crate) struct Lease {
+    /// Its place in the order of arrival.
+    pub(crate) seq: u64,
+    pub(crate) received: Instant,
+    pub(crate) until: Instant,
+    /// To be dead-lettered, should it come to that.
+    pub(crate) message: Arc<Message>,
+}
+
+impl Lease {
+    /// For how long it can be held from now on.
+    pub(crate) fn rest(&self) -> Duration {
+        (self.received + LONGEST).saturating_duration_since(Instant::now())
+    }
+}
+
+impl Leases {
+    pub(crate) fn begin(
+        &mut self,
+        handle: Arc<str>,
+        message: Arc<Message>,
+        received: Instant,
+        until: Instant,
+    ) {
+        if self.held.len() >= self.crowded {
+            let now = Instant::now();
+            self.held.retain(|_, lease| lease.until > now);
+            self.crowded = (self.held.len() * 2).max(1_000);
+        }
+        let lease = Lease {
+            seq: self.count,
+            received,
+            until,
+            message,
+        };
+        self.count += 1;
+        self.held.insert(handle, lease);
+    }
+
+    /// The lease, if it lasts.
+    pub(crate) fn lasting(&self, receipt: &Receipt) -> Option<(Arc<str>, Lease)> {
+        let Receipt::Handle(handle) = receipt else {
+            return None;
+        };
+        let lease = self.held.get(handle)?;
+        (lease.until > Instant::now()).then(|| (handle.clone(), lease.clone()))
+    }
+
+    pub(crate) fn extended(&mut self, handle: &Arc<str>, until: Instant) {
+        if let Some(lease) = self.held.get_mut(handle) {
+            lease.until = until;
+        }
+    }
+
+    pub(crate) fn end(&mut self, handle: &Arc<str>) {
+        self.held.remove(handle);
+    }
+
+    /// Those that last, in the order in which they are to be given back: last first.
+    pub(crate) fn last_first(&self) -> Vec<Arc<str>> {
+        let now = Instant::now();
+        let lasting = self.held.iter().filter(|(_, lease)| lease.until > now);
+        let mut lasting: Vec<_> = lasting.collect();
+        lasting.sort_by_key(|(_, lease)| Reverse(lease.seq));
+        lasting
+            .into_iter()
+            .map(|(handle, _)| handle.clone())
+            .collect()
+    }
+
+    pub(crate) fn end_all(&mut self) {
+        self.held.clear();
+    }
+}

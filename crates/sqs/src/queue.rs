@@ -1,0 +1,105 @@
+use std::error::Error as StdError;
+use std::future::Future;
+use std::time::Duration;
+
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::http::HttpResponse;
+use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use futures_util::{StreamExt as _, stream};
+use onlyonce_core::{Error, ErrorKind};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use crate::Config;
+use crate::config::Address;
+use crate::error;
+
+/// As many entries fit into one request:
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-batch-api-actions.html>
+pub(crate) const BATCH: usize = 10;
+/// As many requests of one batch are under way at most.
+const CALLS: usize = 10;
+
+/// A queue and the client to reach it by. Both are found out when they are first needed.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) config: Config,
+    address: Address,
+    client: OnceCell<Client>,
+    url: OnceCell<String>,
+}
+
+impl Queue {
+    pub(crate) fn new(config: Config, client: Option<Client>) -> Result<Self, Error> {
+        config.check()?;
+        Ok(Self {
+            address: config.address.clone(),
+            client: OnceCell::new_with(client),
+            url: OnceCell::new_with(config.address.url.clone()),
+            config,
+        })
+    }
+
+    /// Another queue, reached by the same client.
+    pub(crate) async fn beside(&self, address: Address) -> Result<Self, Error> {
+        let mut config = self.config.clone();
+        config.address = address;
+        Self::new(config, Some(self.client().await?.clone()))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.address.name
+    }
+
+    pub(crate) fn is_fifo(&self) -> bool {
+        self.address.is_fifo()
+    }
+
+    pub(crate) async fn client(&self) -> Result<&Client, Error> {
+        self.client.get_or_try_init(|| self.config.connect()).await
+    }
+
+    pub(crate) async fn url(&self) -> Result<&str, Error> {
+        let find = || async {
+            let request = self.client().await?.get_queue_url();
+            let request = request
+                .queue_name(self.name())
+                .set_queue_owner_aws_account_id(self.address.account.clone());
+            let found = self.call("cannot find the queue", Duration::ZERO, request.send());
+            let url = found.await?.queue_url;
+            url.ok_or_else(|| Error::new(ErrorKind::NotFound, "SQS names no URL of the queue"))
+        };
+        let url = self.url.get_or_try_init(find).await;
+        url.map(String::as_str)
+    }
+
+    /// Waits for the answer to a request, which may take its time and `wait`.
+    pub(crate) async fn call<T, E>(
+        &self,
+        what: &str,
+        wait: Duration,
+        request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
+    ) -> Result<T, Error>
+    where
+        E: ProvideErrorMetadata + StdError + 'static,
+    {
+        let limit = self.config.timeout + wait;
+        let result = match timeout(limit, request).await {
+            Ok(answer) => answer.map_err(|error| error::of_request(what, &error)),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                format!("{what}: SQS did not answer within {limit:?}"),
+            )),
+        };
+        result.map_err(|error| error.on_queue(self.name()))
+    }
+}
+
+/// Makes the requests side by side or one after another, and returns all their results in order.
+pub(crate) async fn all_of<R, F>(requests: Vec<F>, side_by_side: bool) -> Vec<R>
+where
+    F: Future<Output = Vec<R>>,
+{
+    let calls = if side_by_side { CALLS } else { 1 };
+    stream::iter(requests).buffered(calls).concat().await
+}

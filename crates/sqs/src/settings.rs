@@ -1,0 +1,137 @@
+use std::collections::HashMap;
+use std::time::Duration;
+
+use aws_sdk_sqs::types::QueueAttributeName as Attribute;
+use onlyonce_core::{Error, Inspection};
+use serde_json::Value;
+
+use crate::Config;
+use crate::config::Address;
+use crate::queue::Queue;
+
+/// Within this time a FIFO queue drops what was sent before:
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html>
+const DEDUP_WINDOW: Duration = Duration::from_secs(300);
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>
+const IN_FLIGHT: &str = "120000";
+
+/// The queue's attributes, as SQS tells them.
+pub(crate) struct Settings {
+    attributes: HashMap<Attribute, String>,
+}
+
+/// Where SQS itself puts what was received too often.
+pub(crate) struct Redrive {
+    arn: String,
+    max_receives: Option<u32>,
+}
+
+impl Settings {
+    /// # Errors
+    /// The queue does not exist, or `sqs:GetQueueAttributes` is not allowed.
+    pub(crate) async fn read(queue: &Queue) -> Result<Self, Error> {
+        let request = queue
+            .client()
+            .await?
+            .get_queue_attributes()
+            .queue_url(queue.url().await?)
+            .attribute_names(Attribute::All);
+        let what = "cannot read the queue's attributes (sqs:GetQueueAttributes)";
+        let answer = queue.call(what, Duration::ZERO, request.send()).await?;
+        Ok(Self {
+            attributes: answer.attributes.unwrap_or_default(),
+        })
+    }
+
+    fn text(&self, name: &Attribute) -> Option<&str> {
+        self.attributes.get(name).map(String::as_str)
+    }
+
+    fn seconds(&self, name: &Attribute) -> Option<Duration> {
+        let seconds = self.text(name)?.parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    }
+
+    /// # Errors
+    /// It is zero, or not told.
+    pub(crate) fn visibility(&self, queue: &str) -> Result<Duration, Error> {
+        let visibility = self.seconds(&Attribute::VisibilityTimeout);
+        visibility.filter(|time| !time.is_zero()).ok_or_else(|| {
+            Error::config(
+                "the queue has no visibility timeout, so that every message would be delivered again at once; set one there, or `visibility_timeout=30s` in the URL",
+            )
+            .on_queue(queue)
+        })
+    }
+
+    pub(crate) fn redrive(&self) -> Option<Redrive> {
+        let policy: Value = serde_json::from_str(self.text(&Attribute::RedrivePolicy)?).ok()?;
+        // It is a number or, where it was set so, a text.
+        let max = match policy.get("maxReceiveCount")? {
+            Value::String(text) => text.parse().ok(),
+            number => number.as_u64().and_then(|number| number.try_into().ok()),
+        };
+        Some(Redrive {
+            arn: policy.get("deadLetterTargetArn")?.as_str()?.to_owned(),
+            max_receives: max,
+        })
+    }
+
+    pub(crate) fn inspection(&self, config: &Config) -> Result<Inspection, Error> {
+        let fifo = config.is_fifo();
+        let redrive = self.redrive();
+        let mut inspection = Inspection::default();
+        inspection.lease = Some(match config.visibility_timeout {
+            Some(asked) => asked,
+            None => self.visibility(config.name())?,
+        });
+        inspection.retention = self.seconds(&Attribute::MessageRetentionPeriod);
+        inspection.max_deliveries = redrive.as_ref().and_then(|redrive| redrive.max_receives);
+        inspection.dead_letter = redrive.map(|redrive| redrive.arn);
+        inspection.dedup_window = fifo.then_some(DEDUP_WINDOW);
+        inspection.ordered = Some(fifo);
+        inspection.settings = self.shown(fifo);
+        Ok(inspection)
+    }
+
+    /// What else decides how the queue behaves, under SQS's own names.
+    fn shown(&self, fifo: bool) -> Vec<(String, String)> {
+        let mut shown = vec![("Type", if fifo { "FIFO" } else { "standard" })];
+        shown.push(("InFlightLimit", IN_FLIGHT));
+        let names = [
+            Attribute::VisibilityTimeout,
+            Attribute::MessageRetentionPeriod,
+            Attribute::ContentBasedDeduplication,
+            Attribute::DeduplicationScope,
+            Attribute::FifoThroughputLimit,
+            Attribute::DelaySeconds,
+            Attribute::MaximumMessageSize,
+            Attribute::RedrivePolicy,
+            Attribute::SqsManagedSseEnabled,
+            Attribute::KmsMasterKeyId,
+        ];
+        for name in &names {
+            if let Some(value) = self.text(name) {
+                shown.push((name.as_str(), value));
+            }
+        }
+        let owned = shown.into_iter();
+        owned
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
+    }
+}
+
+impl Redrive {
+    /// # Errors
+    /// Its ARN is no queue's.
+    pub(crate) fn target(&self) -> Result<Address, Error> {
+        match Address::of_arn(&self.arn) {
+            Some((address, _)) => Ok(address),
+            None => Err(Error::config(format!(
+                "the redrive policy names no queue: {}",
+                self.arn
+            ))),
+        }
+    }
+}
