@@ -7,11 +7,6 @@ import sqlite3
 import subprocess
 import threading
 import time
-from urllib.parse import urlencode
-
-import pika
-
-GROUP_HEADER = "x-group"
 
 
 def until(what, ready, seconds=120, pause=0.01):
@@ -50,6 +45,10 @@ class Book:
         """Each transfer's number of entries and their sum."""
         rows = self._query("SELECT transfer_id, COUNT(*), SUM(amount) FROM entries GROUP BY transfer_id")
         return {transfer: (count, total) for transfer, count, total in rows}
+
+    def order(self):
+        """The transfers in the order in which they were applied, each as often as it was."""
+        return [transfer for (transfer,) in self._query("SELECT transfer_id FROM entries ORDER BY rowid")]
 
     def sum_of_balances(self):
         return self._query("SELECT IFNULL(SUM(balance), 0) FROM balances")[0][0]
@@ -102,9 +101,11 @@ class Worker:
         self.process.send_signal(number)
 
     def kill(self):
+        """Ends it, and tells whether there was something to end."""
         self.signal(signal.SIGKILL)
-        self.process.wait()
+        code = self.process.wait()
         self._reader.join()
+        return code == -signal.SIGKILL
 
     def report(self, seconds=60):
         """Waits for a good end."""
@@ -119,61 +120,13 @@ class Worker:
             return "".join(log.readlines()[-lines:])
 
 
-class Queue:
-    """A queue with its dead-letter queue."""
-
-    def __init__(self, url, name, kind="quorum"):
-        self.url, self.name, self.dead = url, name, f"{name}.dead"
-        # A broker that deletes what it delivered too often would hide what is lost. RabbitMQ 4 has a limit of 20 unless
-        # told otherwise; 3 has none, and takes the -1 by which 4 has none for a limit below zero: it deletes all that
-        # comes back.
-        arguments = {"x-queue-type": kind, **({"x-delivery-limit": 1_000_000} if kind == "quorum" else {})}
-        with self.connect() as connection:
-            channel = connection.channel()
-            for queue in (self.name, self.dead):
-                channel.queue_declare(queue, durable=True, arguments=arguments)
-
-    def connect(self):
-        parameters = pika.URLParameters(self.url)
-        parameters.heartbeat = 10
-        parameters.blocked_connection_timeout = 30
-        return pika.BlockingConnection(parameters)
-
-    def of(self, queue, **parameters):
-        """The URL of one of the two queues, for the worker."""
-        return f"{self.url}?{urlencode({'queue': queue, **parameters})}"
-
-    def depth(self, queue):
-        with self.connect() as connection:
-            return connection.channel().queue_declare(queue, passive=True).method.message_count
-
-    def drained(self, queue):
-        """Takes every message out."""
-        bodies = []
-        with self.connect() as connection:
-            channel = connection.channel()
-            while True:
-                method, _, body = channel.basic_get(queue, auto_ack=True)
-                if method is None:
-                    return bodies
-                bodies.append(body)
-
-    def delete(self):
-        with self.connect() as connection:
-            channel = connection.channel()
-            for queue in (self.name, self.dead):
-                channel.queue_delete(queue)
-
-
-def transfer(number, rng, group=None):
-    """A transfer's id, payload and properties."""
+def transfer(number, rng):
+    """A transfer's id and payload."""
     identity = f"transfer-{number}"
     source, target = rng.sample(range(1_000), 2)
     body = {"transfer_id": identity, "from": f"account-{source}", "to": f"account-{target}"}
     body["amount"] = rng.randint(1, 99_999)
-    headers = {GROUP_HEADER: group} if group else None
-    properties = pika.BasicProperties(message_id=identity, delivery_mode=2, headers=headers)
-    return identity, json.dumps(body).encode(), properties
+    return identity, json.dumps(body)
 
 
 def check_tables(book, program, transfers):

@@ -14,6 +14,7 @@ import sys
 import tempfile
 
 import ledger
+import rabbit
 
 # The broker takes a silent worker for dead after about two of these.
 HEARTBEAT = "1s"
@@ -25,7 +26,7 @@ class Stale:
     def __init__(self, options, mode, folder):
         self.options, self.mode, self.folder = options, mode, folder
         self.book = ledger.Book(folder)
-        self.queue = ledger.Queue(options.url, f"stale-{mode}-{os.getpid()}-{options.seed}", options.queue_type)
+        self.queue = rabbit.Queue(options.url, f"stale-{mode}-{os.getpid()}-{options.seed}", options.queue_type)
         self.workers = []
 
     def publish(self):
@@ -34,7 +35,7 @@ class Stale:
             channel = connection.channel()
             channel.confirm_delivery()
             for number in range(self.options.transfers):
-                _, body, properties = ledger.transfer(number, rng)
+                _, body, properties = rabbit.transfer(number, rng)
                 channel.basic_publish("", self.queue.name, body, properties, mandatory=True)
 
     def worker(self, *more):

@@ -1,0 +1,234 @@
+"""A run in which workers are killed and followed by others while transfers go through a broker: what is the same whichever
+broker it is."""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+
+import ledger
+
+
+def arguments(description, transfers, kills):
+    """A parser with the arguments that all runs have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ledger", required=True, help="the program")
+    parser.add_argument("--transfers", type=int, default=transfers)
+    parser.add_argument("--duplicates", type=int, default=10, help="how many are sent twice, in percent")
+    parser.add_argument("--poison", type=int, default=20, help="messages that nobody can process")
+    parser.add_argument("--kills", type=int, default=kills)
+    parser.add_argument("--publishers", type=int, default=4)
+    parser.add_argument("--keep", help="keep the ledger and the logs in this folder")
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    return parser
+
+
+class Publisher(threading.Thread):
+    """Publishes until everything is confirmed; a subclass knows how."""
+
+    ERRORS = ()
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.repeated = 0
+        self.error = None
+
+    def done(self):
+        raise NotImplementedError
+
+    def publish(self):
+        """Some of what is left, or all of it. What an error ends may or may not be there: it is sent again."""
+        raise NotImplementedError
+
+    def run(self):
+        try:
+            while not self.done():
+                try:
+                    self.publish()
+                except self.ERRORS:
+                    self.repeated += 1
+                    time.sleep(0.2)
+        except Exception as error:  # pylint: disable=broad-except
+            self.error = error
+
+
+class Run:
+    """One run: the workers, and what was counted. A subclass brings the broker: `queue`, `publishers`, and the methods that
+    raise NotImplementedError here."""
+
+    # How many workers there are at any time.
+    WORKERS = 1
+    # A queue that gave nothing for so many seconds is empty: whatever a dead worker held has come back by then.
+    IDLE = 4
+
+    def __init__(self, options, folder):
+        self.options, self.folder = options, folder
+        self.program = os.path.abspath(options.ledger)
+        self.rng = random.Random(options.seed)
+        self.book = ledger.Book(folder)
+        self.queue = None
+        self.publishers = []
+        self.workers = []
+        self.hired = 0
+        self.counts = {"kills": 0, "kills_during_work": 0, "exits_at_start": 0, "exits_while_working": 0}
+        self.applied = {"applied": 0, "received": 0, "duplicates": 0, "fenced": 0, "cancelled": 0, "lease_lost": 0}
+        self.applied["dead_lettered"] = 0
+        self.shown = 0.0
+
+    def worker(self, log, *more):
+        """Starts a worker on the queue."""
+        raise NotImplementedError
+
+    def plan(self):
+        """What is done to the broker, with how often."""
+        raise NotImplementedError
+
+    def settle(self):
+        """Waits until what is done to the broker is over."""
+
+    def verdict(self):
+        """Of the broker's part: findings, each of which must be zero, and what else is worth telling."""
+        raise NotImplementedError
+
+    def hire(self, *more):
+        self.hired += 1
+        return self.worker(os.path.join(self.folder, f"worker-{self.hired}.log"), *more)
+
+    def retire(self, worker):
+        """Adds up the counts of a worker that is gone now, if it was not before."""
+        worker.kill()
+        for name in self.applied:
+            self.applied[name] += worker.count(name)
+        self.workers.remove(worker)
+
+    def replace(self, worker):
+        self.retire(worker)
+        self.workers.append(self.hire())
+
+    def supervise(self):
+        """Replaces workers that ended by themselves: they cannot start while there is no broker."""
+        for worker in [worker for worker in self.workers if worker.ended()]:
+            worked = worker.count("applied") > 0
+            self.counts["exits_while_working" if worked else "exits_at_start"] += 1
+            if worked:
+                print(f"a worker ended by itself:\n{worker.last_words()}", file=sys.stderr)
+            time.sleep(0.2)
+            self.replace(worker)
+
+    def unfinished(self):
+        return self.book.entries() < 2 * self.options.transfers
+
+    def kill(self):
+        """Kills one of those that have done something."""
+        def busy():
+            self.supervise()
+            return [worker for worker in self.workers if worker.count("applied")]
+
+        worker = self.rng.choice(ledger.until("a worker that works", busy))
+        time.sleep(self.rng.random() * 0.03)
+        if worker.kill():
+            self.counts["kills"] += 1
+            self.counts["kills_during_work"] += self.unfinished()
+            self.replace(worker)
+
+    def wait_for(self, transfers):
+        """Waits until so many transfers are in the ledger."""
+        def reached():
+            self.supervise()
+            entries = self.book.entries()
+            self.show(entries // 2)
+            return entries >= 2 * transfers
+
+        ledger.until(f"{transfers} transfers", reached, seconds=180)
+
+    def show(self, applied):
+        if sys.stderr.isatty() and time.monotonic() > self.shown + 0.5:
+            self.shown = time.monotonic()
+            print(f"\r{applied} applied, {self.counts['kills']} kills ", end="", file=sys.stderr, flush=True)
+
+    def events(self):
+        """When to do what: the number of applied transfers, with what happens then."""
+        events = []
+        for action, count in [(self.kill, self.options.kills), *self.plan()]:
+            part = self.options.transfers * 0.95 / max(count, 1)
+            events += [(int(part * (n + self.rng.random())), action) for n in range(count)]
+        return sorted(events, key=lambda event: event[0])
+
+    def go(self):
+        for publisher in self.publishers:
+            publisher.start()
+        self.workers = [self.hire() for _ in range(self.WORKERS)]
+        for applied, action in self.events():
+            self.wait_for(applied)
+            action()
+        for publisher in self.publishers:
+            while publisher.is_alive():
+                self.supervise()
+                publisher.join(0.05)
+            if publisher.error:
+                raise publisher.error
+        self.settle()
+        self.end()
+        self.workers = [self.hire("--drain-when-empty", str(self.IDLE)) for _ in range(self.WORKERS)]
+        for worker in self.workers:
+            worker.report()
+        self.end()
+
+    def end(self):
+        for worker in list(self.workers):
+            self.retire(worker)
+
+    def findings(self):
+        findings, audit = ledger.check_tables(self.book, self.program, self.options.transfers)
+        findings["kills_missing"] = self.options.kills - self.counts["kills_during_work"]
+        findings["exits_while_working"] = self.counts["exits_while_working"]
+        more, details = self.verdict()
+        return findings | more, {**details, "audit": audit}
+
+    def last_words(self):
+        words = [f"\n{self.counts}\n{self.applied}"]
+        words += [f"a worker: {worker.figures}\n{worker.last_words()}" for worker in self.workers]
+        return "\n".join(words)
+
+
+def working_folder(keep):
+    if keep is None:
+        return tempfile.TemporaryDirectory(prefix="chaos-")
+    os.makedirs(keep)
+    return contextlib.nullcontext(keep)
+
+
+def main(options, scenario):
+    """Carries out a run of this class, prints what came of it, and exits with 1 if that is not fine."""
+    print(f"seed {options.seed}", file=sys.stderr)
+    began = time.monotonic()
+    with working_folder(options.keep) as folder:
+        run = scenario(options, folder)
+        try:
+            run.go()
+            findings, details = run.findings()
+            run.queue.delete()
+        except Exception:
+            print(run.last_words(), file=sys.stderr)
+            raise
+        finally:
+            run.end()
+        summary = {
+            "fine": not any(findings.values()),
+            "seed": options.seed,
+            "transfers": options.transfers,
+            "published_again": sum(publisher.repeated for publisher in run.publishers),
+            "poison": options.poison,
+            **run.counts,
+            "at_least": run.applied,
+            "findings": findings,
+            **details,
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        print(json.dumps(summary, indent=2))
+    sys.exit(0 if summary["fine"] else 1)
