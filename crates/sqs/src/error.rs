@@ -108,8 +108,8 @@ fn of_code(what: &str, code: &str, message: &str, sender_fault: bool) -> Error {
             true,
             "are the credentials fresh, and the clock right?",
         ),
-        // Their text holds the signed request, session token included.
-        "SignatureDoesNotMatch" | "IncompleteSignature" => {
+        // SignatureDoesNotMatch, InvalidSignature …: their text holds the signed request, session token included.
+        _ if code.contains("Signature") => {
             let text = format!("{what}: {code} (wrong secret key, or a clock that is off)");
             return Error::new(ErrorKind::Permission, text);
         }
@@ -131,6 +131,7 @@ fn of_code(what: &str, code: &str, message: &str, sender_fault: bool) -> Error {
         | "InvalidAttributeValue" => (ErrorKind::Message, false, ""),
         "UnsupportedOperation" => (ErrorKind::Config, false, ""),
         "QueueDeletedRecently" | "PurgeQueueInProgress" => (ErrorKind::Other, true, ""),
+        "RequestTimeout" | "RequestAborted" => (ErrorKind::Connection, true, ""),
         _ if sender_fault => (ErrorKind::Other, false, ""),
         _ => (ErrorKind::Connection, true, ""),
     };
