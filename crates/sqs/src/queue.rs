@@ -83,7 +83,7 @@ impl Queue {
     where
         E: ProvideErrorMetadata + StdError + 'static,
     {
-        let limit = self.config.timeout + wait;
+        let limit = self.config.timeout.saturating_add(wait);
         let result = match timeout(limit, request).await {
             Ok(answer) => answer.map_err(|error| error::of_request(what, &error)),
             Err(_) => Err(Error::new(

@@ -117,7 +117,7 @@ impl Source for SqsSource {
     }
 
     async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
-        let deadline = Instant::now() + limit.wait;
+        let deadline = after(limit.wait);
         let visibility = self.shared.visibility().await?;
         loop {
             let changed = self.shared.changed.notified();
@@ -567,6 +567,13 @@ fn in_places(count: usize, answers: impl IntoIterator<Item = (usize, Answer)>) -
 
 fn impossible(error: aws_sdk_sqs::error::BuildError) -> Error {
     Error::new(ErrorKind::Other, "an entry of a batch could not be made").caused_by(error)
+}
+
+/// No wait is too long to be reckoned.
+fn after(wait: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
+    let now = Instant::now();
+    now.checked_add(wait).unwrap_or(now + CENTURY)
 }
 
 /// A number as SQS takes it; none is anywhere near the bound.
