@@ -1,129 +1,29 @@
-//! Messages per second, CPU, commits and latency on one RabbitMQ node, all variants interleaved.
+//! What onlyonce costs, beside the loops that people write by hand on the same client.
 //!
-//! `cargo run --release -p bench -- --url amqp://…` prints ratios: on a shared machine absolute figures drift, ratios of
-//! one interleaved run hardly do. `tests/run bench` starts the node too.
+//! On a shared machine absolute figures drift, ratios of one interleaved run hardly do, and counts not at all.
+//! `tests/run bench` starts the brokers too.
 
-mod by_hand;
-mod latency;
 mod measure;
-mod pipelines;
-mod queue;
+mod rabbitmq;
+mod sqs;
 
 use clap::Parser;
-use measure::{Sample, Summary};
-use queue::{Kind, Queue};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-/// Benchmarks onlyonce against raw lapin on one RabbitMQ node.
+/// Benchmarks onlyonce against loops written by hand.
 #[derive(Parser)]
-struct Args {
-    /// The broker, with its vhost: amqp://user:password@host:port/vhost
-    #[arg(long, env = "ONLYONCE_RABBITMQ_URL")]
-    url: String,
-    /// Messages per variant and round.
-    #[arg(long, default_value_t = 30_000)]
-    messages: usize,
-    /// Rounds; each runs every variant once.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Process id of the broker, to count its CPU time too.
-    #[arg(long)]
-    broker_pid: Option<u32>,
-}
-
-/// What is compared, in the order of a round.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Variant {
-    ByHandAwaited,
-    ByHandNotAwaited,
-    ByHandMultiple,
-    AtLeastOnce,
-    IdempotentMemory,
-    IdempotentSqlite,
-    TransactionalSqlite,
-}
-
-const VARIANTS: [(Variant, &str); 7] = [
-    (Variant::ByHandAwaited, "lapin, ack awaited one by one"),
-    (
-        Variant::ByHandNotAwaited,
-        "lapin, ack one by one, not awaited",
-    ),
-    (Variant::ByHandMultiple, "lapin, ack `multiple` every 100"),
-    (Variant::AtLeastOnce, "onlyonce at_least_once"),
-    (Variant::IdempotentMemory, "onlyonce idempotent, memory"),
-    (Variant::IdempotentSqlite, "onlyonce idempotent, SQLite"),
-    (
-        Variant::TransactionalSqlite,
-        "onlyonce transactional, SQLite",
-    ),
-];
-
-async fn run(variant: Variant, queue: &Queue, args: &Args) -> Result<Sample, Error> {
-    queue.fill(args.messages).await?;
-    let (count, pid) = (args.messages, args.broker_pid);
-    match variant {
-        Variant::ByHandAwaited => measure::of(pid, by_hand::awaited(queue, count)).await,
-        Variant::ByHandNotAwaited => measure::of(pid, by_hand::not_awaited(queue, count)).await,
-        Variant::ByHandMultiple => measure::of(pid, by_hand::multiple(queue, count)).await,
-        Variant::AtLeastOnce => measure::of(pid, pipelines::at_least_once(queue, count)).await,
-        Variant::IdempotentMemory => {
-            measure::of(pid, pipelines::idempotent_memory(queue, count)).await
-        }
-        Variant::IdempotentSqlite => {
-            measure::of(pid, pipelines::idempotent_sqlite(queue, count)).await
-        }
-        Variant::TransactionalSqlite => {
-            measure::of(pid, pipelines::transactional_sqlite(queue, count)).await
-        }
-    }
-}
-
-async fn compare(kind: Kind, args: &Args) -> Result<(), Error> {
-    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); VARIANTS.len()];
-    for round in 0..args.rounds {
-        for (i, (variant, name)) in VARIANTS.iter().enumerate() {
-            let queue = Queue::declare(&args.url, kind).await?;
-            let sample = run(*variant, &queue, args).await?;
-            queue.delete().await?;
-            eprintln!(
-                "{kind:?} {}/{} {name}: {:.0}/s",
-                round + 1,
-                args.rounds,
-                sample.per_second(args.messages)
-            );
-            samples[i].push(sample);
-        }
-    }
-    measure::print(kind, args, &samples);
-    Ok(())
+enum Args {
+    /// Messages per second, CPU, commits and latency on one RabbitMQ node.
+    Rabbitmq(rabbitmq::Args),
+    /// Requests per message on SQS: at full load, with few groups, at rest and with slow handlers.
+    Sqs(sqs::Args),
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
-    let args = Args::parse();
-    for kind in [Kind::Classic, Kind::Quorum] {
-        compare(kind, &args).await?;
+    match Args::parse() {
+        Args::Rabbitmq(args) => rabbitmq::compare_all(&args).await,
+        Args::Sqs(args) => sqs::count_all(&args).await,
     }
-    let commit = latency::one_commit()?;
-    println!("\none durable commit on this disk: {commit}");
-    for kind in [Kind::Classic, Kind::Quorum] {
-        let queue = Queue::declare(&args.url, kind).await?;
-        let by_hand = latency::lone_delivery(&queue).await?;
-        let lone = latency::lone_message(&queue).await?;
-        queue.delete().await?;
-        println!(
-            "lone message, {kind:?}, from the publisher's confirm: delivered to a loop by hand {by_hand}; transactional on SQLite committed {} ({:.1} commits), ack written {}",
-            lone.committed,
-            lone.committed.median / commit.median,
-            lone.settled,
-        );
-    }
-    Ok(())
-}
-
-/// Formats a summary's ratio to another, round by round.
-fn ratio(of: &[f64], to: &[f64]) -> Summary {
-    Summary::of(of.iter().zip(to).map(|(a, b)| a / b))
 }

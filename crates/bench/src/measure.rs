@@ -2,18 +2,20 @@
 
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use onlyonce::sqlite::Commits;
+use tokio_util::sync::CancellationToken;
 
-use crate::queue::Kind;
-use crate::{Args, Error, VARIANTS, ratio};
+use crate::Error;
 
 /// What a run counted itself.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Done {
-    full_commits: u64,
-    normal_commits: u64,
+    pub(crate) full_commits: u64,
+    pub(crate) normal_commits: u64,
 }
 
 impl Done {
@@ -28,9 +30,9 @@ impl Done {
 #[derive(Clone, Copy)]
 pub(crate) struct Sample {
     elapsed: Duration,
-    client_cpu: Duration,
-    broker_cpu: Option<Duration>,
-    done: Done,
+    pub(crate) client_cpu: Duration,
+    pub(crate) broker_cpu: Option<Duration>,
+    pub(crate) done: Done,
 }
 
 impl Sample {
@@ -91,41 +93,47 @@ impl Summary {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { median, min, max } = self;
-        write!(f, "{median:.2} ({min:.2}–{max:.2})")
+        let digits = f.precision().unwrap_or(2);
+        write!(f, "{median:.digits$} ({min:.digits$}–{max:.digits$})")
     }
 }
 
-pub(crate) fn print(kind: Kind, args: &Args, samples: &[Vec<Sample>]) {
-    let speed = |i: usize| -> Vec<f64> {
-        let each = samples[i].iter();
-        each.map(|s| s.per_second(args.messages)).collect()
-    };
-    let micros = |time: Duration| time.as_secs_f64() * 1e6 / args.messages as f64;
-    let (awaited, multiple) = (speed(0), speed(2));
-    println!(
-        "\n{kind:?} queue, {} messages of 256 bytes, persistent, prefetch 1000, {} rounds: median (least–most)",
-        args.messages, args.rounds
-    );
-    println!(
-        "| | messages/s | × awaited | × `multiple` | CPU µs/message, client + broker | fsynced / other commits per message |"
-    );
-    println!("|---|---|---|---|---|---|");
-    for (i, (_, name)) in VARIANTS.iter().enumerate() {
-        let of = &samples[i];
-        let client = Summary::of(of.iter().map(|s| micros(s.client_cpu)));
-        let broker = Summary::of(of.iter().filter_map(|s| s.broker_cpu.map(micros)));
-        let per_message = |n: u64| n as f64 / args.messages as f64;
-        let full = Summary::of(of.iter().map(|s| per_message(s.done.full_commits)));
-        let normal = Summary::of(of.iter().map(|s| per_message(s.done.normal_commits)));
-        println!(
-            "| {name} | {:.0} | {} | {} | {:.0} + {:.0} | {:.4} / {:.4} |",
-            Summary::of(speed(i)).median,
-            ratio(&speed(i), &awaited),
-            ratio(&speed(i), &multiple),
-            client.median,
-            broker.median,
-            full.median,
-            normal.median,
-        );
+/// The ratio of one variant to another, round by round.
+pub(crate) fn ratio(of: &[f64], to: &[f64]) -> Summary {
+    Summary::of(of.iter().zip(to).map(|(a, b)| a / b))
+}
+
+/// Stops a pipeline after so many messages.
+pub(crate) struct StopAfter {
+    left: AtomicUsize,
+    stop: CancellationToken,
+    began: Instant,
+    took: OnceLock<Duration>,
+}
+
+impl StopAfter {
+    pub(crate) fn new(count: usize) -> Arc<Self> {
+        Arc::new(Self {
+            left: AtomicUsize::new(count),
+            stop: CancellationToken::new(),
+            began: Instant::now(),
+            took: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn handled(&self) {
+        if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            let _ = self.took.set(self.began.elapsed());
+            self.stop.cancel();
+        }
+    }
+
+    /// From its making to the last message.
+    pub(crate) fn took(&self) -> Duration {
+        self.took.get().copied().unwrap_or_default()
+    }
+
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.stop.clone().cancelled_owned()
     }
 }

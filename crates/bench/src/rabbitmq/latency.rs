@@ -10,9 +10,10 @@ use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
 use onlyonce::{Counters, Hazard, Pipeline, Report};
 use tokio::time::sleep;
 
+use super::by_hand;
+use super::queue::Queue;
+use crate::Error;
 use crate::measure::Summary;
-use crate::queue::Queue;
-use crate::{Error, by_hand};
 
 const TRIES: usize = 51;
 

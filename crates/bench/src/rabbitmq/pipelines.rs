@@ -2,48 +2,25 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use onlyonce::memory::MemoryStore;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
 use onlyonce::{Builder, Hazard, Message, NoTx, Pipeline, Report, Transaction};
-use tokio_util::sync::CancellationToken;
 
+use super::queue::Queue;
 use crate::Error;
-use crate::measure::Done;
-use crate::queue::Queue;
+use crate::measure::{Done, StopAfter};
 
 fn source(queue: &Queue) -> Result<RabbitSource, Error> {
     Ok(RabbitSource::new(queue.url().parse()?)?)
-}
-
-/// Stops a pipeline after so many messages.
-struct StopAfter {
-    left: AtomicUsize,
-    stop: CancellationToken,
-}
-
-impl StopAfter {
-    fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self {
-            left: AtomicUsize::new(count),
-            stop: CancellationToken::new(),
-        })
-    }
-
-    fn handled(&self) {
-        if self.left.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.stop.cancel();
-        }
-    }
 }
 
 fn settings<Tx: Transaction>(builder: Builder<Tx>, stop: &StopAfter) -> Builder<Tx> {
     builder
         .allow(Hazard::NoDeadLetter)
         .prefetch(1_000, 64 << 20)
-        .shutdown(stop.stop.clone().cancelled_owned())
+        .shutdown(stop.stopped())
 }
 
 fn check(report: Report, count: usize) -> Result<(), Error> {

@@ -6,9 +6,9 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 
+use super::queue::Queue;
 use crate::Error;
 use crate::measure::Done;
-use crate::queue::Queue;
 
 pub(crate) async fn consume(queue: &Queue) -> Result<(Channel, Consumer), Error> {
     let channel = queue.connection.create_channel().await?;
