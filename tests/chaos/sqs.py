@@ -186,7 +186,7 @@ class Run(chaos.Run):
             self.book,
             self.queue.dead,
             log,
-            *("--key-attribute", KEY, "--prefetch", str(PREFETCH), "--concurrency", str(CONCURRENCY)),
+            *("--prefetch", str(PREFETCH), "--concurrency", str(CONCURRENCY)),
             *("--delay-before", str(DELAY)),
             *more,
         )
