@@ -32,9 +32,10 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// For how long it can be held from now on.
-    pub(crate) fn rest(&self) -> Duration {
-        (self.received + LONGEST).saturating_duration_since(Instant::now())
+    /// For how many whole seconds it can be held from now on.
+    pub(crate) fn rest(&self) -> u64 {
+        let end = self.received + LONGEST;
+        end.saturating_duration_since(Instant::now()).as_secs()
     }
 }
 

@@ -357,7 +357,8 @@ impl Shared {
     /// Makes messages visible again, now or after their delays.
     async fn give_back(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, Answer)> {
         let (held, mut answers) = self.lasting(chunk);
-        let changed = self.change_visibility(&held, |held| held.wanted.min(held.lease.rest()));
+        let delay = |held: &Held<Duration>| rounded_up(held.wanted).min(held.lease.rest());
+        let changed = self.change_visibility(&held, delay);
         let changed = changed.await;
         self.conclude(
             held,
@@ -375,7 +376,7 @@ impl Shared {
         let (held, mut answers) = self.lasting(chunk);
         let (held, ended): (Vec<_>, Vec<_>) = held
             .into_iter()
-            .partition(|held| held.wanted <= held.lease.rest());
+            .partition(|held| rounded_up(held.wanted) <= held.lease.rest());
         answers.extend(ended.into_iter().map(|held| {
             let text = "cannot extend: SQS ends a lease 12 hours after the receive";
             let error = Error::new(ErrorKind::Other, text).on_queue(self.queue.name());
@@ -385,7 +386,8 @@ impl Shared {
             )
         }));
         let sent = Instant::now();
-        let changed = self.change_visibility(&held, |held| held.wanted).await;
+        let lease = |held: &Held<Duration>| rounded_up(held.wanted);
+        let changed = self.change_visibility(&held, lease).await;
         self.conclude(
             held,
             changed,
@@ -401,7 +403,7 @@ impl Shared {
     async fn change_visibility(
         &self,
         held: &[Held<Duration>],
-        timeout: impl Fn(&Held<Duration>) -> Duration,
+        seconds: impl Fn(&Held<Duration>) -> u64,
     ) -> Result<Vec<Outcome>, Error> {
         if held.is_empty() {
             return Ok(Vec::new());
@@ -410,7 +412,7 @@ impl Shared {
             ChangeMessageVisibilityBatchRequestEntry::builder()
                 .id(id.to_string())
                 .receipt_handle(&*held.handle)
-                .visibility_timeout(whole(timeout(held).as_millis().div_ceil(1_000)))
+                .visibility_timeout(whole(seconds(held)))
                 .build()
                 .map_err(impossible)
         };
@@ -574,6 +576,12 @@ fn after(wait: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
     let now = Instant::now();
     now.checked_add(wait).unwrap_or(now + CENTURY)
+}
+
+/// In whole seconds, as SQS takes it.
+fn rounded_up(time: Duration) -> u64 {
+    let more = u64::from(time.subsec_nanos() > 0);
+    time.as_secs().saturating_add(more)
 }
 
 /// A number as SQS takes it; none is anywhere near the bound.
