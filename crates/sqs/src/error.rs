@@ -78,7 +78,24 @@ fn bare(code: &str) -> &str {
 
 fn of_code(what: &str, code: &str, message: &str, sender_fault: bool) -> Error {
     let code = bare(code);
-    let (kind, retryable, hint) = match code {
+    // SignatureDoesNotMatch, InvalidSignature …: their text holds the signed request, session token included.
+    if code.contains("Signature") {
+        let text = format!("{what}: {code} (wrong secret key, or a clock that is off)");
+        return Error::new(ErrorKind::Permission, text);
+    }
+    let (kind, retryable, hint) = meaning(code, sender_fault);
+    let mut text = format!("{what}: {code}");
+    for part in [message, hint] {
+        if !part.is_empty() {
+            let _ = write!(text, "; {part}");
+        }
+    }
+    Error::new(kind, text).retryable(retryable)
+}
+
+/// What kind of error it is, whether another try can help, and what to do.
+fn meaning(code: &str, sender_fault: bool) -> (ErrorKind, bool, &'static str) {
+    match code {
         "QueueDoesNotExist" | "NonExistentQueue" => (
             ErrorKind::NotFound,
             false,
@@ -108,11 +125,6 @@ fn of_code(what: &str, code: &str, message: &str, sender_fault: bool) -> Error {
             true,
             "are the credentials fresh, and the clock right?",
         ),
-        // SignatureDoesNotMatch, InvalidSignature …: their text holds the signed request, session token included.
-        _ if code.contains("Signature") => {
-            let text = format!("{what}: {code} (wrong secret key, or a clock that is off)");
-            return Error::new(ErrorKind::Permission, text);
-        }
         "AccessDenied"
         | "InvalidSecurity"
         | "InvalidAddress"
@@ -121,10 +133,10 @@ fn of_code(what: &str, code: &str, message: &str, sender_fault: bool) -> Error {
         | "MissingAuthenticationToken"
         | "OptInRequired"
         | "NotAuthorized" => (ErrorKind::Permission, false, ""),
-        "InvalidMessageContents" | "BatchRequestTooLong" | "MessageTooLong" => {
-            (ErrorKind::Message, false, "")
-        }
-        "InvalidParameterValue"
+        "InvalidMessageContents"
+        | "BatchRequestTooLong"
+        | "MessageTooLong"
+        | "InvalidParameterValue"
         | "InvalidParameterCombination"
         | "MissingParameter"
         | "MissingRequiredParameter"
@@ -134,14 +146,7 @@ fn of_code(what: &str, code: &str, message: &str, sender_fault: bool) -> Error {
         "RequestTimeout" | "RequestAborted" => (ErrorKind::Connection, true, ""),
         _ if sender_fault => (ErrorKind::Other, false, ""),
         _ => (ErrorKind::Connection, true, ""),
-    };
-    let mut text = format!("{what}: {code}");
-    for part in [message, hint] {
-        if !part.is_empty() {
-            let _ = write!(text, "; {part}");
-        }
     }
-    Error::new(kind, text).retryable(retryable)
 }
 
 /// Nobody in the chain has credentials; anything else that went wrong in asking for them may pass.

@@ -476,7 +476,10 @@ impl Shared {
         let letters: Vec<Message> = held.iter().map(|held| self.letter(held)).collect();
         let published = match self.dead_letters().await {
             Ok(sink) => sink.publish(&letters).await,
-            Err(error) => letters.iter().map(|_| Err(error.clone())).collect(),
+            Err(error) => letters
+                .iter()
+                .map(|letter| Err(error.clone().on_message(letter.label())))
+                .collect(),
         };
         let mut buried = Vec::new();
         for (held, published) in held.into_iter().zip(published) {
@@ -500,11 +503,14 @@ impl Shared {
     async fn dead_letters(&self) -> Result<&SqsSink, Error> {
         let open = || async {
             let settings = Settings::read(&self.queue).await?;
-            let Some(policy) = settings.redrive() else {
-                let text = "the queue has no redrive policy, so it has no dead-letter queue; give it one, or give the pipeline's dead_letter() a sink";
-                return Err(Error::config(text).on_queue(self.queue.name()));
+            let target = match settings.redrive() {
+                Some(policy) => policy.target(),
+                None => Err(Error::config(
+                    "the queue has no redrive policy, so it has no dead-letter queue; give it one, or give the pipeline's dead_letter() a sink",
+                )),
             };
-            Ok(SqsSink::to(self.queue.beside(policy.target()?).await?))
+            let target = target.map_err(|error| error.on_queue(self.queue.name()))?;
+            Ok(SqsSink::to(self.queue.beside(target).await?))
         };
         self.dead_letters.get_or_try_init(open).await
     }
