@@ -1,0 +1,10 @@
+//! What AWS documents and no emulator does, as scripted answers: without a network, on a paused clock.
+
+#![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]
+
+mod dead_letters;
+mod errors;
+mod receiving;
+mod script;
+mod sending;
+mod settling;
