@@ -93,7 +93,8 @@ pub struct Capabilities {
     pub timed_lease: bool,
     /// [`Action::Nack`] takes a delay.
     pub delayed_nack: bool,
-    /// [`Action::DeadLetter`] works, with its reason.
+    /// [`Action::DeadLetter`] works, with its reason, if the queue has a dead-letter queue
+    /// ([`Inspection::dead_letter`]).
     pub dead_letter: bool,
     /// [`Delivery::attempt`] is filled in.
     pub counts_attempts: bool,

@@ -151,8 +151,13 @@ impl Source for SqsSource {
     }
 
     async fn inspect(&self) -> Result<Inspection, Error> {
-        let settings = Settings::read(&self.shared.queue).await?;
-        settings.inspection(&self.shared.queue.config)
+        let queue = &self.shared.queue;
+        let settings = Settings::read(queue).await?;
+        if let Ok(visibility) = settings.visibility(queue.name()) {
+            // So that the first receive need not ask again.
+            let _ = self.shared.visibility.set(visibility);
+        }
+        settings.inspection(&queue.config)
     }
 
     /// Waits for the long polls under way, 20 seconds at most: a message that SQS gives to an

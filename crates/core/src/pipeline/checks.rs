@@ -90,10 +90,11 @@ fn hazards(
             ),
         ));
     }
-    if !has_sink && !capabilities.dead_letter && mode != Mode::AtMostOnce {
+    let at_source = capabilities.dead_letter && inspection.dead_letter.is_some();
+    if !has_sink && !at_source && mode != Mode::AtMostOnce {
         found.push((
             Hazard::NoDeadLetter,
-            "nowhere to put messages that cannot be processed: give dead_letter() a sink".into(),
+            "nowhere to put messages that cannot be processed: give dead_letter() a sink, or the queue a dead-letter queue of its own where the source can use it".into(),
         ));
     }
     let unordered = inspection.ordered == Some(false) || capabilities.ordering == Ordering::None;

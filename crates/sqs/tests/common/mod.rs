@@ -5,11 +5,15 @@
     reason = "helpers of tests, of which each program uses a part"
 )]
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_sqs::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use onlyonce_core::{Limit, Message, Sink as _};
+use onlyonce_core::{BoxError, Limit, Message, Sink as _};
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use onlyonce_testkit::proxy::Proxy;
 
@@ -149,6 +153,41 @@ async fn create(client: &Client, name: &str, attributes: &[(Attribute, String)])
         .send()
         .await;
     queue.unwrap().queue_url.unwrap()
+}
+
+/// Counts what a client sends, by operation.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Requests(Arc<Mutex<HashMap<String, usize>>>);
+
+impl Requests {
+    /// The same client, counted.
+    pub(crate) fn of(&self, client: &Client) -> Client {
+        let config = client.config().to_builder();
+        Client::from_conf(config.interceptor(self.clone()).build())
+    }
+
+    pub(crate) fn count(&self, operation: &str) -> usize {
+        let counts = self.0.lock().unwrap();
+        counts.get(operation).copied().unwrap_or_default()
+    }
+}
+
+impl Intercept for Requests {
+    fn name(&self) -> &'static str {
+        "Requests"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let target = context.request().headers().get("x-amz-target").unwrap();
+        let operation = target.strip_prefix("AmazonSQS.").unwrap().to_owned();
+        *self.0.lock().unwrap().entry(operation).or_default() += 1;
+        Ok(())
+    }
 }
 
 pub(crate) fn limit(messages: usize, wait: Duration) -> Limit {
