@@ -1,4 +1,139 @@
-//! AWS SQS for onlyonce.
+//! AWS SQS for onlyonce: [`SqsSource`] receives from a queue under visibility timeouts, [`SqsSink`] sends to one. FIFO and
+//! standard queues.
+//!
+//! ```no_run
+//! # async fn f() -> Result<(), onlyonce_core::Error> {
+//! use onlyonce_sqs::{Config, SqsSink, SqsSource};
+//!
+//! let orders: Config = "https://sqs.eu-central-1.amazonaws.com/123456789012/orders.fifo".parse()?;
+//! let source = SqsSource::new(orders)?;
+//! let sink = SqsSink::new("sqs://invoices.fifo?region=eu-central-1".parse()?)?;
+//! # Ok(()) }
+//! ```
+//!
+//! SQS's own "exactly-once processing" is about sending: a FIFO queue drops what was sent before within
+//! [five minutes][dedup]. On the other side a message is delivered again whenever its visibility timeout ends before it is
+//! deleted. What takes effect once is seen to by onlyonce's store; this crate keeps the leases, the order and the bill small.
+//!
+//! # URLs
+//!
+//! | form | |
+//! |---|---|
+//! | `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME` | the queue URL, as the console shows it. Another host (an emulator, a VPC endpoint) is where requests go |
+//! | `sqs://NAME?region=REGION` | by name; its URL is asked for |
+//! | `arn:aws:sqs:REGION:ACCOUNT:NAME` | by ARN; its URL is asked for |
+//!
+//! | parameter | default | |
+//! |---|---|---|
+//! | `region` | that of the address, else `AWS_REGION` or the profile's | |
+//! | `account` | the caller's | for `sqs://`: who owns the queue |
+//! | `endpoint` | the region's, else `AWS_ENDPOINT_URL_SQS` or `AWS_ENDPOINT_URL` | where requests go |
+//! | `visibility_timeout` | the queue's | the lease, asked for with each receive: whole seconds, up to `12h` |
+//! | `polls` | 10 | long polls under way at most |
+//! | `timeout` | `10s` | for a request, beyond the wait of a long poll |
+//!
+//! An unknown parameter is an error. Durations are written like `30s`, `5m`. Credentials come from the
+//! [usual chain][chain] and never stand in the URL. TLS is rustls with ring (feature `rustls-ring`, on by default); for
+//! another stack switch it off and bring a client: [`SqsSource::with_client`].
+//!
+//! A consumer needs the permissions `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and
+//! `sqs:GetQueueAttributes`, by name or ARN `sqs:GetQueueUrl`, and for dead letters `sqs:SendMessage` and `sqs:GetQueueUrl`
+//! on that queue; for encrypted queues [those of the key][kms], too.
+//!
+//! # Delivery semantics
+//!
+//! **Receiving.** Long polls, each a task of the source, so that a receive that is dropped loses nothing. Without load there is
+//! one, of 20 seconds: three requests a minute. After each that comes back full there is one more, up to `polls`; after each
+//! that brings less than half, one less. No more is asked for than the pipeline can take, and from a FIFO queue, which
+//! [fills a receive from one group first][groups], no more than can start one after another before their leases would have to
+//! be prolonged. When the answer to a FIFO queue's receive is lost, the next one repeats its
+//! [`ReceiveRequestAttemptId`][receive], for which SQS gives the same messages again instead of holding them back.
+//!
+//! **Leases** are reckoned from before the request was sent. How long after that SQS gave the message out nobody tells, so a
+//! poll waits for two thirds of the visibility timeout at most: with a timeout of less than 30 seconds polls are shorter, and an idle
+//! queue costs more requests. Leases are prolonged ten to a request. A lease ends for good [12 hours][visibility] after the receive;
+//! an extension beyond that is refused here, and the handler is cancelled when the lease ends.
+//!
+//! **Settling.** Acks are deletes, nacks change the visibility timeout, ten to a request and several requests side by side;
+//! each entry has its own answer. A stale handle is [`LeaseLost`][Answer::LeaseLost], and nothing is sent past a lease's end by
+//! our own clock: whether SQS would take it [depends][delete]. Throttling, a fault of SQS and an entry that the answer does not mention
+//! can be tried again; whatever else SQS refuses cannot. The client itself sends each request once.
+//!
+//! **Nacks with a delay** are rounded up to seconds.
+//!
+//! **Dead letters.** Where the queue has a redrive policy, [`Action::DeadLetter`] sends the message with its reason to the queue
+//! that the policy names, and deletes it when SQS has confirmed that; otherwise give the pipeline a sink. SQS drops what is sent twice under one id, so dead letters and
+//! redrives (whatever has the attribute `onlyonce-reason`) go under the id of the message that they were, as
+//! [SQS's own dead letters][redrive] do; their dedup id travels in an attribute.
+//!
+//! **A policy's `maxReceiveCount`** counts every receive, also of messages that were only given back behind the failed
+//! head of their group, or whose worker was stopped. Set it well above the pipeline's attempts: 100, say. What SQS moves by itself
+//! has no reason, and has lost its deduplication id: let producers set the attribute `idempotency-key`.
+//!
+//! **Publishing**: `Ok` means that SQS has stored the message, or on a FIFO queue one with this dedup id within five minutes.
+//! Up to ten messages and 1 MiB to a request. On a FIFO queue requests go one after another, and after a failure nothing more of
+//! that group is sent; but within one request SQS may refuse an entry and take a later one of its group.
+//!
+//! **What becomes of a message**:
+//!
+//! | SQS | onlyonce |
+//! |---|---|
+//! | `MessageDeduplicationId` | [`Message::dedup_id`], unless SQS [made it of the content][content]: a digest is not the producer's word that two messages are one. `KeyPolicy::or_content` says that it is |
+//! | `MessageGroupId` of a FIFO queue | [`Message::group`] |
+//! | `MessageGroupId` of a standard queue | the attribute `sqs-message-group-id`, read and written: a tenant of a [fair queue][fair], and no order |
+//! | message attributes | attributes; numbers as text, bytes that are not UTF-8 as `hex:…`. A sink writes text |
+//! | body | body; bytes that are not text as base64, with the attribute `onlyonce-body` |
+//! | `SentTimestamp`, `ApproximateReceiveCount` | [`Message::published_at`], [`Delivery::attempt`] |
+//! | `MessageId` | [`Message::broker_id`] |
+//!
+//! What SQS has no place for goes as an attribute of our own, and becomes what it was at the other end: `onlyonce-dedup-id` (on
+//! standard queues, in dead letters, and where the id is longer than 128 characters or has others than letters, digits and
+//! punctuation), `onlyonce-group` (the same), `onlyonce-attributes` (those of a dead letter that SQS would refuse).
+//! A message without a group gets one of its own on a FIFO queue, of which a source of this crate says nothing.
+//!
+//! # Order
+//!
+//! A FIFO queue withholds a group while one of its messages is in flight: [`Ordering::Group`]. What is given back goes last first, so
+//! that the group stays closed until its head is back. Standard queues keep no order.
+//!
+//! # Limits
+//!
+//! - [1 MiB][quotas] for body and attributes, ten attributes, XML's characters: the sink says so before it sends. What the
+//!   [extended client][extended] put into S3 is not read: such a message is dead-lettered with that reason.
+//! - [120,000 messages in flight][quotas]; a standard queue then answers `OverLimit`, a FIFO queue returns nothing, without a word.
+//!   A FIFO queue looks for groups among its [first 120,000 messages][backlog] only.
+//! - FIFO queues without [high throughput][throughput] take 300 requests of a kind a second: 3,000 messages, in batches of ten.
+//! - [`close`](onlyonce_core::Source::close) waits for the long polls under way, up to 20 seconds. What SQS gives to a poll that was aborted
+//!   nobody gets before its visibility timeout ends. So give a process that is to stop 30 seconds.
+//! - Up to `polls` × 10 messages may be received and not taken yet; SQS bounds no bytes.
+//!
+//! # Escape hatch
+//!
+//! [`Config::connect`] makes a plain [`aws_sdk_sqs::Client`], to create queues and for all else that is not here.
+//!
+//! [`Message::group`]: onlyonce_core::Message::group
+//! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id
+//! [`Message::broker_id`]: onlyonce_core::Message::broker_id
+//! [`Message::published_at`]: onlyonce_core::Message::published_at
+//! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
+//! [`Ordering::Group`]: onlyonce_core::Ordering::Group
+//! [`Action::DeadLetter`]: onlyonce_core::Action::DeadLetter
+//! [Answer::LeaseLost]: onlyonce_core::Answer::LeaseLost
+//! [dedup]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html
+//! [chain]: https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
+//! [kms]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-key-management.html
+//! [groups]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/FIFO-queues-understanding-logic.html
+//! [receive]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html
+//! [visibility]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
+//! [delete]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html
+//! [redrive]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue-redrive.html
+//! [content]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+//! [fair]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html
+//! [quotas]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
+//! [extended]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-managing-large-messages.html
+//! [backlog]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/avoid-backlog-with-the-same-message-group-id.html
+//! [throughput]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/high-throughput-fifo.html
+
 mod batch;
 mod config;
 mod error;
