@@ -12,7 +12,10 @@ use aws_sdk_sqs::types::{
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use onlyonce_core::{Attributes, DEAD_LETTER_REASON, Error, ErrorKind, Fingerprint, Message};
+use onlyonce_core::{
+    Attributes, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON,
+    Error, ErrorKind, Fingerprint, Message,
+};
 use sha2::{Digest as _, Sha256};
 
 /// Bytes of a message, and of all messages of one request.
@@ -36,8 +39,26 @@ const ATTRIBUTES: &str = "onlyonce-attributes";
 /// [fair queue](https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html), and no
 /// order.
 pub(crate) const FAIR_GROUP: &str = "sqs-message-group-id";
-/// The group of a message that has none: FIFO queues insist on one.
-const NO_GROUP: &str = "onlyonce.none.";
+/// Before the group, and a dead letter's dedup id, of a message that has none: FIFO queues insist on both.
+const NONE: &str = "onlyonce.none.";
+/// What a packed dead letter still says in attributes of its own.
+const UNPACKED: [&str; 7] = [
+    DEAD_LETTER_REASON,
+    DEAD_LETTER_QUEUE,
+    DEAD_LETTER_CONSUMER,
+    DEAD_LETTER_ATTEMPTS,
+    BODY,
+    DEDUP_ID,
+    GROUP,
+];
+/// What a dead letter goes without where there is no room, in this order: the message itself comes first.
+const DISPENSABLE: [&str; 5] = [
+    DEAD_LETTER_CONSUMER,
+    DEAD_LETTER_ATTEMPTS,
+    DEAD_LETTER_QUEUE,
+    DEAD_LETTER_REASON,
+    DEDUP_ID,
+];
 
 /// What a received message says.
 #[derive(Debug)]
@@ -72,13 +93,13 @@ pub(crate) fn read(received: &sqs::Message, fifo: bool) -> Received {
         }
     }
     let carried = attributes.remove(DEDUP_ID);
-    let made_by_producer = |id: &&str| !is_digest_of(id, text);
+    let made_by_producer = |id: &&str| !id.starts_with(NONE) && !is_digest_of(id, text);
     let dedup_id = carried.or_else(|| {
         let id = system(System::MessageDeduplicationId).filter(made_by_producer);
         id.map(str::to_owned)
     });
     let carried = attributes.remove(GROUP);
-    let id = system(System::MessageGroupId).filter(|group| !group.starts_with(NO_GROUP));
+    let id = system(System::MessageGroupId).filter(|group| !group.starts_with(NONE));
     let mut message = Message::new(body);
     message.group = match (carried, id) {
         (Some(group), _) => Some(group),
@@ -229,7 +250,7 @@ impl Outgoing {
             (None, Some(tenant)) => Some(as_id(tenant)),
             (None, None) if fifo => {
                 let alone = dedup_id.clone().unwrap_or_else(|| body.clone());
-                Some(format!("{NO_GROUP}{}", short(&alone)))
+                Some(format!("{NONE}{}", short(&alone)))
             }
             (None, None) => None,
         };
@@ -244,35 +265,43 @@ impl Outgoing {
     /// There is nobody to whom a dead letter could be returned: what SQS cannot carry as it is goes as JSON, and the
     /// reason is cut if that is what it takes.
     fn make_fit(&mut self) {
-        let ours = |name: &str| name.starts_with("onlyonce-");
-        for (name, value) in &mut self.attributes {
-            if name == DEAD_LETTER_REASON {
-                *value = value.replace(|c| !is_allowed(c), " ");
-            }
+        if let Some(reason) = self.reason() {
+            *reason = reason.replace(|c| !is_allowed(c), " ");
         }
         let fits = |(name, value): &(String, String)| check_attribute(name, value).is_ok();
         if self.attributes.len() > MAX_ATTRIBUTES || !self.attributes.iter().all(fits) {
             let (kept, packed): (Vec<_>, Vec<_>) = std::mem::take(&mut self.attributes)
                 .into_iter()
-                .partition(|(name, value)| ours(name) && check_attribute(name, value).is_ok());
+                .partition(|item| UNPACKED.contains(&&*item.0) && fits(item));
             let packed: HashMap<_, _> = packed.into_iter().collect();
             let packed = serde_json::to_string(&packed).unwrap_or_default();
             self.attributes = kept;
             self.attributes.push((ATTRIBUTES.into(), ascii(&packed)));
         }
-        let excess = self.size().saturating_sub(MAX_BYTES);
-        if excess > 0
-            && let Some((_, reason)) = self
-                .attributes
-                .iter_mut()
-                .find(|(n, _)| n == DEAD_LETTER_REASON)
-        {
-            let mut end = reason.len().saturating_sub(excess).max(1);
-            while !reason.is_char_boundary(end) {
-                end += 1;
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
+        // Of the reason a character is kept at least, and none is longer than this.
+        const LEAST: usize = 4;
+        for name in DISPENSABLE {
+            let spare = self.reason().map_or(0, |r| r.len().saturating_sub(LEAST));
+            if self.size() - spare > MAX_BYTES {
+                self.attributes.retain(|(n, _)| n != name);
             }
-            reason.truncate(end);
         }
+        let excess = self.size().saturating_sub(MAX_BYTES);
+        if let Some(reason) = self.reason() {
+            let room = reason.len().saturating_sub(excess);
+            let end = (0..=room).rev().find(|at| reason.is_char_boundary(*at));
+            reason.truncate(end.unwrap_or_default());
+        }
+    }
+
+    fn reason(&mut self) -> Option<&mut String> {
+        let mut attributes = self.attributes.iter_mut();
+        let (_, reason) = attributes.find(|(name, _)| name == DEAD_LETTER_REASON)?;
+        Some(reason)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -343,12 +372,15 @@ impl Outgoing {
 /// minutes they would be dropped as duplicates, and lost. As SQS does itself with its dead letters, they go under the id
 /// of the message that they were.
 fn wire_dedup_id(message: &Message, given: Option<&str>) -> Option<String> {
-    if message.attributes.get(DEAD_LETTER_REASON).is_some() {
-        let once = || format!("onlyonce.{:032x}", fastrand::u128(..));
-        let former = message.broker_id.as_deref();
-        return Some(former.map_or_else(once, as_id));
+    if message.attributes.get(DEAD_LETTER_REASON).is_none() {
+        return given.map(as_id);
     }
-    given.map(as_id)
+    let once = || format!("{:032x}", fastrand::u128(..));
+    let former = message.broker_id.clone().unwrap_or_else(once);
+    Some(match given {
+        Some(_) => as_id(&former),
+        None => format!("{NONE}{}", short(&former)),
+    })
 }
 
 fn as_id(text: &str) -> String {
@@ -403,3 +435,6 @@ fn ascii(json: &str) -> String {
     json.replace('\u{FFFE}', "\\ufffe")
         .replace('\u{FFFF}', "\\uffff")
 }
+
+#[cfg(test)]
+mod tests;
