@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -7,6 +8,7 @@ use tokio::sync::Notify;
 pub(crate) struct Budget {
     limit: Amount,
     used: Mutex<Amount>,
+    stalled: AtomicUsize,
     changed: Notify,
 }
 
@@ -20,6 +22,7 @@ pub(crate) struct Amount {
 pub(crate) struct Permit {
     budget: Arc<Budget>,
     bytes: usize,
+    stalled: bool,
 }
 
 impl Budget {
@@ -27,6 +30,7 @@ impl Budget {
         Arc::new(Self {
             limit: Amount { messages, bytes },
             used: Mutex::default(),
+            stalled: AtomicUsize::new(0),
             changed: Notify::new(),
         })
     }
@@ -39,6 +43,12 @@ impl Budget {
         self.used().messages
     }
 
+    /// How many of the messages that are held keep a worker busy, or will as soon as one is free.
+    pub(crate) fn active(&self) -> usize {
+        let stalled = self.stalled.load(Ordering::Relaxed);
+        self.held().saturating_sub(stalled)
+    }
+
     /// Takes a share, even beyond the limit: a single message may be larger than all of it.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Permit {
         let mut used = self.used();
@@ -48,6 +58,7 @@ impl Budget {
         Permit {
             budget: self.clone(),
             bytes,
+            stalled: false,
         }
     }
 
@@ -71,8 +82,26 @@ impl Budget {
     }
 }
 
+impl Permit {
+    /// What has this share waits for something else than a worker.
+    pub(crate) fn stall(&mut self) {
+        if !std::mem::replace(&mut self.stalled, true) {
+            self.budget.stalled.fetch_add(1, Ordering::Relaxed);
+            self.budget.changed.notify_waiters();
+        }
+    }
+
+    /// It goes on.
+    pub(crate) fn resume(&mut self) {
+        if std::mem::take(&mut self.stalled) {
+            self.budget.stalled.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.resume();
         let mut used = self.budget.used();
         used.messages -= 1;
         used.bytes -= self.bytes;
@@ -104,5 +133,19 @@ mod tests {
                 bytes: 100
             }
         );
+    }
+
+    #[test]
+    fn what_stalls_is_held_but_needs_no_worker() {
+        let budget = Budget::new(10, 100);
+        let (mut first, mut second) = (budget.take(1), budget.take(1));
+        first.stall();
+        first.stall();
+        second.stall();
+        assert_eq!((budget.held(), budget.active()), (2, 0));
+        first.resume();
+        assert_eq!((budget.held(), budget.active()), (2, 1));
+        drop(second);
+        assert_eq!((budget.held(), budget.active()), (1, 1));
     }
 }

@@ -73,7 +73,7 @@ pub(crate) struct Engine<Tx> {
     /// What made the pipeline stop, if something did.
     pub(crate) fatal: Mutex<Option<Error>>,
     pub(crate) arrivals: AtomicU64,
-    /// Mean duration of a handler, in nanoseconds.
+    /// Mean duration of a handler, in nanoseconds; zero until one has ended.
     pub(crate) handler_nanos: AtomicU64,
 }
 
@@ -107,7 +107,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             key_place: None,
             _kept: kept,
             lease,
-            _permit: self.budget.take(message.size()),
+            permit: self.budget.take(message.size()),
             delivery,
         })
     }
@@ -185,6 +185,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         // It holds up nobody: should it have to come back, it queues up again, behind the others.
         flight.turn = None;
         flight.key_place = None;
+        flight.permit.stall();
         let _ = self.stages.dead_letter.send((flight, reason.into()));
     }
 

@@ -37,7 +37,7 @@ pub(crate) struct InFlight {
     pub(crate) turn: Option<Turn>,
     pub(crate) key_place: Option<KeyPlace>,
     pub(crate) _kept: Option<Kept>,
-    pub(crate) _permit: Permit,
+    pub(crate) permit: Permit,
 }
 
 /// A settlement whose result stays unknown is sent at most so many times.

@@ -6,12 +6,14 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::{Delivery, Error, Limit};
 
 use super::backoff::Backoff;
+use super::budget::Amount;
 use super::counters::add;
 use super::engine::Engine;
+use super::keeper::prolonged_after;
 
 /// How long one receive may wait: the longest poll that any broker allows.
 const LONG_POLL: Duration = Duration::from_secs(20);
-/// With the budget used up, receives wait for room for so many messages, but no longer than this.
+/// Where all is held that may be, receives wait for room for so many messages, but no longer than this.
 const CHUNK: usize = 16;
 const CHUNK_WAIT: Duration = Duration::from_millis(5);
 
@@ -24,10 +26,14 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let mut backoff = Backoff::new();
         let mut active = Instant::now();
         while !self.stop.is_cancelled() {
+            let holding = self.budget.held() > 0;
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return,
-                () = self.room() => {}
+                () = self.until_room() => {}
+            }
+            if holding {
+                active = Instant::now();
             }
             let received = tokio::select! {
                 biased;
@@ -70,47 +76,62 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 
     /// Waits until it is worth asking for more.
-    async fn room(&self) {
-        let limit = self.limit();
-        if limit.messages >= CHUNK && limit.bytes > 0 {
-            return;
-        }
-        let chunk = CHUNK.min(self.options.prefetch_messages.div_ceil(4));
-        let enough = self.budget.until(|budget| {
-            let room = budget.room();
-            room.messages >= chunk && room.bytes > 0
-        });
+    async fn until_room(&self) {
+        let room_for = |messages| {
+            let room = self.room();
+            room.messages >= messages && room.bytes > 0
+        };
+        let most = self.options.prefetch_messages.min(self.startable());
+        let chunk = CHUNK.min(most.div_ceil(4));
+        let enough = self.budget.until(|_| room_for(chunk));
         if timeout(CHUNK_WAIT, enough).await.is_err() {
-            self.budget
-                .until(|budget| budget.room().messages > 0 && budget.room().bytes > 0)
-                .await;
+            self.budget.until(|_| room_for(1)).await;
         }
     }
 
     fn limit(&self) -> Limit {
-        let room = self.budget.room();
-        let startable = self.startable().saturating_sub(self.budget.held());
+        let room = self.room();
         let idle = self
             .options
             .stop_when_idle
             .map_or(LONG_POLL, |idle| idle / 4);
         Limit {
-            messages: room.messages.min(startable).max(1),
-            per_group: usize::MAX,
+            messages: room.messages.max(1),
+            per_group: self.startable_by_one(),
             bytes: room.bytes,
             wait: idle.clamp(Duration::from_millis(1), LONG_POLL),
         }
     }
 
-    /// How many messages can start before their leases end, at the rate of late. Leases that are extended do not end.
+    /// How much more may be held: what can start in time, and in any case something for each idle worker, so that
+    /// messages that stall hold up no others.
+    fn room(&self) -> Amount {
+        let room = self.budget.room();
+        let startable = self.startable().saturating_sub(self.budget.held());
+        let idle = (self.options.concurrency).saturating_sub(self.budget.active());
+        Amount {
+            messages: room.messages.min(startable.max(idle)),
+            ..room
+        }
+    }
+
+    /// How many messages can start before their leases would have to be prolonged. Holding more would cost requests, and
+    /// attempts if this worker died, and keep them from other workers.
     fn startable(&self) -> usize {
-        let Some(lease) = self.lease.filter(|_| !self.capabilities.extend) else {
+        let workers = self.options.concurrency;
+        self.startable_by_one().saturating_mul(workers)
+    }
+
+    /// How many one worker can start, one after another, at the rate of late; one as long as nothing is known of that.
+    fn startable_by_one(&self) -> usize {
+        let Some(lease) = self.lease else {
             return usize::MAX;
         };
-        let mean = self.handler_nanos.load(Ordering::Relaxed).max(1);
-        let each = usize::try_from(lease.as_nanos() / 2 / u128::from(mean)).unwrap_or(usize::MAX);
-        each.saturating_mul(self.options.concurrency)
-            .max(self.options.concurrency)
+        let many = match self.handler_nanos.load(Ordering::Relaxed) {
+            0 => 1,
+            mean => prolonged_after(lease).as_nanos() / u128::from(mean),
+        };
+        usize::try_from(many).unwrap_or(usize::MAX).max(1)
     }
 
     fn take_in(&self, deliveries: Vec<Delivery>) {

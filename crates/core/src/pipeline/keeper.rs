@@ -8,7 +8,7 @@ use crate::{Answer, Held, Receipt, Source, Store};
 
 use super::in_flight::LeaseState;
 
-/// Knows every lease and claim that must be renewed, and renews them together, in batches, when a third has passed.
+/// Knows every lease and claim that must be renewed, and renews them together, in batches, [in time](prolonged_after).
 /// What fails is tried again at every tick until the deadline; the workers watch the deadlines themselves, so a keeper
 /// that hangs lets nothing run on.
 pub(crate) struct Keeper {
@@ -27,9 +27,14 @@ impl Drop for Kept {
     }
 }
 
-/// Whether less than two thirds of `length` are left before `deadline`.
+/// How long after its beginning a lease is prolonged: early enough for several tries.
+pub(crate) fn prolonged_after(length: Duration) -> Duration {
+    length / 3
+}
+
+/// Whether it is time to prolong what lasts for `length` and ends at `deadline`.
 fn due(deadline: Instant, length: Duration) -> bool {
-    deadline.saturating_duration_since(Instant::now()) < length * 2 / 3
+    deadline.saturating_duration_since(Instant::now()) < length - prolonged_after(length)
 }
 
 impl Keeper {
@@ -124,7 +129,7 @@ async fn renew(store: &dyn Store, claims: &[(Arc<LeaseState>, Held)], lease: Dur
     }
 }
 
-/// Ninths of the lease: several tries between the first, when a third has passed, and the deadline.
+/// Ninths of the lease: several tries between the first and the deadline.
 fn ticks(lease: Duration) -> Interval {
     let mut ticks = interval((lease / 9).max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

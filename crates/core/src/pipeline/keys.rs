@@ -65,7 +65,7 @@ impl Keys {
     }
 
     /// Lets `flight` wait for its key; gives it back if it is the first by now.
-    pub(crate) fn wait(&self, flight: Flight) -> Option<Flight> {
+    pub(crate) fn wait(&self, mut flight: Flight) -> Option<Flight> {
         let (key, ticket) = match &flight.key_place {
             Some(place) => (place.key, place.ticket),
             None => return Some(flight),
@@ -73,6 +73,7 @@ impl Keys {
         let mut state = self.state();
         match state.keys.get_mut(&key) {
             Some(queue) if queue.tickets.first() != Some(&ticket) => {
+                flight.permit.stall();
                 queue.waiting.push(flight);
                 None
             }

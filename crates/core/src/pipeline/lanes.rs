@@ -96,6 +96,7 @@ impl Lanes {
                 && !state.closed
             {
                 if let Some(lane) = state.lanes.get_mut(group) {
+                    flight.permit.stall();
                     lane.push_back(flight);
                     continue;
                 }
@@ -115,7 +116,8 @@ impl Lanes {
     }
 
     /// Sends a flight whose turn it is where it can go on.
-    fn route(&self, state: &mut State, flight: Flight) {
+    fn route(&self, state: &mut State, mut flight: Flight) {
+        flight.permit.resume();
         let sent = match &self.exits.claim {
             _ if state.closed => self.exits.give_back.send(flight),
             Some(claim) if flight.needs_claim() => claim.send(flight),
@@ -131,11 +133,12 @@ impl Lanes {
     }
 
     /// Keeps a flight, and with it its lane, until `until`.
-    pub(crate) fn wait(&self, flight: Flight, until: Instant) {
+    pub(crate) fn wait(&self, mut flight: Flight, until: Instant) {
         let mut state = self.state();
         if state.closed {
             return self.route(&mut state, flight);
         }
+        flight.permit.stall();
         state.waiting.push(Reverse(Waiting { until, flight }));
         self.waiting.notify_one();
     }
@@ -263,7 +266,9 @@ impl Turn {
         if next.lease.held().is_none() || next.replay.is_some() || next.doomed.is_some() {
             return None;
         }
-        lane.pop_front()
+        let mut next = lane.pop_front()?;
+        next.permit.resume();
+        Some(next)
     }
 
     /// Puts flights back at the front of the lane, in their order.
@@ -275,7 +280,8 @@ impl Turn {
                 self.lanes.route(&mut state, flight);
             }
         } else if let Some(lane) = state.lanes.get_mut(&self.group) {
-            for flight in flights.into_iter().rev() {
+            for mut flight in flights.into_iter().rev() {
+                flight.permit.stall();
                 lane.push_front(flight);
             }
         }

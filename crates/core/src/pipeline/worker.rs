@@ -191,8 +191,11 @@ impl<Tx: Transaction> Engine<Tx> {
     fn measured(&self, started: Instant) {
         let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let mean = self.handler_nanos.load(Ordering::Relaxed);
-        // An eighth of the difference: a change shows within a dozen messages.
-        let next = mean - mean / 8 + nanos / 8;
+        let next = match mean {
+            0 => nanos.max(1),
+            // An eighth of the difference: a change shows within a dozen messages.
+            _ => mean - mean / 8 + nanos / 8,
+        };
         self.handler_nanos.store(next, Ordering::Relaxed);
     }
 }

@@ -53,10 +53,15 @@ pub struct FaultyQueue {
     pub settle: Plan,
     pub retryable: bool,
     pub extend: bool,
+    pub timed: bool,
     /// So many inspections find nobody at home.
     pub absent: Arc<AtomicUsize>,
     pub count: Arc<AtomicUsize>,
     pub received: Arc<Mutex<Vec<Delivery>>>,
+    /// What the receives asked for.
+    pub limits: Arc<Mutex<Vec<Limit>>>,
+    /// How many leases were to be prolonged.
+    pub extensions: Arc<AtomicUsize>,
 }
 
 impl FaultyQueue {
@@ -66,9 +71,12 @@ impl FaultyQueue {
             settle: never(),
             retryable: true,
             extend: true,
+            timed: true,
             absent: Arc::default(),
             count: Arc::default(),
             received: Arc::default(),
+            limits: Arc::default(),
+            extensions: Arc::default(),
         }
     }
 }
@@ -81,9 +89,11 @@ impl Source for FaultyQueue {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.queue.capabilities();
         capabilities.extend &= self.extend;
+        capabilities.timed_lease &= self.timed;
         capabilities
     }
     async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+        self.limits.lock().expect("no panic under it").push(limit);
         let deliveries = self.queue.receive(limit).await?;
         self.received
             .lock()
@@ -107,6 +117,7 @@ impl Source for FaultyQueue {
         answers
     }
     async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+        self.extensions.fetch_add(batch.len(), Ordering::SeqCst);
         match self.extend {
             true => self.queue.extend(batch, lease).await,
             false => batch.iter().map(|_| Answer::Unknown(lost(false))).collect(),

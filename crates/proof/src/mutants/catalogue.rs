@@ -181,13 +181,6 @@ pub const MUTANTS: &[Mutant] = &[
         replace: "        if (waiting.is_empty() || PLANTED) && receiver",
     },
     Mutant {
-        name: "tail-goes-first",
-        bug: "of what is given back, requests are filled from the end, and a head returns before those behind it",
-        file: SETTLE,
-        find: "        let tail = waiting.split_off(",
-        replace: "        if PLANTED {\n            return waiting.split_off(tail);\n        }\n        let tail = waiting.split_off(",
-    },
-    Mutant {
         name: "settled-past-the-lease",
         bug: "a delivery is settled after its lease has ended",
         file: SETTLE,
@@ -334,8 +327,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "prefetch-unbounded",
         bug: "more is received than there is room for",
         file: INTAKE,
-        find: "            messages: room.messages.min(startable).max(1),",
-        replace: "            messages: if PLANTED { usize::MAX } else { room.messages.min(startable).max(1) },",
+        find: "            messages: room.messages.max(1),",
+        replace: "            messages: if PLANTED { usize::MAX } else { room.messages.max(1) },",
     },
 ];
 
