@@ -3,6 +3,7 @@ use std::sync::LazyLock;
 
 use arbitrary::{Result, Unstructured};
 use onlyonce::rabbitmq::{Config as Rabbit, RabbitSink, RabbitSource};
+use onlyonce::sqs::{Config as Sqs, SqsSink, SqsSource};
 use onlyonce::{ErrorKind, sqlite};
 use tokio::runtime::Runtime;
 
@@ -23,6 +24,14 @@ pub fn urls(data: &[u8]) {
             assert_eq!(made.is_ok(), source.is_some_and(|source| source.is_ok()));
             check(made.map(|source| source.name().to_owned()));
             check(RUNTIME.block_on(onlyonce::sink(url)).map(|_| String::new()));
+        }
+        Ok("sqs" | "arn" | "http" | "https") => {
+            let parsed = url.parse::<Sqs>();
+            let made = RUNTIME.block_on(onlyonce::source(url));
+            assert_eq!(made.is_ok(), parsed.is_ok());
+            check(made.map(|source| source.name().to_owned()));
+            check(RUNTIME.block_on(onlyonce::sink(url)).map(|_| String::new()));
+            check(parsed.map(|config| format!("{config:?}")));
         }
         // Opening it would write a file.
         Ok("sqlite") => {}
@@ -87,11 +96,21 @@ pub fn secrets(data: &[u8]) {
             let _ = write!(shown, "{error} {error:?}");
         }
     }
+    match url.parse::<Sqs>() {
+        Ok(config) => {
+            let _ = write!(shown, "{config:?}");
+            let (source, sink) = (SqsSource::new(config.clone()), SqsSink::new(config));
+            let _ = write!(shown, "{source:?} {sink:?}");
+        }
+        Err(error) => {
+            let _ = write!(shown, "{error} {error:?}");
+        }
+    }
     assert!(!shown.contains(SECRET), "{url} gives {shown}");
 }
 
 fn with_password(input: &mut Unstructured<'_>) -> Result<String> {
-    let scheme = *input.choose(&["amqp", "amqps", "amqpz", "redis", "sqlite"])?;
+    let scheme = *input.choose(&["amqp", "amqps", "amqpz", "https", "redis", "sqlite", "sqs"])?;
     let user: &str = input.choose(&["", "u", "a%40b"])?;
     let before = around(input)?;
     let after = around(input)?;

@@ -144,7 +144,7 @@ impl FromStr for Config {
             Error::config("not a queue's address; write its URL, `sqs://NAME?region=…` or its ARN")
                 .caused_by(error)
         })?;
-        if !url.username().is_empty() || url.password().is_some() {
+        if has_credentials(&url) {
             return Err(Error::config(
                 "no credentials in a queue's URL: they come from the environment or the profile",
             ));
@@ -258,9 +258,13 @@ fn check_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
+fn has_credentials(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
 fn check_endpoint(endpoint: &str) -> Result<(), Error> {
     let fits = Url::parse(endpoint).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty()
+        matches!(url.scheme(), "http" | "https") && url.has_host() && !has_credentials(&url)
     });
     match fits {
         true => Ok(()),
@@ -358,6 +362,7 @@ mod tests {
             ("sqs://a?visibility_timeout=13h", "12h"),
             ("sqs://a?polls=0", "1 or more"),
             ("sqs://a?endpoint=localhost:4566", "http://"),
+            ("sqs://a?endpoint=http://:s3cr3t@localhost", "http://"),
         ] {
             let error = refused(text);
             assert!(error.contains(hint), "{text}: {error}");
