@@ -142,6 +142,7 @@ mod message;
 mod polls;
 mod queue;
 mod settings;
+mod settling;
 mod sink;
 mod source;
 

@@ -1,0 +1,321 @@
+//! Deletes, visibility timeouts and dead letters: ten entries to a request, an answer to each.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_sqs::types::{
+    ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
+};
+use futures_util::future::join3;
+use onlyonce_core::{
+    Action, Answer, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON, Error, ErrorKind, Message, Receipt,
+    Settlement, Sink as _,
+};
+use tokio::time::Instant;
+
+use crate::batch::{Outcome, outcomes};
+use crate::leases::{self, Leases};
+use crate::queue::{BATCH, all_of};
+use crate::settings::Settings;
+use crate::source::{Shared, whole};
+use crate::{SqsSink, error};
+
+impl Shared {
+    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+        let (mut acks, mut nacks, mut dead) = (Vec::new(), Vec::new(), Vec::new());
+        for (at, settlement) in batch.iter().enumerate() {
+            let receipt = &settlement.receipt;
+            match &settlement.action {
+                Action::Ack => acks.push((at, receipt, ())),
+                Action::Nack { delay } => nacks.push((at, receipt, *delay)),
+                Action::DeadLetter { reason } => dead.push((at, receipt, reason.as_str())),
+            }
+        }
+        // Last first: a group stays closed until its head is given back.
+        nacks.sort_by_key(|(_, receipt, _)| Reverse(self.arrival(receipt)));
+        let side_by_side = !self.queue.is_fifo();
+        let (acks, nacks, dead) = join3(
+            all_of(requests(acks, |chunk| self.delete(chunk)), true),
+            all_of(requests(nacks, |chunk| self.give_back(chunk)), side_by_side),
+            all_of(requests(dead, |chunk| self.bury(chunk)), false),
+        )
+        .await;
+        in_places(batch.len(), acks.into_iter().chain(nacks).chain(dead))
+    }
+
+    fn arrival(&self, receipt: &Receipt) -> Option<u64> {
+        let lasting = self.state().leases.lasting(receipt);
+        lasting.map(|(_, lease)| lease.seq)
+    }
+
+    /// Those of a chunk whose leases last; the others are answered.
+    fn lasting<'a, T>(&self, chunk: Chunk<'a, T>) -> (Vec<Held<T>>, Vec<(usize, Answer)>) {
+        let state = self.state();
+        let (mut held, mut lost) = (Vec::new(), Vec::new());
+        for (at, receipt, wanted) in chunk {
+            match state.leases.lasting(receipt) {
+                Some((handle, lease)) => held.push(Held {
+                    at,
+                    handle,
+                    lease,
+                    wanted,
+                }),
+                None => lost.push((at, Answer::LeaseLost)),
+            }
+        }
+        (held, lost)
+    }
+
+    async fn delete(&self, chunk: Chunk<'_, ()>) -> Vec<(usize, Answer)> {
+        let (held, mut answers) = self.lasting(chunk);
+        let deleted = match held.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.delete_batch(&held).await,
+        };
+        self.conclude(
+            held,
+            deleted,
+            "cannot delete",
+            &mut answers,
+            |leases, held| {
+                leases.end(&held.handle);
+            },
+        );
+        answers
+    }
+
+    async fn delete_batch<T>(&self, held: &[Held<T>]) -> Result<Vec<Outcome>, Error> {
+        let entry = |(id, held): (usize, &Held<T>)| {
+            DeleteMessageBatchRequestEntry::builder()
+                .id(id.to_string())
+                .receipt_handle(&*held.handle)
+                .build()
+                .map_err(impossible)
+        };
+        let entries: Result<_, Error> = held.iter().enumerate().map(entry).collect();
+        let request = self
+            .queue
+            .client()
+            .await?
+            .delete_message_batch()
+            .queue_url(self.queue.url().await?)
+            .set_entries(Some(entries?));
+        let answer = self
+            .queue
+            .call("cannot delete", Duration::ZERO, request.send());
+        let answer = answer.await?;
+        let done = answer.successful().iter().map(|entry| entry.id());
+        Ok(outcomes(held.len(), done, answer.failed()))
+    }
+
+    /// Makes messages visible again, now or after their delays.
+    async fn give_back(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, Answer)> {
+        let (held, mut answers) = self.lasting(chunk);
+        let delay = |held: &Held<Duration>| rounded_up(held.wanted).min(held.lease.rest());
+        let changed = self.change_visibility(&held, delay);
+        let changed = changed.await;
+        self.conclude(
+            held,
+            changed,
+            "cannot give back",
+            &mut answers,
+            |leases, held| {
+                leases.end(&held.handle);
+            },
+        );
+        answers
+    }
+
+    pub(crate) async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+        let wanted = batch.iter().enumerate();
+        let wanted = wanted.map(|(at, receipt)| (at, receipt, lease)).collect();
+        let answers = all_of(requests(wanted, |chunk| self.extend_chunk(chunk)), true).await;
+        in_places(batch.len(), answers)
+    }
+
+    async fn extend_chunk(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, Answer)> {
+        let (held, mut answers) = self.lasting(chunk);
+        let (held, ended): (Vec<_>, Vec<_>) = held
+            .into_iter()
+            .partition(|held| rounded_up(held.wanted) <= held.lease.rest());
+        answers.extend(ended.into_iter().map(|held| {
+            let text = "cannot extend: SQS ends a lease 12 hours after the receive";
+            let error = Error::new(ErrorKind::Other, text).on_queue(self.queue.name());
+            (
+                held.at,
+                Answer::Unknown(error.on_message(held.lease.message.label())),
+            )
+        }));
+        let sent = Instant::now();
+        let lease = |held: &Held<Duration>| rounded_up(held.wanted);
+        let changed = self.change_visibility(&held, lease).await;
+        self.conclude(
+            held,
+            changed,
+            "cannot extend",
+            &mut answers,
+            |leases, held| {
+                leases.extended(&held.handle, sent + held.wanted);
+            },
+        );
+        answers
+    }
+
+    async fn change_visibility(
+        &self,
+        held: &[Held<Duration>],
+        seconds: impl Fn(&Held<Duration>) -> u64,
+    ) -> Result<Vec<Outcome>, Error> {
+        if held.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entry = |(id, held): (usize, &Held<Duration>)| {
+            ChangeMessageVisibilityBatchRequestEntry::builder()
+                .id(id.to_string())
+                .receipt_handle(&*held.handle)
+                .visibility_timeout(whole(seconds(held)))
+                .build()
+                .map_err(impossible)
+        };
+        let entries: Result<_, Error> = held.iter().enumerate().map(entry).collect();
+        let request = self
+            .queue
+            .client()
+            .await?
+            .change_message_visibility_batch()
+            .queue_url(self.queue.url().await?)
+            .set_entries(Some(entries?));
+        let what = "cannot change the visibility timeout";
+        let answer = self
+            .queue
+            .call(what, Duration::ZERO, request.send())
+            .await?;
+        let done = answer.successful().iter().map(|entry| entry.id());
+        Ok(outcomes(held.len(), done, answer.failed()))
+    }
+
+    /// Turns what SQS said of each message into its answer, and keeps the leases in step.
+    fn conclude<T>(
+        &self,
+        held: Vec<Held<T>>,
+        said: Result<Vec<Outcome>, Error>,
+        what: &str,
+        answers: &mut Vec<(usize, Answer)>,
+        done: impl Fn(&mut Leases, &Held<T>),
+    ) {
+        let mut state = self.state();
+        let mut said = said.map(Vec::into_iter);
+        for held in held {
+            let label = held.lease.message.label();
+            let unknown =
+                |error: Error| Answer::Unknown(error.on_queue(self.queue.name()).on_message(label));
+            let answer = match &mut said {
+                Err(error) => unknown(error.clone()),
+                Ok(outcomes) => match outcomes.next() {
+                    Some(Outcome::Done) => {
+                        done(&mut state.leases, &held);
+                        Answer::Applied
+                    }
+                    Some(Outcome::Refused(entry)) if error::is_lease_lost(&entry) => {
+                        state.leases.end(&held.handle);
+                        Answer::LeaseLost
+                    }
+                    Some(Outcome::Refused(entry)) => unknown(error::of_entry(what, &entry)),
+                    Some(Outcome::Unmentioned) | None => unknown(error::of_silence(what)),
+                },
+            };
+            answers.push((held.at, answer));
+        }
+    }
+
+    /// Sends messages to the queue that the redrive policy names, then deletes them here.
+    async fn bury(&self, chunk: Chunk<'_, &str>) -> Vec<(usize, Answer)> {
+        let (held, mut answers) = self.lasting(chunk);
+        if held.is_empty() {
+            return answers;
+        }
+        let letters: Vec<Message> = held.iter().map(|held| self.letter(held)).collect();
+        let published = match self.dead_letters().await {
+            Ok(sink) => sink.publish(&letters).await,
+            Err(error) => letters
+                .iter()
+                .map(|letter| Err(error.clone().on_message(letter.label())))
+                .collect(),
+        };
+        let mut buried = Vec::new();
+        for (held, published) in held.into_iter().zip(published) {
+            match published {
+                Ok(()) => buried.push((held.at, Receipt::Handle(held.handle))),
+                Err(error) => answers.push((held.at, Answer::Unknown(error))),
+            }
+        }
+        let acks = buried.iter().map(|(at, receipt)| (*at, receipt, ()));
+        answers.extend(self.delete(acks.collect()).await);
+        answers
+    }
+
+    fn letter(&self, held: &Held<&str>) -> Message {
+        let message = Message::clone(&held.lease.message);
+        message
+            .with_attribute(DEAD_LETTER_REASON, held.wanted)
+            .with_attribute(DEAD_LETTER_QUEUE, self.queue.name())
+    }
+
+    async fn dead_letters(&self) -> Result<&SqsSink, Error> {
+        let open = || async {
+            let settings = Settings::read(&self.queue).await?;
+            let target = match settings.redrive() {
+                Some(policy) => policy.target(),
+                None => Err(Error::config(
+                    "the queue has no redrive policy, so it has no dead-letter queue; give it one, or give the pipeline's dead_letter() a sink",
+                )),
+            };
+            let target = target.map_err(|error| error.on_queue(self.queue.name()))?;
+            Ok(SqsSink::to(self.queue.beside(target).await?))
+        };
+        self.dead_letters.get_or_try_init(open).await
+    }
+}
+
+/// A message whose lease lasts, and what is wanted of it.
+struct Held<T> {
+    /// Its place among the answers.
+    at: usize,
+    handle: Arc<str>,
+    lease: leases::Lease,
+    wanted: T,
+}
+
+/// What fits into one request: places among the answers, messages, and what is wanted of them.
+type Chunk<'a, T> = Vec<(usize, &'a Receipt, T)>;
+
+/// The requests, not yet begun, that are made of as many full chunks as there are and a rest.
+fn requests<'a, T, F>(
+    mut all: Vec<(usize, &'a Receipt, T)>,
+    request: impl Fn(Chunk<'a, T>) -> F,
+) -> Vec<F> {
+    let mut requests = Vec::with_capacity(all.len().div_ceil(BATCH));
+    while !all.is_empty() {
+        let rest = all.split_off(all.len().min(BATCH));
+        requests.push(request(std::mem::replace(&mut all, rest)));
+    }
+    requests
+}
+
+fn in_places(count: usize, answers: impl IntoIterator<Item = (usize, Answer)>) -> Vec<Answer> {
+    let mut placed: Vec<(usize, Answer)> = answers.into_iter().collect();
+    debug_assert_eq!(placed.len(), count, "one answer each");
+    placed.sort_by_key(|(at, _)| *at);
+    placed.into_iter().map(|(_, answer)| answer).collect()
+}
+
+fn impossible(error: aws_sdk_sqs::error::BuildError) -> Error {
+    Error::new(ErrorKind::Other, "an entry of a batch could not be made").caused_by(error)
+}
+
+/// In whole seconds, as SQS takes it.
+fn rounded_up(time: Duration) -> u64 {
+    let more = u64::from(time.subsec_nanos() > 0);
+    time.as_secs().saturating_add(more)
+}
