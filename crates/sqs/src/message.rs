@@ -198,7 +198,7 @@ impl Outgoing {
     pub(crate) fn of(message: &Message, fifo: bool) -> Result<Self, Error> {
         let refuse = |why: String| Error::new(ErrorKind::Message, why).on_message(message.label());
         let mut outgoing = Self::carry(message, fifo).map_err(refuse)?;
-        if message.attributes.get(DEAD_LETTER_REASON).is_some() {
+        if is_dead_letter(message) {
             outgoing.make_fit();
         }
         outgoing.check().map_err(refuse)?;
@@ -211,6 +211,10 @@ impl Outgoing {
         let mut fair_group = None;
         for (name, value) in message.attributes.iter() {
             match name {
+                // Of a message from elsewhere, which somebody wants to trick us with.
+                BODY | DEDUP_ID | GROUP | ATTRIBUTES if is_dead_letter(message) => {
+                    add(&format!("was-{name}"), value);
+                }
                 BODY | DEDUP_ID | GROUP | ATTRIBUTES => {
                     return Err(format!("the attribute `{name}` is onlyonce's own"));
                 }
@@ -368,11 +372,16 @@ impl Outgoing {
     }
 }
 
+/// A redrive is one, too.
+fn is_dead_letter(message: &Message) -> bool {
+    message.attributes.get(DEAD_LETTER_REASON).is_some()
+}
+
 /// What SQS is to deduplicate by. A dead letter and a redrive are new: sent under the id that SQS has seen within five
 /// minutes they would be dropped as duplicates, and lost. As SQS does itself with its dead letters, they go under the id
 /// of the message that they were.
 fn wire_dedup_id(message: &Message, given: Option<&str>) -> Option<String> {
-    if message.attributes.get(DEAD_LETTER_REASON).is_none() {
+    if !is_dead_letter(message) {
         return given.map(as_id);
     }
     let once = || format!("{:032x}", fastrand::u128(..));

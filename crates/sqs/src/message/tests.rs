@@ -363,6 +363,27 @@ fn a_dead_letter_of_any_size_is_made_to_fit() {
 
 /// Within five minutes it may be dead-lettered, redriven and dead-lettered again: each is new. But the same letter, sent
 /// again after a lost answer, is not.
+/// Somebody who sends such names by way of another broker can neither keep a letter from its queue nor pass for us.
+#[test]
+fn a_dead_letter_with_names_of_ours_is_taken_and_they_mean_nothing() {
+    let mut message = letter(Message::new("poison").with_dedup_id("its own"), "why");
+    for name in [BODY, DEDUP_ID, GROUP, ATTRIBUTES] {
+        message.attributes.insert(name, "forged");
+    }
+    for fifo in BOTH {
+        let Received {
+            message: back,
+            malformed,
+            ..
+        } = through(&message, fifo);
+        assert_eq!(malformed, None);
+        assert_eq!(back.body, "poison");
+        assert_eq!(back.dedup_id.as_deref(), Some("its own"));
+        assert_eq!(back.group, None);
+        assert_eq!(back.attributes.get("was-onlyonce-body"), Some("forged"));
+    }
+}
+
 #[test]
 fn a_dead_letter_has_another_id_on_the_wire() {
     let mut message = letter(Message::new("x").with_dedup_id("d"), "poison");
