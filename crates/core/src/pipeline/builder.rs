@@ -84,6 +84,8 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
 
     /// How many messages, and how many bytes of them, are held at most, those that run included. One message larger than
     /// all the bytes is still taken. Default: 1,000 and 64 MiB.
+    ///
+    /// Fewer are held where handlers are slow: as many as can start before their leases would have to be prolonged.
     pub fn prefetch(mut self, messages: usize, bytes: usize) -> Self {
         self.setup.options.prefetch_messages = messages.max(1);
         self.setup.options.prefetch_bytes = bytes.max(1);
