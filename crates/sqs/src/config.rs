@@ -182,7 +182,8 @@ impl FromStr for Config {
 
 type Found = (Address, Option<String>, Option<String>);
 
-/// `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`. Another host (an emulator's, a VPC endpoint's) is the endpoint, too.
+/// `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`. Another host (an emulator's, a VPC or FIPS endpoint's) is where
+/// requests go.
 fn of_queue_url(url: &Url) -> Result<Found, Error> {
     let segments: Vec<&str> = url.path().trim_matches('/').split('/').collect();
     let [.., account, name] = segments[..] else {
@@ -193,15 +194,25 @@ fn of_queue_url(url: &Url) -> Result<Found, Error> {
     let mut queue_url = url.clone();
     queue_url.set_query(None);
     let region = url.host_str().and_then(region_of_host);
-    let public = region.is_some() && url.port().is_none() && url.scheme() == "https";
-    let endpoint = (!public || url.host_str().is_some_and(|host| host.starts_with("vpce-")))
-        .then(|| url.origin().ascii_serialization());
+    let public = region.as_ref().is_some_and(|region| is_public(url, region));
+    let endpoint = (!public).then(|| url.origin().ascii_serialization());
     let address = Address {
         name: name.to_owned(),
         account: Some(account.to_owned()),
         url: Some(queue_url.into()),
     };
     Ok((address, region, endpoint))
+}
+
+/// Whether the region's endpoint, which the SDK knows, is meant; it may be set to another in the environment.
+fn is_public(url: &Url, region: &str) -> bool {
+    let origin = url.origin().ascii_serialization();
+    [
+        format!("https://sqs.{region}.amazonaws.com"),
+        format!("https://sqs.{region}.amazonaws.com.cn"),
+        format!("https://{region}.queue.amazonaws.com"),
+    ]
+    .contains(&origin)
 }
 
 /// <https://docs.aws.amazon.com/general/latest/gr/sqs-service.html>
@@ -337,11 +348,15 @@ mod tests {
         assert_eq!(local.endpoint.as_deref(), Some("http://127.0.0.1:4566"));
         let path = config("http://localhost:4566/queue/us-east-1/000000000000/orders");
         assert_eq!(path.name(), "orders");
-        let private = config("https://vpce-1.sqs.us-east-2.vpce.amazonaws.com/1/orders");
-        assert_eq!(
-            private.endpoint.as_deref(),
-            Some("https://vpce-1.sqs.us-east-2.vpce.amazonaws.com")
-        );
+        for host in [
+            "https://vpce-1.sqs.us-east-2.vpce.amazonaws.com",
+            "https://sqs-fips.us-east-2.amazonaws.com",
+            "https://sqs.us-east-2.api.aws",
+        ] {
+            let other = config(&format!("{host}/1/orders"));
+            assert_eq!(other.endpoint.as_deref(), Some(host));
+            assert_eq!(other.region.as_deref(), Some("us-east-2"));
+        }
     }
 
     #[test]
