@@ -48,7 +48,9 @@ impl Source for Scripted {
         batch.iter().map(|_| Answer::LeaseLost).collect()
     }
     async fn inspect(&self) -> Result<Inspection, Error> {
-        Ok(Inspection::default())
+        let mut inspection = Inspection::default();
+        inspection.dead_letter = Some("orders.dead".into());
+        Ok(inspection)
     }
     async fn close(&self) -> Result<(), Error> {
         Ok(())

@@ -121,3 +121,33 @@ fn days(duration: Duration) -> String {
         format!("{hours:.1} hours")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(inspection: &Inspection, has_sink: bool) -> Vec<Hazard> {
+        let capabilities = Capabilities {
+            dead_letter: true,
+            ..Capabilities::default()
+        };
+        let options = Options::default();
+        let found = hazards(
+            Mode::AtLeastOnce,
+            &options,
+            capabilities,
+            inspection,
+            has_sink,
+        );
+        found.into_iter().map(|(hazard, _)| hazard).collect()
+    }
+
+    #[test]
+    fn a_source_that_could_dead_letter_needs_a_queue_to_do_so() {
+        let mut inspection = Inspection::default();
+        assert_eq!(found(&inspection, false), [Hazard::NoDeadLetter]);
+        assert_eq!(found(&inspection, true), []);
+        inspection.dead_letter = Some("orders.dead".into());
+        assert_eq!(found(&inspection, false), []);
+    }
+}
