@@ -240,6 +240,7 @@ async fn what_fails_as_a_whole_is_unknown_for_each_and_can_be_tried_again() {
     for (answer, kind) in [
         (never(), ErrorKind::Timeout),
         (broken(), ErrorKind::Connection),
+        (cut(), ErrorKind::Connection),
         (page(502), ErrorKind::Connection),
         (refused(500, "InternalFailure", ""), ErrorKind::Connection),
         (refused(400, "RequestThrottled", ""), ErrorKind::Throttled),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use onlyonce_core::{ErrorKind, Limit, Receipt, Source as _};
+use onlyonce_sqs::SqsSource;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -70,6 +71,7 @@ async fn a_lost_answer_is_asked_for_again_by_its_id() {
     for (answer, kind) in [
         (never(), ErrorKind::Timeout),
         (broken(), ErrorKind::Connection),
+        (cut(), ErrorKind::Connection),
         (
             refused(500, "InternalFailure", "unknown error"),
             ErrorKind::Connection,
@@ -209,6 +211,16 @@ async fn a_poll_waits_as_long_as_it_may() {
         let waits = script.sent_values("ReceiveMessage", "WaitTimeSeconds");
         assert_eq!(waits[0], asked, "{visibility} s, for {wait:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_time_out_is_too_long() {
+    let script = Script::of([receive().gets(messages(&["a"]).after(seconds(15)))]);
+    let mut config = config(STANDARD);
+    config.timeout = Duration::MAX;
+    let source = SqsSource::with_client(config, script.client()).unwrap();
+    let received = source.receive(limit(1, seconds(20))).await.unwrap();
+    assert_eq!(names(&received), ["a"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,10 @@
 //! of AWS answers at once, whatever the request.)
 
 use std::fmt;
+use std::io;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
@@ -18,6 +21,9 @@ use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use http_body::{Body, Frame};
 use onlyonce_core::{
     Action, Answer as Answered, Delivery, Error, Limit, Receipt, Settlement, Source as _,
 };
@@ -106,6 +112,7 @@ enum What {
         body: String,
     },
     Broken,
+    Cut,
     Never,
 }
 
@@ -161,6 +168,25 @@ pub(crate) fn page(status: u16) -> Answer {
 /// The connection breaks before the answer comes.
 pub(crate) fn broken() -> Answer {
     Answer::of(What::Broken)
+}
+
+/// The connection breaks within the answer.
+pub(crate) fn cut() -> Answer {
+    Answer::of(What::Cut)
+}
+
+struct CutBody;
+
+impl Body for CutBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())))
+    }
 }
 
 pub(crate) fn never() -> Answer {
@@ -401,6 +427,10 @@ impl HttpConnector for Http {
             let response = match answer.what {
                 What::Never => std::future::pending().await,
                 What::Broken => Err(ConnectorError::io("connection reset by peer".into())),
+                What::Cut => {
+                    let body = SdkBody::from_body_1_x(CutBody);
+                    Ok(HttpResponse::new(200.try_into().unwrap(), body))
+                }
                 What::Http {
                     status,
                     headers,

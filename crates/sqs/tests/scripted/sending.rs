@@ -217,6 +217,7 @@ async fn what_fails_as_a_whole_fails_for_each() {
     for (answer, kind, fate) in [
         (never(), ErrorKind::Timeout, "again"),
         (broken(), ErrorKind::Connection, "again"),
+        (cut(), ErrorKind::Connection, "again"),
         (page(502), ErrorKind::Connection, "again"),
         (
             refused(400, "RequestThrottled", ""),
