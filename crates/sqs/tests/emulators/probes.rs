@@ -194,6 +194,11 @@ async fn received_again(emulator: Emulator) -> (Probe, String) {
     (probe, stale)
 }
 
+pub(crate) async fn stale_delete_after_redelivery(emulator: Emulator) -> String {
+    let (probe, stale) = received_again(emulator).await;
+    probe.delete(&stale).await
+}
+
 pub(crate) async fn stale_batch_delete_after_redelivery(emulator: Emulator) -> String {
     let (probe, stale) = received_again(emulator).await;
     probe.batch_delete(&stale).await

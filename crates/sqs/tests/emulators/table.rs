@@ -6,7 +6,7 @@ use super::*;
 deviations! {
     delete_after_expiry {
         aws: "InvalidParameterValue",
-        source: "https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html",
+        source: "https://github.com/aws/aws-sdk-js/issues/1750",
         ministack: "accepted",
         localstack: "InvalidParameterValue",
         covered_by: "settling::nothing_is_sent_once_the_lease_has_ended",
@@ -31,6 +31,13 @@ deviations! {
         ministack: "accepted, and leased again",
         localstack: "accepted, without effect",
         covered_by: "settling::an_extension_moves_the_deadline",
+    }
+    stale_delete_after_redelivery {
+        aws: "InvalidParameterValue",
+        source: "https://github.com/bbc/sqs-consumer/issues/83",
+        ministack: "ReceiptHandleIsInvalid",
+        localstack: "InvalidParameterValue",
+        covered_by: "settling::nothing_is_sent_once_the_lease_has_ended",
     }
     stale_batch_delete_after_redelivery {
         aws: "ReceiptHandleIsInvalid, by the sender's fault",
