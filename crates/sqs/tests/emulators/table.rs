@@ -36,7 +36,7 @@ deviations! {
         aws: "InvalidParameterValue",
         source: "https://github.com/bbc/sqs-consumer/issues/83",
         ministack: "ReceiptHandleIsInvalid",
-        localstack: "InvalidParameterValue",
+        localstack: "accepted",
         covered_by: "settling::nothing_is_sent_once_the_lease_has_ended",
     }
     stale_batch_delete_after_redelivery {
