@@ -1,9 +1,9 @@
 use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use onlyonce_core::{Message, Receipt};
+use onlyonce_core::{Delivery, Message, Receipt};
 use tokio::time::Instant;
 
 /// SQS ends a lease 12 hours after the receive, however often it is prolonged:
@@ -27,6 +27,8 @@ pub(crate) struct Lease {
     pub(crate) seq: u64,
     pub(crate) received: Instant,
     pub(crate) until: Instant,
+    /// Somebody has it; before that it waits to be received.
+    out: bool,
     /// To be dead-lettered, should it come to that.
     pub(crate) message: Arc<Message>,
 }
@@ -56,10 +58,33 @@ impl Leases {
             seq: self.count,
             received,
             until,
+            out: false,
             message,
         };
         self.count += 1;
         self.held.insert(handle, lease);
+    }
+
+    /// Receives have returned these.
+    pub(crate) fn are_out(&mut self, deliveries: &[Delivery]) {
+        for delivery in deliveries {
+            if let Receipt::Handle(handle) = &delivery.receipt
+                && let Some(lease) = self.held.get_mut(handle)
+            {
+                lease.out = true;
+            }
+        }
+    }
+
+    /// The groups of which somebody has a message.
+    pub(crate) fn groups_out(&self) -> HashSet<&str> {
+        let now = Instant::now();
+        let out = self
+            .held
+            .values()
+            .filter(|lease| lease.out && lease.until > now);
+        out.filter_map(|lease| lease.message.group.as_deref())
+            .collect()
     }
 
     /// The lease, if it lasts.

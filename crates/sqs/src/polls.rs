@@ -1,7 +1,7 @@
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use onlyonce_core::{Delivery, Error, Limit};
+use onlyonce_core::{Delivery, Error, Limit, Receipt};
 use tokio::time::Instant;
 
 use crate::queue::BATCH;
@@ -120,20 +120,44 @@ impl Polls {
         self.asked -= poll.messages;
     }
 
-    /// Takes what `limit` allows of what has come and is still leased.
-    pub(crate) fn take(&mut self, limit: Limit) -> Vec<Delivery> {
+    /// Takes what `limit` allows of what has come and is still leased. What is left of a group waits until nobody has a
+    /// message of it any more: should that one be given back, its followers must be, too.
+    pub(crate) fn take(&mut self, limit: Limit, groups_out: &HashSet<&str>) -> Vec<Delivery> {
         let now = Instant::now();
-        self.ready
-            .retain(|delivery| delivery.lease.until.is_none_or(|until| until > now));
-        let (mut bytes, mut count) = (0, 0);
-        for delivery in self.ready.iter().take(limit.messages.max(1)) {
-            if count > 0 && bytes >= limit.bytes {
-                break;
+        let waits = |delivery: &Delivery| {
+            let group = delivery.message.group.as_deref();
+            group.is_some_and(|group| groups_out.contains(group))
+        };
+        let (mut taken, mut left) = (Vec::new(), VecDeque::new());
+        let mut bytes = 0;
+        for delivery in self.ready.drain(..) {
+            let full = taken.len() >= limit.messages.max(1) || bytes >= limit.bytes;
+            if delivery.lease.until.is_some_and(|until| until <= now) {
+                continue;
+            } else if waits(&delivery) || (full && !taken.is_empty()) {
+                left.push_back(delivery);
+            } else {
+                bytes += delivery.message.size();
+                taken.push(delivery);
             }
-            bytes += delivery.message.size();
-            count += 1;
         }
-        self.ready.drain(..count).collect()
+        self.ready = left;
+        taken
+    }
+
+    /// Takes out what has come of these groups.
+    pub(crate) fn withdraw(&mut self, groups: &HashSet<&str>) -> Vec<Receipt> {
+        let of_these = |delivery: &Delivery| {
+            let group = delivery.message.group.as_deref();
+            group.is_some_and(|group| groups.contains(group))
+        };
+        let ready = std::mem::take(&mut self.ready).into_iter();
+        let (withdrawn, left): (VecDeque<_>, VecDeque<_>) = ready.partition(of_these);
+        self.ready = left;
+        withdrawn
+            .into_iter()
+            .map(|delivery| delivery.receipt)
+            .collect()
     }
 }
 

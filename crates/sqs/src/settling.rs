@@ -32,6 +32,13 @@ impl Shared {
                 Action::DeadLetter { reason } => dead.push((at, receipt, reason.as_str())),
             }
         }
+        let followers = self.followers(&nacks);
+        let places = batch.len()..;
+        nacks.extend(
+            places
+                .zip(&followers)
+                .map(|(at, receipt)| (at, receipt, Duration::ZERO)),
+        );
         // Last first: a group stays closed until its head is given back.
         nacks.sort_by_key(|(_, receipt, _)| Reverse(self.arrival(receipt)));
         let side_by_side = !self.queue.is_fifo();
@@ -42,6 +49,22 @@ impl Shared {
         )
         .await;
         in_places(batch.len(), acks.into_iter().chain(nacks).chain(dead))
+    }
+
+    /// What has come of the groups of messages that are given back, and nobody has received yet: it would overtake them.
+    fn followers(&self, nacks: &[(usize, &Receipt, Duration)]) -> Vec<Receipt> {
+        if !self.queue.is_fifo() {
+            return Vec::new();
+        }
+        let mut state = self.state();
+        let lasting = nacks
+            .iter()
+            .filter_map(|(_, receipt, _)| state.leases.lasting(receipt));
+        let leases: Vec<_> = lasting.map(|(_, lease)| lease).collect();
+        let groups = leases
+            .iter()
+            .filter_map(|lease| lease.message.group.as_deref());
+        state.polls.withdraw(&groups.collect())
     }
 
     fn arrival(&self, receipt: &Receipt) -> Option<u64> {
@@ -227,6 +250,9 @@ impl Shared {
             };
             answers.push((held.at, answer));
         }
+        drop(state);
+        // What waited behind these may be received now.
+        self.changed.notify_waiters();
     }
 
     /// Sends messages to the queue that the redrive policy names, then deletes them here.
@@ -305,8 +331,9 @@ fn requests<'a, T, F>(
 
 fn in_places(count: usize, answers: impl IntoIterator<Item = (usize, Answer)>) -> Vec<Answer> {
     let mut placed: Vec<(usize, Answer)> = answers.into_iter().collect();
-    debug_assert_eq!(placed.len(), count, "one answer each");
     placed.sort_by_key(|(at, _)| *at);
+    placed.truncate(count);
+    debug_assert_eq!(placed.len(), count, "one answer each");
     placed.into_iter().map(|(_, answer)| answer).collect()
 }
 

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,7 +34,7 @@ pub struct SqsSource {
 pub(crate) struct Shared {
     pub(crate) queue: Queue,
     state: Mutex<State>,
-    changed: Notify,
+    pub(crate) changed: Notify,
     polling: TaskTracker,
     /// The source was dropped.
     dropped: CancellationToken,
@@ -43,7 +44,7 @@ pub(crate) struct Shared {
 }
 
 pub(crate) struct State {
-    polls: Polls,
+    pub(crate) polls: Polls,
     pub(crate) leases: Leases,
     closed: bool,
 }
@@ -111,14 +112,10 @@ impl Source for SqsSource {
 
     async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
         let deadline = after(limit.wait);
-        let visibility = self.shared.visibility().await?;
         loop {
             let changed = self.shared.changed.notified();
             let left = deadline.saturating_duration_since(Instant::now());
-            if let Some(received) = self
-                .shared
-                .receive_now(limit, left.min(visibility * 2 / 3))?
-            {
+            if let Some(received) = self.shared.receive_now(limit, left)? {
                 return Ok(received);
             }
             let paused = self.shared.state().polls.pause_until;
@@ -176,8 +173,14 @@ impl Shared {
         while let Some(poll) = state.polls.next(limit, wait, self.queue.is_fifo()) {
             self.polling.spawn(self.clone().poll(poll));
         }
-        let ready = state.polls.take(limit);
+        let State { polls, leases, .. } = &mut *state;
+        let groups_out = match self.queue.is_fifo() {
+            true => leases.groups_out(),
+            false => HashSet::new(),
+        };
+        let ready = polls.take(limit, &groups_out);
         if !ready.is_empty() {
+            leases.are_out(&ready);
             return Ok(Some(ready));
         }
         state.polls.error.take().map_or(Ok(None), Err)
@@ -188,10 +191,10 @@ impl Shared {
     }
 
     /// A task of its own, so that whoever stops waiting loses nothing.
-    async fn poll(self: Arc<Self>, poll: Poll) {
+    async fn poll(self: Arc<Self>, mut poll: Poll) {
         let result = tokio::select! {
             () = self.dropped.cancelled() => return,
-            result = self.receive(&poll) => result,
+            result = self.receive(&mut poll) => result,
         };
         let mut state = self.state();
         match result {
@@ -216,8 +219,11 @@ impl Shared {
 
     /// One request. Leases are reckoned from when it was sent: SQS began to count no earlier. How much later nobody
     /// tells, which is why polls wait for two thirds of the visibility timeout at most: a third is left in any case.
-    async fn receive(&self, poll: &Poll) -> Result<Vec<(Delivery, Instant)>, Error> {
+    async fn receive(&self, poll: &mut Poll) -> Result<Vec<(Delivery, Instant)>, Error> {
         let visibility = self.visibility().await?;
+        poll.wait = poll
+            .wait
+            .min(Duration::from_secs(visibility.as_secs() * 2 / 3));
         let url = self.queue.url().await?;
         let sent = Instant::now();
         let request = self

@@ -4,6 +4,7 @@
 
 mod dead_letters;
 mod errors;
+mod order;
 mod receiving;
 mod script;
 mod sending;

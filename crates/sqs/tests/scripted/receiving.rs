@@ -99,7 +99,7 @@ async fn a_lost_answer_is_asked_for_again_by_its_id() {
             receive().gets(answer.clone()),
             receive().gets(answer),
             receive().gets(messages(&["a"])),
-            receive().gets(messages(&["b"])),
+            receive().gets(messages_of("group-2", &["b"])),
         ]);
         let source = script.source(FIFO);
         for _ in 0..2 {
@@ -286,6 +286,26 @@ async fn a_dropped_receive_loses_nothing() {
     let received = source.receive(limit(10, seconds(20))).await.unwrap();
     assert_eq!(names(&received), ["a"]);
     assert_eq!(script.sent("ReceiveMessage").len(), 1);
+}
+
+/// However soon it is dropped: what the first receive has to find out is not asked for anew by each.
+#[tokio::test(start_paused = true)]
+async fn receives_that_are_dropped_get_on() {
+    let attributes = json!({ "Attributes": { "VisibilityTimeout": "30" } });
+    let script = Script::of([
+        get_attributes().gets(ok(attributes).after(seconds(1))),
+        receive().gets(messages(&["a"]).after(seconds(1))),
+    ]);
+    let source = script.source("orders.fifo");
+    let begun = Instant::now();
+    let received = loop {
+        assert!(begun.elapsed() < seconds(3), "nothing came");
+        let short = Duration::from_millis(1);
+        if let Ok(received) = timeout(short, source.receive(limit(10, seconds(20)))).await {
+            break received.unwrap();
+        }
+    };
+    assert_eq!(names(&received), ["a"]);
 }
 
 #[tokio::test(start_paused = true)]

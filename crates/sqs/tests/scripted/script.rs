@@ -214,6 +214,10 @@ pub(crate) fn failed(id: usize, code: &str, message: &str, sender_fault: bool) -
 
 /// What SQS delivers of a message called so: that is its body and its receipt handle.
 pub(crate) fn message(name: &str) -> Value {
+    message_of("group", name)
+}
+
+fn message_of(group: &str, name: &str) -> Value {
     json!({
         "MessageId": format!("id-of-{name}"),
         "ReceiptHandle": name,
@@ -221,15 +225,20 @@ pub(crate) fn message(name: &str) -> Value {
         "Attributes": {
             "ApproximateReceiveCount": "1",
             "MessageDeduplicationId": format!("dedup-{name}"),
-            "MessageGroupId": "group",
+            "MessageGroupId": group,
             "SentTimestamp": "1700000000000",
         },
     })
 }
 
 pub(crate) fn messages(names: &[&str]) -> Answer {
-    let messages: Vec<Value> = names.iter().map(|name| message(name)).collect();
-    ok(json!({ "Messages": messages }))
+    messages_of("group", names)
+}
+
+/// No group comes with a second receive before all of the first is settled.
+pub(crate) fn messages_of(group: &str, names: &[&str]) -> Answer {
+    let messages = names.iter().map(|name| message_of(group, name));
+    ok(json!({ "Messages": messages.collect::<Vec<Value>>() }))
 }
 
 /// As SQS answers, when nothing came.
@@ -479,9 +488,9 @@ pub(crate) async fn holding(
     names: &[&str],
     steps: impl IntoIterator<Item = Step>,
 ) -> (Script, SqsSource, Vec<Delivery>) {
-    let receives = names
-        .chunks(10)
-        .map(|names| receive().gets(messages(names)));
+    let groups = ["group", "group-2", "group-3", "group-4"];
+    let receives = groups.iter().zip(names.chunks(10));
+    let receives = receives.map(|(group, names)| receive().gets(messages_of(group, names)));
     let script = Script::of(receives.chain(steps));
     let source = script.source(queue);
     let mut held = Vec::new();
