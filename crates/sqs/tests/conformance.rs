@@ -47,6 +47,11 @@ impl SourceHarness for Harness {
         Duration::from_secs(2)
     }
 
+    /// LocalStack looks for leases that have ended once a second, and is slow on a busy machine.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(45)
+    }
+
     fn large_body(&self) -> usize {
         // What is not text grows by a third, and 1 MiB is the most.
         780_000

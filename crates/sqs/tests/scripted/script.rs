@@ -213,10 +213,6 @@ pub(crate) fn failed(id: usize, code: &str, message: &str, sender_fault: bool) -
 }
 
 /// What SQS delivers of a message called so: that is its body and its receipt handle.
-pub(crate) fn message(name: &str) -> Value {
-    message_of("group", name)
-}
-
 fn message_of(group: &str, name: &str) -> Value {
     json!({
         "MessageId": format!("id-of-{name}"),
