@@ -87,7 +87,7 @@ async fn a_queue_that_does_not_exist_is_said_to() {
             format!("sqs://nowhere?endpoint={endpoint}"),
         ] {
             let source = SqsSource::new(address.parse().unwrap()).unwrap();
-            let received = source.receive(limit(1, Duration::ZERO)).await;
+            let received = source.receive(limit(1, PATIENCE)).await;
             let error = received.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
             assert!(

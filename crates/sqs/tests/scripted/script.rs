@@ -491,7 +491,9 @@ pub(crate) async fn holding(
     let source = script.source(queue);
     let mut held = Vec::new();
     while held.len() < names.len() {
-        held.extend(source.receive(limit(10, Duration::ZERO)).await.unwrap());
+        let received = source.receive(limit(10, seconds(1))).await.unwrap();
+        assert!(!received.is_empty(), "{} of {names:?}", held.len());
+        held.extend(received);
     }
     (script, source, held)
 }
