@@ -3,7 +3,8 @@
 //!
 //! They run in two ways:
 //!
-//! - `cargo test -p fuzz` runs each for a moment, on its corpus and on random changes of it;
+//! - `cargo test -p fuzz` runs each on its corpus and on changes of it, the same every time;
+//!   `ONLYONCE_SECONDS=60 cargo test -p fuzz` looks for new ones, for a minute in each target;
 //! - `cargo fuzz run --fuzz-dir crates/fuzz/cargo-fuzz TARGET` lets libFuzzer look for longer. It needs a nightly
 //!   toolchain, or `RUSTC_BOOTSTRAP=1`.
 //!

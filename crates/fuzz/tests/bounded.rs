@@ -1,5 +1,6 @@
-//! Every fuzz target for a moment: its corpus, then random changes of it. A failure prints a seed;
-//! `ONLYONCE_SEED=<seed> cargo test -p fuzz <target>` runs that input again.
+//! Every fuzz target: its corpus, then changes of it that are the same in every run, so that a commit that passed
+//! passes again. `ONLYONCE_SECONDS=<seconds> cargo test -p fuzz` looks for new ones for so long in each target. A failure
+//! prints a seed; `ONLYONCE_SEED=<seed> cargo test -p fuzz <target>` runs that input again.
 
 #![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]
 
@@ -13,8 +14,6 @@ use std::time::{Duration, Instant};
 
 use fuzz::{TARGETS, Target};
 
-/// Random inputs are made for so long.
-const BUDGET: Duration = Duration::from_secs(2);
 /// No input takes this long unless something hangs.
 const TOO_LONG: Duration = Duration::from_secs(60);
 /// Of an input.
@@ -54,7 +53,7 @@ fn corpus(name: &str) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Runs the target on inputs that are told by name before, one by one.
-fn run(name: &str, target: Target, told: &Sender<String>) {
+fn run(name: &str, inputs: u64, target: Target, told: &Sender<String>) {
     let one = |label: String, input: &[u8]| {
         told.send(label).unwrap();
         let before = PANICS.load(Ordering::SeqCst);
@@ -66,30 +65,41 @@ fn run(name: &str, target: Target, told: &Sender<String>) {
         let input = mutated(&corpus, &mut fastrand::Rng::with_seed(seed));
         one(format!("ONLYONCE_SEED={seed}"), &input);
     };
-    if let Ok(seed) = std::env::var("ONLYONCE_SEED") {
-        return random(seed.parse().expect("ONLYONCE_SEED is a number"));
+    if let Some(seed) = number("ONLYONCE_SEED") {
+        return random(seed);
     }
     for (file, input) in &corpus {
         one(format!("corpus/{name}/{file}"), input);
     }
+    let Some(seconds) = number("ONLYONCE_SECONDS") else {
+        return (0..inputs).for_each(random);
+    };
     let begun = Instant::now();
-    while begun.elapsed() < BUDGET {
+    while begun.elapsed() < Duration::from_secs(seconds) {
         random(fastrand::u64(..));
     }
 }
 
-fn bounded(name: &str) {
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is a number")),
+    )
+}
+
+fn bounded(name: &str, inputs: u64) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     count_panics();
     let (_, target) = *TARGETS.iter().find(|(known, _)| *known == name).unwrap();
     let (told, labels) = mpsc::channel();
     let name = name.to_owned();
-    let runner = thread::spawn(move || run(&name, target, &told));
-    let (mut last, mut inputs) = (String::from("nothing"), 0);
+    let runner = thread::spawn(move || run(&name, inputs, target, &told));
+    let (mut last, mut ran) = (String::from("nothing"), 0);
     loop {
         match labels.recv_timeout(TOO_LONG) {
             Ok(label) => {
-                (last, inputs) = (label, inputs + 1);
+                (last, ran) = (label, ran + 1);
             }
             Err(RecvTimeoutError::Timeout) => panic!("it hangs at {last}"),
             Err(RecvTimeoutError::Disconnected) => break,
@@ -98,7 +108,7 @@ fn bounded(name: &str) {
     runner
         .join()
         .unwrap_or_else(|_| panic!("to see it again: {last}"));
-    println!("{inputs} inputs");
+    println!("{ran} inputs");
 }
 
 /// One of the corpus with some changes, or some bytes of no origin.
@@ -144,10 +154,10 @@ fn range(len: usize, random: &mut fastrand::Rng) -> (usize, usize) {
 }
 
 macro_rules! bounded {
-    ($($target:ident)*) => {
+    ($($target:ident = $inputs:literal)*) => {
         $(#[test]
         fn $target() {
-            bounded(stringify!($target));
+            bounded(stringify!($target), $inputs);
         })*
 
         #[test]
@@ -165,7 +175,17 @@ macro_rules! bounded {
     };
 }
 
+// About two seconds each.
 bounded! {
-    keys params pipeline rabbitmq_headers rabbitmq_messages secrets
-    sqlite_files sqlite_records sqlite_rows sqlite_settings urls
+    keys = 20_000
+    params = 100_000
+    pipeline = 1_000
+    rabbitmq_headers = 20_000
+    rabbitmq_messages = 50_000
+    secrets = 10_000
+    sqlite_files = 1_000
+    sqlite_records = 300
+    sqlite_rows = 300
+    sqlite_settings = 5_000
+    urls = 30_000
 }
