@@ -11,6 +11,17 @@ use tokio_util::sync::CancellationToken;
 pub struct Attributes(BTreeMap<String, String>);
 
 impl Attributes {
+    /// Bytes as the text of an attribute: as they are, or `hex:…` if they are not UTF-8.
+    pub fn text_of(bytes: &[u8]) -> String {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => {
+                let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+                format!("hex:{}", digits.collect::<String>())
+            }
+        }
+    }
+
     /// The value of `name`, if it is there.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)

@@ -20,6 +20,13 @@ pub struct Limit {
     pub wait: Duration,
 }
 
+impl Limit {
+    /// Whether one more message may be added to so many messages of so many bytes.
+    pub fn allows_more(&self, messages: usize, bytes: usize) -> bool {
+        messages == 0 || (messages < self.messages && bytes < self.bytes)
+    }
+}
+
 /// What to do with one delivery. An action that needs a capability which the source lacks is answered with a
 /// non-retryable [`Answer::Unknown`], and nothing is done.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
-use onlyonce_core::{Error, ErrorKind, Message};
+use onlyonce_core::{Attributes, Error, ErrorKind, Message};
 use serde_json::{Map, Value};
 
 /// How often a message had been delivered before it was queued to come back later.
@@ -204,25 +204,14 @@ fn json(value: &AMQPValue) -> Value {
         AMQPValue::Double(n) => n.to_string().into(),
         AMQPValue::DecimalValue(n) => format!("{}e-{}", n.value, n.scale).into(),
         AMQPValue::ShortString(text) => text.as_str().into(),
-        AMQPValue::LongString(text) => bytes(text.as_bytes()),
-        AMQPValue::ByteArray(array) => bytes(array.as_slice()),
+        AMQPValue::LongString(text) => Attributes::text_of(text.as_bytes()).into(),
+        AMQPValue::ByteArray(array) => Attributes::text_of(array.as_slice()).into(),
         AMQPValue::FieldArray(array) => array.as_slice().iter().map(json).collect(),
         AMQPValue::FieldTable(table) => {
             let pairs = table.inner().iter().map(|(k, v)| (k.to_string(), json(v)));
             pairs.collect::<Map<_, _>>().into()
         }
         AMQPValue::Void => Value::Null,
-    }
-}
-
-/// Text as it is; other bytes as `hex:…`.
-fn bytes(bytes: &[u8]) -> Value {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => text.into(),
-        Err(_) => {
-            let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
-            format!("hex:{}", digits.collect::<String>()).into()
-        }
     }
 }
 

@@ -498,8 +498,8 @@ impl Shared {
 fn take(ready: &mut VecDeque<Delivery>, limit: Limit) -> Vec<Delivery> {
     let mut bytes = 0;
     let mut count = 0;
-    for delivery in ready.iter().take(limit.messages.max(1)) {
-        if count > 0 && bytes >= limit.bytes {
+    for delivery in ready.iter() {
+        if !limit.allows_more(count, bytes) {
             break;
         }
         bytes += delivery.message.size();

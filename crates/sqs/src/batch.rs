@@ -1,6 +1,16 @@
 //! One request, several entries, one result for each.
 
 use aws_sdk_sqs::types::BatchResultErrorEntry;
+use onlyonce_core::Error;
+
+/// An entry for each, its place for an id.
+pub(crate) fn entries<T, E>(
+    all: &[T],
+    entry: impl Fn(String, &T) -> Result<E, Error>,
+) -> Result<Vec<E>, Error> {
+    let all = all.iter().enumerate();
+    all.map(|(id, item)| entry(id.to_string(), item)).collect()
+}
 
 /// What became of one entry.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::fmt::Write as _;
 
 use aws_sdk_sqs::config::http::HttpResponse;
-use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sqs::error::{BuildError, ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::BatchResultErrorEntry;
 use onlyonce_core::{Error, ErrorKind};
 
@@ -47,6 +47,11 @@ fn unreadable(what: &str, status: u16) -> Error {
 pub(crate) fn of_entry(what: &str, entry: &BatchResultErrorEntry) -> Error {
     let message = entry.message().unwrap_or_default();
     of_code(what, entry.code(), message, entry.sender_fault())
+}
+
+/// An entry of a batch lacks what the SDK insists on.
+pub(crate) fn impossible(error: BuildError) -> Error {
+    Error::new(ErrorKind::Other, "an entry of a batch could not be made").caused_by(error)
 }
 
 /// The answer to a batch did not mention the entry.

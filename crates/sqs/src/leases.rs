@@ -1,4 +1,3 @@
-use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,13 +41,12 @@ impl Lease {
 }
 
 impl Leases {
-    pub(crate) fn begin(
-        &mut self,
-        handle: Arc<str>,
-        message: Arc<Message>,
-        received: Instant,
-        until: Instant,
-    ) {
+    /// Of what was received by a request sent at `received`.
+    pub(crate) fn begin(&mut self, delivery: &Delivery, received: Instant) {
+        let (Receipt::Handle(handle), Some(until)) = (&delivery.receipt, delivery.lease.until)
+        else {
+            return;
+        };
         if self.held.len() >= self.crowded {
             let now = Instant::now();
             self.held.retain(|_, lease| lease.until > now);
@@ -59,10 +57,10 @@ impl Leases {
             received,
             until,
             out: false,
-            message,
+            message: delivery.message.clone(),
         };
         self.count += 1;
-        self.held.insert(handle, lease);
+        self.held.insert(handle.clone(), lease);
     }
 
     /// Receives have returned these.
@@ -106,16 +104,8 @@ impl Leases {
         self.held.remove(handle);
     }
 
-    /// Those that last, in the order in which they are to be given back: last first.
-    pub(crate) fn last_first(&self) -> Vec<Arc<str>> {
-        let now = Instant::now();
-        let lasting = self.held.iter().filter(|(_, lease)| lease.until > now);
-        let mut lasting: Vec<_> = lasting.collect();
-        lasting.sort_by_key(|(_, lease)| Reverse(lease.seq));
-        lasting
-            .into_iter()
-            .map(|(handle, _)| handle.clone())
-            .collect()
+    pub(crate) fn handles(&self) -> Vec<Arc<str>> {
+        self.held.keys().cloned().collect()
     }
 
     pub(crate) fn end_all(&mut self) {

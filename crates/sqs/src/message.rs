@@ -2,7 +2,6 @@
 //! <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use aws_sdk_sqs::types::{
@@ -17,6 +16,8 @@ use onlyonce_core::{
     Error, ErrorKind, Fingerprint, Message,
 };
 use sha2::{Digest as _, Sha256};
+
+use crate::error::impossible;
 
 /// Bytes of a message, and of all messages of one request.
 pub(crate) const MAX_BYTES: usize = 1 << 20;
@@ -128,15 +129,12 @@ pub(crate) fn read(received: &sqs::Message, fifo: bool) -> Received {
 /// records are kept and not for five minutes.
 fn is_digest_of(id: &str, body: &str) -> bool {
     let hex = id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
-    hex && hex_of(&Sha256::digest(body)) == id
+    hex && digest_of(body) == id
 }
 
-fn hex_of(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
+fn digest_of(body: &str) -> String {
+    let digest = Sha256::digest(body);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Numbers are text already; bytes that are not UTF-8 become `hex:…`.
@@ -144,10 +142,7 @@ fn read_attributes(received: &sqs::Message) -> Attributes {
     let all = received.message_attributes().into_iter().flatten();
     let text = |value: &MessageAttributeValue| match (value.string_value(), value.binary_value()) {
         (Some(text), _) => text.to_owned(),
-        (None, Some(bytes)) => match std::str::from_utf8(bytes.as_ref()) {
-            Ok(text) => text.to_owned(),
-            Err(_) => format!("hex:{}", hex_of(bytes.as_ref())),
-        },
+        (None, Some(bytes)) => Attributes::text_of(bytes.as_ref()),
         (None, None) => String::new(),
     };
     all.map(|(name, value)| (name.clone(), text(value)))
@@ -352,11 +347,9 @@ impl Outgoing {
         self.group.as_deref()
     }
 
-    pub(crate) fn entry(&self, id: usize) -> Result<SendMessageBatchRequestEntry, Error> {
-        let impossible =
-            |error| Error::new(ErrorKind::Other, "no entry of a batch").caused_by(error);
+    pub(crate) fn entry(&self, id: String) -> Result<SendMessageBatchRequestEntry, Error> {
         let mut entry = SendMessageBatchRequestEntry::builder()
-            .id(id.to_string())
+            .id(id)
             .message_body(&self.body)
             .set_message_group_id(self.group.clone())
             .set_message_deduplication_id(self.dedup_id.clone());

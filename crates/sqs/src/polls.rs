@@ -124,17 +124,13 @@ impl Polls {
     /// message of it any more: should that one be given back, its followers must be, too.
     pub(crate) fn take(&mut self, limit: Limit, groups_out: &HashSet<&str>) -> Vec<Delivery> {
         let now = Instant::now();
-        let waits = |delivery: &Delivery| {
-            let group = delivery.message.group.as_deref();
-            group.is_some_and(|group| groups_out.contains(group))
-        };
         let (mut taken, mut left) = (Vec::new(), VecDeque::new());
         let mut bytes = 0;
         for delivery in self.ready.drain(..) {
-            let full = taken.len() >= limit.messages.max(1) || bytes >= limit.bytes;
+            let more = limit.allows_more(taken.len(), bytes);
             if delivery.lease.until.is_some_and(|until| until <= now) {
                 continue;
-            } else if waits(&delivery) || (full && !taken.is_empty()) {
+            } else if !more || is_of(&delivery, groups_out) {
                 left.push_back(delivery);
             } else {
                 bytes += delivery.message.size();
@@ -147,18 +143,20 @@ impl Polls {
 
     /// Takes out what has come of these groups.
     pub(crate) fn withdraw(&mut self, groups: &HashSet<&str>) -> Vec<Receipt> {
-        let of_these = |delivery: &Delivery| {
-            let group = delivery.message.group.as_deref();
-            group.is_some_and(|group| groups.contains(group))
-        };
         let ready = std::mem::take(&mut self.ready).into_iter();
-        let (withdrawn, left): (VecDeque<_>, VecDeque<_>) = ready.partition(of_these);
+        let (withdrawn, left): (VecDeque<_>, VecDeque<_>) =
+            ready.partition(|delivery| is_of(delivery, groups));
         self.ready = left;
         withdrawn
             .into_iter()
             .map(|delivery| delivery.receipt)
             .collect()
     }
+}
+
+fn is_of(delivery: &Delivery, groups: &HashSet<&str>) -> bool {
+    let group = delivery.message.group.as_deref();
+    group.is_some_and(|group| groups.contains(group))
 }
 
 /// A poll that comes back just after its receive has ended is no loss; one that goes on much longer takes messages from

@@ -14,12 +14,13 @@ use onlyonce_core::{
 };
 use tokio::time::Instant;
 
-use crate::batch::{Outcome, outcomes};
+use crate::SqsSink;
+use crate::batch::{Outcome, entries, outcomes};
+use crate::error::{self, impossible};
 use crate::leases::{self, Leases};
 use crate::queue::{BATCH, all_of};
 use crate::settings::Settings;
 use crate::source::{Shared, whole};
-use crate::{SqsSink, error};
 
 impl Shared {
     pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
@@ -40,7 +41,7 @@ impl Shared {
                 .map(|(at, receipt)| (at, receipt, Duration::ZERO)),
         );
         // Last first: a group stays closed until its head is given back.
-        nacks.sort_by_key(|(_, receipt, _)| Reverse(self.arrival(receipt)));
+        nacks.sort_by_cached_key(|(_, receipt, _)| Reverse(self.arrival(receipt)));
         let side_by_side = !self.queue.is_fifo();
         let (acks, nacks, dead) = join3(
             all_of(requests(acks, |chunk| self.delete(chunk)), true),
@@ -92,31 +93,22 @@ impl Shared {
 
     async fn delete(&self, chunk: Chunk<'_, ()>) -> Vec<(usize, Answer)> {
         let (held, mut answers) = self.lasting(chunk);
-        let deleted = match held.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.delete_batch(&held).await,
-        };
-        self.conclude(
-            held,
-            deleted,
-            "cannot delete",
-            &mut answers,
-            |leases, held| {
-                leases.end(&held.handle);
-            },
-        );
+        let deleted = self.delete_batch(&held).await;
+        self.conclude(held, deleted, "cannot delete", &mut answers, end);
         answers
     }
 
     async fn delete_batch<T>(&self, held: &[Held<T>]) -> Result<Vec<Outcome>, Error> {
-        let entry = |(id, held): (usize, &Held<T>)| {
+        if held.is_empty() {
+            return Ok(Vec::new());
+        }
+        let entries = entries(held, |id, held| {
             DeleteMessageBatchRequestEntry::builder()
-                .id(id.to_string())
+                .id(id)
                 .receipt_handle(&*held.handle)
                 .build()
                 .map_err(impossible)
-        };
-        let entries: Result<_, Error> = held.iter().enumerate().map(entry).collect();
+        });
         let request = self
             .queue
             .client()
@@ -136,17 +128,8 @@ impl Shared {
     async fn give_back(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, Answer)> {
         let (held, mut answers) = self.lasting(chunk);
         let delay = |held: &Held<Duration>| rounded_up(held.wanted).min(held.lease.rest());
-        let changed = self.change_visibility(&held, delay);
-        let changed = changed.await;
-        self.conclude(
-            held,
-            changed,
-            "cannot give back",
-            &mut answers,
-            |leases, held| {
-                leases.end(&held.handle);
-            },
-        );
+        let changed = self.change_visibility(&held, delay).await;
+        self.conclude(held, changed, "cannot give back", &mut answers, end);
         answers
     }
 
@@ -193,15 +176,14 @@ impl Shared {
         if held.is_empty() {
             return Ok(Vec::new());
         }
-        let entry = |(id, held): (usize, &Held<Duration>)| {
+        let entries = entries(held, |id, held| {
             ChangeMessageVisibilityBatchRequestEntry::builder()
-                .id(id.to_string())
+                .id(id)
                 .receipt_handle(&*held.handle)
                 .visibility_timeout(whole(seconds(held)))
                 .build()
                 .map_err(impossible)
-        };
-        let entries: Result<_, Error> = held.iter().enumerate().map(entry).collect();
+        });
         let request = self
             .queue
             .client()
@@ -313,20 +295,24 @@ struct Held<T> {
     wanted: T,
 }
 
+/// It is settled.
+fn end<T>(leases: &mut Leases, held: &Held<T>) {
+    leases.end(&held.handle);
+}
+
 /// What fits into one request: places among the answers, messages, and what is wanted of them.
 type Chunk<'a, T> = Vec<(usize, &'a Receipt, T)>;
 
 /// The requests, not yet begun, that are made of as many full chunks as there are and a rest.
 fn requests<'a, T, F>(
-    mut all: Vec<(usize, &'a Receipt, T)>,
+    all: Vec<(usize, &'a Receipt, T)>,
     request: impl Fn(Chunk<'a, T>) -> F,
 ) -> Vec<F> {
-    let mut requests = Vec::with_capacity(all.len().div_ceil(BATCH));
-    while !all.is_empty() {
-        let rest = all.split_off(all.len().min(BATCH));
-        requests.push(request(std::mem::replace(&mut all, rest)));
-    }
-    requests
+    let count = all.len().div_ceil(BATCH);
+    let mut all = all.into_iter();
+    (0..count)
+        .map(|_| request(all.by_ref().take(BATCH).collect()))
+        .collect()
 }
 
 fn in_places(count: usize, answers: impl IntoIterator<Item = (usize, Answer)>) -> Vec<Answer> {
@@ -335,10 +321,6 @@ fn in_places(count: usize, answers: impl IntoIterator<Item = (usize, Answer)>) -
     placed.truncate(count);
     debug_assert_eq!(placed.len(), count, "one answer each");
     placed.into_iter().map(|(_, answer)| answer).collect()
-}
-
-fn impossible(error: aws_sdk_sqs::error::BuildError) -> Error {
-    Error::new(ErrorKind::Other, "an entry of a batch could not be made").caused_by(error)
 }
 
 /// In whole seconds, as SQS takes it.

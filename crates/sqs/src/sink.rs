@@ -7,7 +7,7 @@ use aws_sdk_sqs::Client;
 use onlyonce_core::{Error, ErrorKind, Message, Sink};
 use tokio::sync::{Mutex, RwLock};
 
-use crate::batch::{Outcome, outcomes};
+use crate::batch::{Outcome, entries, outcomes};
 use crate::message::{MAX_BYTES, Outgoing};
 use crate::queue::{BATCH, Queue, all_of};
 use crate::{Config, error};
@@ -98,8 +98,7 @@ impl SqsSink {
     }
 
     async fn send_batch(&self, what: &str, chunk: &Chunk<'_>) -> Result<Vec<Outcome>, Error> {
-        let entries = chunk.iter().enumerate();
-        let entries: Result<_, Error> = entries.map(|(id, (_, out))| out.entry(id)).collect();
+        let entries = entries(chunk, |id, (_, outgoing)| outgoing.entry(id));
         let request = self
             .queue
             .client()
@@ -169,11 +168,14 @@ fn chunks<'a>(all: impl IntoIterator<Item = (usize, &'a Outgoing)>) -> Vec<Chunk
     let mut chunks: Vec<Chunk<'a>> = Vec::new();
     let mut bytes = 0;
     for item in all {
-        bytes += item.1.size();
+        let size = item.1.size();
         match chunks.last_mut() {
-            Some(chunk) if chunk.len() < BATCH && bytes <= MAX_BYTES => chunk.push(item),
+            Some(chunk) if chunk.len() < BATCH && bytes + size <= MAX_BYTES => {
+                bytes += size;
+                chunk.push(item);
+            }
             _ => {
-                bytes = item.1.size();
+                bytes = size;
                 chunks.push(vec![item]);
             }
         }

@@ -38,7 +38,7 @@ pub(crate) struct Shared {
     polling: TaskTracker,
     /// The source was dropped.
     dropped: CancellationToken,
-    /// The queue's own visibility timeout.
+    /// The visibility timeout: the configuration's, else the queue's own.
     visibility: OnceCell<Duration>,
     pub(crate) dead_letters: OnceCell<SqsSink>,
 }
@@ -69,6 +69,7 @@ impl SqsSource {
 
     fn open(config: Config, client: Option<Client>) -> Result<Self, Error> {
         let dropped = CancellationToken::new();
+        let visibility = config.visibility_timeout;
         let shared = Shared {
             state: Mutex::new(State {
                 polls: Polls::new(config.polls),
@@ -79,7 +80,7 @@ impl SqsSource {
             changed: Notify::new(),
             polling: TaskTracker::new(),
             dropped: dropped.clone(),
-            visibility: OnceCell::new(),
+            visibility: OnceCell::new_with(visibility),
             dead_letters: OnceCell::new(),
         };
         Ok(Self {
@@ -174,7 +175,7 @@ impl Shared {
             self.polling.spawn(self.clone().poll(poll));
         }
         let State { polls, leases, .. } = &mut *state;
-        let groups_out = match self.queue.is_fifo() {
+        let groups_out = match self.queue.is_fifo() && !polls.ready.is_empty() {
             true => leases.groups_out(),
             false => HashSet::new(),
         };
@@ -198,11 +199,10 @@ impl Shared {
         };
         let mut state = self.state();
         match result {
-            Ok(received) => {
-                for delivery in &received {
-                    self.begin_lease(&mut state.leases, delivery);
+            Ok((sent, deliveries)) => {
+                for delivery in &deliveries {
+                    state.leases.begin(delivery, sent);
                 }
-                let deliveries = received.into_iter().map(|(delivery, _)| delivery).collect();
                 state.polls.came_back(&poll, deliveries);
             }
             Err(error) => state.polls.failed(poll, error),
@@ -211,15 +211,10 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    fn begin_lease(&self, leases: &mut Leases, (delivery, received): &(Delivery, Instant)) {
-        if let (Receipt::Handle(handle), Some(until)) = (&delivery.receipt, delivery.lease.until) {
-            leases.begin(handle.clone(), delivery.message.clone(), *received, until);
-        }
-    }
-
-    /// One request. Leases are reckoned from when it was sent: SQS began to count no earlier. How much later nobody
-    /// tells, which is why polls wait for two thirds of the visibility timeout at most: a third is left in any case.
-    async fn receive(&self, poll: &mut Poll) -> Result<Vec<(Delivery, Instant)>, Error> {
+    /// One request: when it was sent, and what it brought. Leases are reckoned from when it was sent: SQS began to count
+    /// no earlier. How much later nobody tells, which is why polls wait for two thirds of the visibility timeout at
+    /// most: a third is left in any case.
+    async fn receive(&self, poll: &mut Poll) -> Result<(Instant, Vec<Delivery>), Error> {
         let visibility = self.visibility().await?;
         poll.wait = poll
             .wait
@@ -251,15 +246,12 @@ impl Shared {
             let mut delivery = Delivery::new(read.message, Receipt::Handle(handle.into()), lease);
             delivery.attempt = read.attempt;
             delivery.malformed = read.malformed;
-            received.push((delivery, sent));
+            received.push(delivery);
         }
-        Ok(received)
+        Ok((sent, received))
     }
 
     async fn visibility(&self) -> Result<Duration, Error> {
-        if let Some(visibility) = self.queue.config.visibility_timeout {
-            return Ok(visibility);
-        }
         let read = || async {
             Settings::read(&self.queue)
                 .await?
@@ -276,7 +268,7 @@ impl Shared {
         let held = {
             let mut state = self.state();
             state.polls.ready.clear();
-            state.leases.last_first()
+            state.leases.handles()
         };
         let nacks = held.into_iter().map(|handle| Settlement {
             receipt: Receipt::Handle(handle),

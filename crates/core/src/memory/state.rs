@@ -198,7 +198,7 @@ impl State {
         let mut taken: Vec<Taken> = Vec::new();
         let mut bytes = 0;
         let mut followers = VecDeque::new();
-        while taken.len() < limit.messages.max(1) && (taken.is_empty() || bytes < limit.bytes) {
+        while limit.allows_more(taken.len(), bytes) {
             let Some(sequence) = self.ready.pop_first().or_else(|| followers.pop_front()) else {
                 break;
             };

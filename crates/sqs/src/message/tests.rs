@@ -81,10 +81,13 @@ fn assert_lawful(entry: &SendMessageBatchRequestEntry, fifo: bool) {
 
 /// What a receiver reads of a message that is sent, over a queue with content-based deduplication if it is a FIFO queue.
 fn through(message: &Message, fifo: bool) -> Received {
-    let entry = Outgoing::of(message, fifo).unwrap().entry(0).unwrap();
+    let entry = Outgoing::of(message, fifo)
+        .unwrap()
+        .entry("0".into())
+        .unwrap();
     assert_lawful(&entry, fifo);
     let body = entry.message_body();
-    let by_content = || hex_of(&Sha256::digest(body));
+    let by_content = || digest_of(body);
     let dedup_id = entry.message_deduplication_id().map(str::to_owned);
     let dedup_id = fifo.then(|| dedup_id.unwrap_or_else(by_content));
     let received = sqs::Message::builder()
