@@ -379,7 +379,7 @@ mod tests {
             let error = url.parse::<Config>().unwrap_err();
             assert!(!format!("{error} {error:?}").contains(secret), "{error:?}");
         }
-        let key = parse("amqp://u:p@h/a%40b?exchange=e&routing_key=a@b");
+        let key = parse("amqp://u:p@h/a%40b?exchange=e&routing_key=a%40b");
         assert_eq!(key.routing_key.as_deref(), Some("a@b"));
     }
 }

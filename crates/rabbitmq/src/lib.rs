@@ -14,8 +14,8 @@
 //! # URLs
 //!
 //! `amqp://user:password@host:port/vhost?queue=NAME&…`, or `amqps` for TLS. User and password are `guest` unless given,
-//! the port is 5672 (5671), the vhost is `/`; a slash within its name is written `%2f`. An unknown parameter is an error.
-//! Durations are written like `500ms`, `30s`, `5m`.
+//! the port is 5672 (5671), the vhost is `/`; a slash within its name is written `%2f`, an `@` in a parameter `%40`. An
+//! unknown parameter is an error. Durations are written like `500ms`, `30s`, `5m`.
 //!
 //! | parameter | default | |
 //! |---|---|---|

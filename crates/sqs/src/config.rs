@@ -377,7 +377,7 @@ mod tests {
             ("sqs://a?visibility_timeout=13h", "12h"),
             ("sqs://a?polls=0", "1 or more"),
             ("sqs://a?endpoint=localhost:4566", "http://"),
-            ("sqs://a?endpoint=http://:s3cr3t@localhost", "http://"),
+            ("sqs://a?endpoint=http://:s3cr3t%40localhost", "http://"),
         ] {
             let error = refused(text);
             assert!(error.contains(hint), "{text}: {error}");
@@ -390,6 +390,7 @@ mod tests {
             "https://AKIA:s3cr3t@sqs.eu-west-1.amazonaws.com/1/orders",
             "sqs://AKIA:s3cr3t@orders",
             "sqs://orders?secret=s3cr3t",
+            "sqs://a?endpoint=http://:s3cr3t@localhost",
             "s3cr3t",
         ] {
             let error = refused(text);
