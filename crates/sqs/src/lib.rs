@@ -83,6 +83,7 @@
 //! | `MessageGroupId` of a standard queue | the attribute `sqs-message-group-id`, read and written: a tenant of a [fair queue][fair], and no order |
 //! | message attributes | attributes; numbers as text, bytes that are not UTF-8 as `hex:…`. A sink writes text |
 //! | body | body; bytes that are not text as base64, with the attribute `onlyonce-body` |
+//! | `AWSTraceHeader` | the attribute `AWSTraceHeader`, read and written, so that a [trace][xray] goes on behind dead letters and sinks |
 //! | `SentTimestamp`, `ApproximateReceiveCount` | [`Message::published_at`], [`Delivery::attempt`] |
 //! | `MessageId` | [`Message::broker_id`] |
 //!
@@ -105,7 +106,8 @@
 //! - FIFO queues without [high throughput][throughput] take 300 requests of a kind a second: 3,000 messages, in batches of ten.
 //! - [`close`](onlyonce_core::Source::close) waits for the long polls under way, up to 20 seconds. What SQS gives to a poll that was aborted
 //!   nobody gets before its visibility timeout ends. So give a process that is to stop 30 seconds.
-//! - Up to `polls` × 10 messages may be received and not taken yet; SQS bounds no bytes.
+//! - Up to `polls` × 10 messages may be received and not taken yet. No poll is sent while those that wait have the bytes that a
+//!   receive may take; but each under way may bring ten of 1 MiB, and SQS has no bound for that but fewer `polls`.
 //!
 //! # Escape hatch
 //!
@@ -128,6 +130,7 @@
 //! [delete]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html
 //! [redrive]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue-redrive.html
 //! [content]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+//! [xray]: https://docs.aws.amazon.com/xray/latest/devguide/xray-services-sqs.html
 //! [fair]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html
 //! [quotas]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
 //! [extended]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-managing-large-messages.html

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_sdk_sqs::types::{
     self as sqs, MessageAttributeValue, MessageSystemAttributeName as System,
-    SendMessageBatchRequestEntry,
+    MessageSystemAttributeNameForSends, MessageSystemAttributeValue, SendMessageBatchRequestEntry,
 };
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -23,6 +23,8 @@ use crate::error::impossible;
 pub(crate) const MAX_BYTES: usize = 1 << 20;
 const MAX_ATTRIBUTES: usize = 10;
 const MAX_NAME: usize = 256;
+/// Bytes of a trace that nobody doubts to be one.
+const MAX_TRACE: usize = 256;
 /// Characters of a group id and of a deduplication id.
 const MAX_ID: usize = 128;
 
@@ -40,6 +42,9 @@ const ATTRIBUTES: &str = "onlyonce-attributes";
 /// [fair queue](https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html), and no
 /// order.
 pub(crate) const FAIR_GROUP: &str = "sqs-message-group-id";
+/// [X-Ray's trace](https://docs.aws.amazon.com/xray/latest/devguide/xray-services-sqs.html), which is neither one of the
+/// ten attributes nor part of the size.
+const TRACE: &str = "AWSTraceHeader";
 /// Before the group, and a dead letter's dedup id, of a message that has none: FIFO queues insist on both.
 const NONE: &str = "onlyonce.none.";
 /// What a packed dead letter still says in attributes of its own.
@@ -111,6 +116,9 @@ pub(crate) fn read(received: &sqs::Message, fifo: bool) -> Received {
         }
         (None, None) => None,
     };
+    if let Some(trace) = system(System::AwsTraceHeader) {
+        attributes.insert(TRACE, trace);
+    }
     message.attributes = attributes;
     message.dedup_id = dedup_id;
     message.broker_id = received.message_id().map(str::to_owned);
@@ -185,6 +193,7 @@ pub(crate) struct Outgoing {
     attributes: Vec<(String, String)>,
     group: Option<String>,
     dedup_id: Option<String>,
+    trace: Option<String>,
 }
 
 impl Outgoing {
@@ -203,7 +212,7 @@ impl Outgoing {
     fn carry(message: &Message, fifo: bool) -> Result<Self, String> {
         let mut attributes: Vec<(String, String)> = Vec::new();
         let mut add = |name: &str, value: &str| attributes.push((name.into(), value.into()));
-        let mut fair_group = None;
+        let (mut fair_group, mut trace) = (None, None);
         for (name, value) in message.attributes.iter() {
             match name {
                 // Of a message from elsewhere, which somebody wants to trick us with.
@@ -214,6 +223,7 @@ impl Outgoing {
                     return Err(format!("the attribute `{name}` is onlyonce's own"));
                 }
                 FAIR_GROUP => fair_group = Some(value),
+                TRACE if is_trace(value) => trace = Some(value.to_owned()),
                 _ => add(name, value),
             }
         }
@@ -258,6 +268,7 @@ impl Outgoing {
             attributes,
             group,
             dedup_id,
+            trace,
         })
     }
 
@@ -361,8 +372,32 @@ impl Outgoing {
                 .map_err(impossible)?;
             entry = entry.message_attributes(name, value);
         }
+        if let Some(trace) = &self.trace {
+            let value = MessageSystemAttributeValue::builder()
+                .data_type("String")
+                .string_value(trace)
+                .build()
+                .map_err(impossible)?;
+            let name = MessageSystemAttributeNameForSends::AwsTraceHeader;
+            entry = entry.message_system_attributes(name, value);
+        }
         entry.build().map_err(impossible)
     }
+}
+
+/// SQS refuses what does not look like one: `Root=1-5759e988-bd862e3fe1be46a994272793;Parent=…;Sampled=1`.
+/// <https://docs.aws.amazon.com/xray/latest/devguide/xray-concepts.html#xray-concepts-tracingheader>
+fn is_trace(text: &str) -> bool {
+    let hex = |part: &str, len| part.len() == len && part.bytes().all(|b| b.is_ascii_hexdigit());
+    let is_root = |field: &str| {
+        let id = field
+            .strip_prefix("Root=1-")
+            .and_then(|id| id.split_once('-'));
+        id.is_some_and(|(time, id)| hex(time, 8) && hex(id, 24))
+    };
+    text.len() <= MAX_TRACE
+        && text.bytes().all(|b| b.is_ascii_graphic())
+        && text.split(';').any(is_root)
 }
 
 /// A redrive is one, too.

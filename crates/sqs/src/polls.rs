@@ -66,6 +66,10 @@ impl Polls {
         if self.error.is_some() || paused || self.running >= self.worth {
             return None;
         }
+        let bytes = self.ready.iter().map(|delivery| delivery.message.size());
+        if !limit.allows_more(self.ready.len(), bytes.sum()) {
+            return None;
+        }
         self.lost.retain(|poll| now < poll.first_sent + ATTEMPT);
         let room = limit.messages.saturating_sub(self.asked + self.ready.len());
         // A FIFO queue fills a receive from one group first.

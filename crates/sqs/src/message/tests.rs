@@ -79,6 +79,12 @@ fn assert_lawful(entry: &SendMessageBatchRequestEntry, fifo: bool) {
     }
 }
 
+fn trace_of(entry: &SendMessageBatchRequestEntry) -> Option<String> {
+    let system = entry.message_system_attributes()?;
+    let trace = system.get(&MessageSystemAttributeNameForSends::AwsTraceHeader)?;
+    trace.string_value().map(str::to_owned)
+}
+
 /// What a receiver reads of a message that is sent, over a queue with content-based deduplication if it is a FIFO queue.
 fn through(message: &Message, fifo: bool) -> Received {
     let entry = Outgoing::of(message, fifo)
@@ -100,6 +106,7 @@ fn through(message: &Message, fifo: bool) -> Received {
             System::MessageGroupId,
             entry.message_group_id().map(str::to_owned),
         ),
+        (System::AwsTraceHeader, trace_of(&entry)),
     ];
     let present = system
         .into_iter()
@@ -122,6 +129,32 @@ fn assert_same(back: &Message, message: &Message) {
     assert_eq!(back.attributes, message.attributes);
     assert_eq!(back.group, message.group);
     assert_eq!(back.dedup_id, message.dedup_id);
+}
+
+#[test]
+fn a_trace_goes_on_as_sqs_carries_traces() {
+    let trace = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1";
+    let mut message = Message::new("x").with_attribute(TRACE, trace);
+    for at in 0..10 {
+        message = message.with_attribute(format!("a{at}"), "1");
+    }
+    assert_survives(&message);
+    let entry = |message: &Message| {
+        let outgoing = Outgoing::of(message, false).unwrap();
+        outgoing.entry("0".into()).unwrap()
+    };
+    assert_eq!(trace_of(&entry(&message)).as_deref(), Some(trace));
+    // What SQS would refuse as a trace is an attribute like any other.
+    for other in [
+        "",
+        "x",
+        "Root=1-5759e988-bd86",
+        "Root=1-5759e988-bd862e3fe1be46a994272793; é",
+    ] {
+        let other = Message::new("x").with_attribute(TRACE, format!("{other}."));
+        assert_eq!(trace_of(&entry(&other)), None);
+        assert_survives(&other);
+    }
 }
 
 fn refusal(message: &Message, fifo: bool) -> String {

@@ -8,7 +8,8 @@ use aws_sdk_sqs::config::Credentials;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::{
     BatchResultErrorEntry, ChangeMessageVisibilityBatchRequestEntry,
-    DeleteMessageBatchRequestEntry, MessageAttributeValue, SendMessageBatchRequestEntry,
+    DeleteMessageBatchRequestEntry, MessageAttributeValue, MessageSystemAttributeName as System,
+    MessageSystemAttributeNameForSends, MessageSystemAttributeValue, SendMessageBatchRequestEntry,
 };
 use onlyonce_sqs::aws_sdk_sqs;
 use tokio::time::sleep;
@@ -353,4 +354,30 @@ pub(crate) async fn dedup_id_on_a_standard_queue(emulator: Emulator) -> String {
     let probe = Probe(Queue::create(emulator, Kind::Standard, 30).await);
     let sent = probe.send().message_body("x").message_deduplication_id("d");
     word(&sent.send().await)
+}
+
+pub(crate) async fn trace_of_a_batch_entry(emulator: Emulator) -> String {
+    const TRACE: &str =
+        "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1";
+    let Probe(queue) = Probe::on(emulator, &[]).await;
+    let trace = MessageSystemAttributeValue::builder().data_type("String");
+    let trace = trace.string_value(TRACE).build().unwrap();
+    let entry = SendMessageBatchRequestEntry::builder()
+        .id("0")
+        .message_body("x")
+        .message_group_id("g")
+        .message_deduplication_id("d")
+        .message_system_attributes(MessageSystemAttributeNameForSends::AwsTraceHeader, trace);
+    let request = queue.client.send_message_batch().queue_url(&queue.url);
+    let sent = request.entries(entry.build().unwrap()).send().await;
+    assert_eq!(sent.unwrap().failed(), []);
+    let request = queue.client.receive_message().queue_url(&queue.url);
+    let received = request.message_system_attribute_names(System::All).send();
+    let messages = received.await.unwrap().messages.unwrap();
+    let trace = messages[0]
+        .attributes()
+        .unwrap()
+        .get(&System::AwsTraceHeader);
+    let delivered = trace.is_some_and(|trace| trace == TRACE);
+    if delivered { "delivered" } else { "dropped" }.to_owned()
 }

@@ -186,4 +186,11 @@ deviations! {
         localstack: "InvalidParameterValue",
         covered_by: "sending::an_entry_says_all_that_the_message_says",
     }
+    trace_of_a_batch_entry {
+        aws: "delivered",
+        source: "https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessageBatchRequestEntry.html",
+        ministack: "dropped",
+        localstack: "delivered",
+        covered_by: "sending::an_entry_says_all_that_the_message_says",
+    }
 }

@@ -36,6 +36,7 @@ async fn what_is_delivered_is_what_sqs_says() {
             "Body": "hello",
             "MessageAttributes": { "kind": { "DataType": "String", "StringValue": "greeting" } },
             "Attributes": {
+                "AWSTraceHeader": "Root=1-5759e988-bd862e3fe1be46a994272793",
                 "ApproximateReceiveCount": "3",
                 "MessageDeduplicationId": "d-1",
                 "MessageGroupId": "g-1",
@@ -54,6 +55,10 @@ async fn what_is_delivered_is_what_sqs_says() {
     assert_eq!(message.dedup_id.as_deref(), Some("d-1"));
     assert_eq!(message.group.as_deref(), Some("g-1"));
     assert_eq!(message.attributes.get("kind"), Some("greeting"));
+    assert_eq!(
+        message.attributes.get("AWSTraceHeader"),
+        Some("Root=1-5759e988-bd862e3fe1be46a994272793")
+    );
     assert_eq!(
         message.broker_id.as_deref(),
         Some("5fea7756-0ea4-451a-a703-a558b933e274")
@@ -275,6 +280,27 @@ async fn polls_follow_the_load() {
     let empty = timeout(seconds(21), source.receive(limit(100, seconds(60)))).await;
     assert!(empty.is_err());
     assert_eq!(script.under_way("ReceiveMessage"), 1);
+}
+
+/// What waits has the bytes already that a receive may take.
+#[tokio::test(start_paused = true)]
+async fn no_more_is_asked_for_than_has_room() {
+    let names_of = ["a", "b", "c"];
+    for (bytes, got, asked) in [(1, 1, 1), (usize::MAX, 3, 2)] {
+        let script = Script::of([receive().gets(messages(&names_of).after(seconds(1)))]);
+        let source = script.source(STANDARD);
+        let dropped = timeout(Duration::ZERO, source.receive(limit(10, seconds(20)))).await;
+        assert!(dropped.is_err(), "its poll goes on");
+        sleep(seconds(2)).await;
+        let limit = Limit {
+            bytes,
+            ..limit(20, Duration::ZERO)
+        };
+        let received = source.receive(limit).await.unwrap();
+        quiet().await;
+        assert_eq!(names(&received), names_of[..got], "{bytes} bytes");
+        assert_eq!(script.sent("ReceiveMessage").len(), asked, "{bytes} bytes");
+    }
 }
 
 #[tokio::test(start_paused = true)]

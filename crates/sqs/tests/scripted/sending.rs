@@ -39,13 +39,16 @@ fn fates(results: &[Result<(), Error>]) -> Vec<&'static str> {
 
 #[tokio::test(start_paused = true)]
 async fn an_entry_says_all_that_the_message_says() {
+    const TRACE: &str = "Root=1-5759e988-bd862e3fe1be46a994272793;Sampled=1";
     let text = |text: &str| json!({ "DataType": "String", "StringValue": text });
+    let trace = json!({ "AWSTraceHeader": text(TRACE) });
     let fifo = json!([{
         "Id": "0",
         "MessageBody": "hello",
         "MessageGroupId": "g-1",
         "MessageDeduplicationId": "d-1",
         "MessageAttributes": { "kind": text("greeting") },
+        "MessageSystemAttributes": trace,
     }]);
     // Standard queues take neither: a group id there is a tenant's, and a dedup id refused.
     let standard = json!([{
@@ -57,6 +60,7 @@ async fn an_entry_says_all_that_the_message_says() {
             "onlyonce-dedup-id": text("d-1"),
             "onlyonce-group": text("g-1"),
         },
+        "MessageSystemAttributes": trace,
     }]);
     for (queue, entries) in [(FIFO, fifo), (STANDARD, standard)] {
         let body = json!({ "QueueUrl": format!("{URL}{queue}"), "Entries": entries });
@@ -64,7 +68,8 @@ async fn an_entry_says_all_that_the_message_says() {
         let message = Message::new("hello")
             .with_group("g-1")
             .with_dedup_id("d-1")
-            .with_attribute("kind", "greeting");
+            .with_attribute("kind", "greeting")
+            .with_attribute("AWSTraceHeader", TRACE);
         let results = script.sink(queue).publish(&[message]).await;
         assert_eq!(fates(&results), ["sent"]);
     }
