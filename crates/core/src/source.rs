@@ -118,7 +118,8 @@ pub struct Capabilities {
 pub struct Inspection {
     /// How long a delivery is leased.
     pub lease: Option<Duration>,
-    /// How long after its publication a message can still be delivered again.
+    /// How long after its publication a message can still be delivered again, a redrive from
+    /// [`dead_letter`](Self::dead_letter) included.
     pub retention: Option<Duration>,
     /// After how many deliveries the broker gives up on a message by itself.
     pub max_deliveries: Option<u32>,

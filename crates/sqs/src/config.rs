@@ -11,6 +11,7 @@ use url::Url;
 
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-queues.html>
 const MAX_NAME: usize = 80;
+const CONNECT: Duration = Duration::from_secs(3);
 const MAX_VISIBILITY: Duration = Duration::from_secs(12 * 3_600);
 
 /// Which queue is meant, and how to use it. Read from a URL or an ARN, then changed field by field.
@@ -83,10 +84,12 @@ impl Config {
     /// # Errors
     /// There is no region.
     pub async fn connect(&self) -> Result<Client, Error> {
+        // A request has its own bound; this one leaves time for another try.
+        let time_outs = TimeoutConfig::builder().connect_timeout(CONNECT).build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http_client())
             .retry_config(RetryConfig::disabled())
-            .timeout_config(TimeoutConfig::disabled())
+            .timeout_config(time_outs)
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
         if let Some(region) = &self.region {
             loader = loader.region(Region::new(region.clone()));

@@ -85,8 +85,11 @@ fn of_code(what: &str, code: &str, message: &str, sender_fault: bool) -> Error {
     let code = bare(code);
     // SignatureDoesNotMatch, InvalidSignature …: their text holds the signed request, session token included.
     if code.contains("Signature") {
+        // A clock is set again by itself, where a machine was suspended.
+        let clock = ["Signature expired", "Signature not yet current"];
+        let passes = clock.iter().any(|text| message.starts_with(text));
         let text = format!("{what}: {code} (wrong secret key, or a clock that is off)");
-        return Error::new(ErrorKind::Permission, text);
+        return Error::new(ErrorKind::Permission, text).retryable(passes);
     }
     let (kind, retryable, hint) = meaning(code, sender_fault);
     let mut text = format!("{what}: {code}");

@@ -16,8 +16,6 @@ pub(crate) struct Leases {
     held: HashMap<Arc<str>, Lease>,
     /// Of how many deliveries there were before.
     count: u64,
-    /// With so many held, it is time to look for those that have ended.
-    crowded: usize,
 }
 
 #[derive(Clone)]
@@ -41,26 +39,25 @@ impl Lease {
 }
 
 impl Leases {
-    /// Of what was received by a request sent at `received`.
-    pub(crate) fn begin(&mut self, delivery: &Delivery, received: Instant) {
-        let (Receipt::Handle(handle), Some(until)) = (&delivery.receipt, delivery.lease.until)
-        else {
-            return;
-        };
-        if self.held.len() >= self.crowded {
-            let now = Instant::now();
-            self.held.retain(|_, lease| lease.until > now);
-            self.crowded = (self.held.len() * 2).max(1_000);
+    /// Of what was received by a request sent at `received`. Forgets those that have ended.
+    pub(crate) fn begin(&mut self, deliveries: &[Delivery], received: Instant) {
+        let now = Instant::now();
+        self.held.retain(|_, lease| lease.until > now);
+        for delivery in deliveries {
+            let (Receipt::Handle(handle), Some(until)) = (&delivery.receipt, delivery.lease.until)
+            else {
+                continue;
+            };
+            let lease = Lease {
+                seq: self.count,
+                received,
+                until,
+                out: false,
+                message: delivery.message.clone(),
+            };
+            self.count += 1;
+            self.held.insert(handle.clone(), lease);
         }
-        let lease = Lease {
-            seq: self.count,
-            received,
-            until,
-            out: false,
-            message: delivery.message.clone(),
-        };
-        self.count += 1;
-        self.held.insert(handle.clone(), lease);
     }
 
     /// Receives have returned these.

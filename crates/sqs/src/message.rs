@@ -99,7 +99,10 @@ pub(crate) fn read(received: &sqs::Message, fifo: bool) -> Received {
         }
     }
     let carried = attributes.remove(DEDUP_ID);
-    let made_by_producer = |id: &&str| !id.starts_with(NONE) && !is_digest_of(id, text);
+    // SQS itself puts the message's id in its place in a dead-letter queue.
+    let made_by_producer = |id: &&str| {
+        !id.starts_with(NONE) && !is_digest_of(id, text) && received.message_id() != Some(id)
+    };
     let dedup_id = carried.or_else(|| {
         let id = system(System::MessageDeduplicationId).filter(made_by_producer);
         id.map(str::to_owned)

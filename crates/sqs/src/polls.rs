@@ -1,13 +1,14 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use onlyonce_core::{Delivery, Error, Limit, Receipt};
+use onlyonce_core::{Delivery, Error, ErrorKind, Limit, Receipt};
 use tokio::time::Instant;
 
 use crate::queue::BATCH;
 
 /// The longest wait that SQS knows, in seconds.
 const LONGEST_WAIT: f64 = 20.0;
+const SECOND: Duration = Duration::from_secs(1);
 /// Between requests that do not wait.
 const PAUSE: Duration = Duration::from_millis(100);
 /// For so long SQS knows a receive attempt:
@@ -32,6 +33,8 @@ pub(crate) struct Polls {
     pub(crate) error: Option<Error>,
     /// A queue that is empty is not asked again before this.
     pub(crate) pause_until: Option<Instant>,
+    /// The last poll found nothing.
+    empty: bool,
 }
 
 /// One receive request.
@@ -41,7 +44,11 @@ pub(crate) struct Poll {
     pub(crate) wait: Duration,
     /// By this a FIFO queue knows the request when it is repeated, and gives the same messages.
     pub(crate) attempt: Option<String>,
-    first_sent: Instant,
+    begun: Instant,
+    /// Until then SQS may be withholding what a lost answer brought; `None` if nothing was sent.
+    pub(crate) withheld: Option<Instant>,
+    /// Its first answer was lost.
+    again: bool,
 }
 
 impl Polls {
@@ -55,6 +62,7 @@ impl Polls {
             lost: Vec::new(),
             error: None,
             pause_until: None,
+            empty: false,
         }
     }
 
@@ -63,15 +71,22 @@ impl Polls {
     pub(crate) fn next(&mut self, limit: Limit, wait: Duration, fifo: bool) -> Option<Poll> {
         let now = Instant::now();
         let paused = self.pause_until.is_some_and(|until| until > now);
-        if self.error.is_some() || paused || self.running >= self.worth {
+        if self.error.is_some() || paused {
             return None;
         }
+        if let Some(poll) = self.lost_poll(limit) {
+            return Some(self.begin(poll));
+        }
+        if self.running >= self.worth {
+            return None;
+        }
+        let outlast = self.empty && limit.wait >= SECOND;
+        let wait = whole_seconds(wait, outlast);
         let bytes = self.ready.iter().map(|delivery| delivery.message.size());
         if !limit.allows_more(self.ready.len(), bytes.sum()) {
             return None;
         }
-        self.lost.retain(|poll| now < poll.first_sent + ATTEMPT);
-        let room = limit.messages.saturating_sub(self.asked + self.ready.len());
+        let room = self.room(limit);
         // A FIFO queue fills a receive from one group first.
         let whole = BATCH.min(if fifo { limit.per_group.max(1) } else { BATCH });
         let messages = whole.min(room);
@@ -79,26 +94,47 @@ impl Polls {
         if messages == 0 || (messages < whole && self.asked + self.ready.len() > 0) {
             return None;
         }
-        let again = self.lost.iter().position(|poll| poll.messages <= room);
-        let mut poll = match again {
-            Some(at) => self.lost.swap_remove(at),
-            None => Poll {
-                messages,
-                wait: Duration::ZERO,
-                attempt: fifo.then(|| format!("{:032x}", fastrand::u128(..))),
-                first_sent: now,
-            },
-        };
-        poll.wait = whole_seconds(wait);
+        Some(self.begin(Poll {
+            messages,
+            wait,
+            attempt: fifo.then(|| format!("{:032x}", fastrand::u128(..))),
+            begun: now,
+            withheld: None,
+            again: false,
+        }))
+    }
+
+    fn room(&self, limit: Limit) -> usize {
+        limit.messages.saturating_sub(self.asked + self.ready.len())
+    }
+
+    /// A poll whose answer was lost, while SQS may know it. What it brought is there at once, or not at all.
+    fn lost_poll(&mut self, limit: Limit) -> Option<Poll> {
+        let now = Instant::now();
+        self.lost.retain(|poll| {
+            now < poll.begun + ATTEMPT && poll.withheld.is_some_and(|until| now < until)
+        });
+        let room = self.room(limit);
+        let at = self.lost.iter().position(|poll| poll.messages <= room)?;
+        let lost = self.lost.swap_remove(at);
+        Some(Poll {
+            wait: Duration::ZERO,
+            again: true,
+            ..lost
+        })
+    }
+
+    fn begin(&mut self, poll: Poll) -> Poll {
         self.running += 1;
         self.asked += poll.messages;
-        Some(poll)
+        poll
     }
 
     pub(crate) fn came_back(&mut self, poll: &Poll, deliveries: Vec<Delivery>) {
         self.ended(poll);
         self.error = None;
         let got = deliveries.len();
+        self.empty = got == 0;
         if got >= poll.messages {
             self.worth = (self.worth + 1).min(self.most);
         } else if got * 2 < poll.messages {
@@ -113,8 +149,15 @@ impl Polls {
     pub(crate) fn failed(&mut self, poll: Poll, error: Error) {
         self.ended(&poll);
         self.worth = 1;
-        if error.is_retryable() && poll.attempt.is_some() {
-            self.lost.push(poll);
+        match error.kind() {
+            // Somebody else has got the messages meanwhile: the attempt is over, and the next is a new one.
+            // https://github.com/awslabs/amazon-sqs-java-messaging-lib/issues/213
+            ErrorKind::Message if poll.again => return,
+            // Of any other answer, of throttling too, SQS may say that the attempt cannot be repeated.
+            ErrorKind::Timeout | ErrorKind::Connection if poll.attempt.is_some() => {
+                self.lost.push(poll);
+            }
+            _ => {}
         }
         self.error = Some(error);
     }
@@ -164,8 +207,14 @@ fn is_of(delivery: &Delivery, groups: &HashSet<&str>) -> bool {
 }
 
 /// A poll that comes back just after its receive has ended is no loss; one that goes on much longer takes messages from
-/// other consumers.
-fn whole_seconds(wait: Duration) -> Duration {
-    let seconds = (wait.as_secs_f64() + 0.25).floor().clamp(0.0, LONGEST_WAIT);
-    Duration::from_secs_f64(seconds)
+/// other consumers. On an idle queue, though, what is left of a receive would cost a request of its own, so there a poll
+/// may `outlast` it by up to a second.
+fn whole_seconds(wait: Duration, outlast: bool) -> Duration {
+    let wait = wait.as_secs_f64();
+    let seconds = if outlast {
+        wait.ceil()
+    } else {
+        (wait + 0.25).floor()
+    };
+    Duration::from_secs_f64(seconds.clamp(0.0, LONGEST_WAIT))
 }

@@ -65,7 +65,8 @@ impl Queue {
             let request = request
                 .queue_name(self.name())
                 .set_queue_owner_aws_account_id(self.address.account.clone());
-            let found = self.call("cannot find the queue", Duration::ZERO, request.send());
+            let limit = self.config.timeout;
+            let found = self.call("cannot find the queue", limit, request.send());
             let url = found.await?.queue_url;
             url.ok_or_else(|| Error::new(ErrorKind::NotFound, "SQS names no URL of the queue"))
         };
@@ -73,17 +74,16 @@ impl Queue {
         url.map(String::as_str)
     }
 
-    /// Waits for the answer to a request, which may take its time and `wait`.
+    /// Waits for the answer to a request, so long at most.
     pub(crate) async fn call<T, E>(
         &self,
         what: &str,
-        wait: Duration,
+        limit: Duration,
         request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     ) -> Result<T, Error>
     where
         E: ProvideErrorMetadata + StdError + 'static,
     {
-        let limit = self.config.timeout.saturating_add(wait);
         let result = match timeout(limit, request).await {
             Ok(answer) => answer.map_err(|error| error::of_request(what, &error)),
             Err(_) => Err(Error::new(

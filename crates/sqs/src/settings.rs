@@ -37,7 +37,8 @@ impl Settings {
             .queue_url(queue.url().await?)
             .attribute_names(Attribute::All);
         let what = "cannot read the queue's attributes (sqs:GetQueueAttributes)";
-        let answer = queue.call(what, Duration::ZERO, request.send()).await?;
+        let limit = queue.config.timeout;
+        let answer = queue.call(what, limit, request.send()).await?;
         Ok(Self {
             attributes: answer.attributes.unwrap_or_default(),
         })
@@ -74,6 +75,20 @@ impl Settings {
         Some(Redrive {
             arn: policy.get("deadLetterTargetArn")?.as_str()?.to_owned(),
             max_receives: max,
+        })
+    }
+
+    /// How long after it was sent a message may be delivered, with a redrive from its dead-letter queue: that makes a new
+    /// message of it, and a move to a FIFO dead-letter queue begins its time anew.
+    /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/setting-up-dead-letter-queue-retention.html>
+    /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue-redrive.html>
+    pub(crate) fn horizon(&self, dead: &Self, fifo: bool) -> Option<Duration> {
+        let own = self.seconds(&Attribute::MessageRetentionPeriod)?;
+        let dead = dead.seconds(&Attribute::MessageRetentionPeriod)?;
+        Some(if fifo {
+            own + dead + own
+        } else {
+            own.max(dead) + own
         })
     }
 

@@ -116,9 +116,8 @@ impl Shared {
             .delete_message_batch()
             .queue_url(self.queue.url().await?)
             .set_entries(Some(entries?));
-        let answer = self
-            .queue
-            .call("cannot delete", Duration::ZERO, request.send());
+        let limit = self.until_first_end(held);
+        let answer = self.queue.call("cannot delete", limit, request.send());
         let answer = answer.await?;
         let done = answer.successful().iter().map(|entry| entry.id());
         Ok(outcomes(held.len(), done, answer.failed()))
@@ -128,7 +127,8 @@ impl Shared {
     async fn give_back(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, Answer)> {
         let (held, mut answers) = self.lasting(chunk);
         let delay = |held: &Held<Duration>| rounded_up(held.wanted).min(held.lease.rest());
-        let changed = self.change_visibility(&held, delay).await;
+        let limit = self.until_first_end(&held);
+        let changed = self.change_visibility(&held, delay, limit).await;
         self.conclude(held, changed, "cannot give back", &mut answers, end);
         answers
     }
@@ -155,7 +155,9 @@ impl Shared {
         }));
         let sent = Instant::now();
         let lease = |held: &Held<Duration>| rounded_up(held.wanted);
-        let changed = self.change_visibility(&held, lease).await;
+        // Should it hang, there is time for another.
+        let limit = self.until_first_end(&held) / 3;
+        let changed = self.change_visibility(&held, lease, limit).await;
         self.conclude(
             held,
             changed,
@@ -172,6 +174,7 @@ impl Shared {
         &self,
         held: &[Held<Duration>],
         seconds: impl Fn(&Held<Duration>) -> u64,
+        limit: Duration,
     ) -> Result<Vec<Outcome>, Error> {
         if held.is_empty() {
             return Ok(Vec::new());
@@ -192,12 +195,19 @@ impl Shared {
             .queue_url(self.queue.url().await?)
             .set_entries(Some(entries?));
         let what = "cannot change the visibility timeout";
-        let answer = self
-            .queue
-            .call(what, Duration::ZERO, request.send())
-            .await?;
+        let answer = self.queue.call(what, limit, request.send()).await?;
         let done = answer.successful().iter().map(|entry| entry.id());
         Ok(outcomes(held.len(), done, answer.failed()))
+    }
+
+    /// How long a request may take. What SQS says of a handle whose lease has ended means nothing: on a standard queue it
+    /// says yes, and may have done nothing.
+    /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html>
+    fn until_first_end<T>(&self, held: &[Held<T>]) -> Duration {
+        let first = held.iter().map(|held| held.lease.until).min();
+        let left = first.map(|until| until.saturating_duration_since(Instant::now()));
+        let timeout = self.queue.config.timeout;
+        left.map_or(timeout, |left| left.min(timeout))
     }
 
     /// Turns what SQS said of each message into its answer, and keeps the leases in step.

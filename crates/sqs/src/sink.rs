@@ -1,6 +1,5 @@
 use std::collections::HashSet;
 use std::fmt;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
@@ -108,7 +107,7 @@ impl SqsSink {
             .set_entries(Some(entries?));
         let answer = self
             .queue
-            .call(what, Duration::ZERO, request.send())
+            .call(what, self.queue.config.timeout, request.send())
             .await?;
         let done = answer.successful().iter().map(|entry| entry.id());
         Ok(outcomes(chunk.len(), done, answer.failed()))

@@ -145,7 +145,18 @@ impl Source for SqsSource {
             // So that the first receive need not ask again.
             let _ = self.shared.visibility.set(visibility);
         }
-        settings.inspection(&queue.config)
+        let mut inspection = settings.inspection(&queue.config)?;
+        if let Some(redrive) = settings.redrive() {
+            let dead = async { Settings::read(&queue.beside(redrive.target()?).await?).await };
+            match dead.await {
+                Ok(dead) => inspection.retention = settings.horizon(&dead, queue.is_fifo()),
+                Err(error) if error.is_retryable() => return Err(error),
+                Err(error) => inspection.unknown.push(format!(
+                    "how long the dead-letter queue keeps a message, which may be redriven: {error}"
+                )),
+            }
+        }
+        Ok(inspection)
     }
 
     /// Waits for the long polls under way, 20 seconds at most: a message that SQS gives to an
@@ -200,9 +211,7 @@ impl Shared {
         let mut state = self.state();
         match result {
             Ok((sent, deliveries)) => {
-                for delivery in &deliveries {
-                    state.leases.begin(delivery, sent);
-                }
+                state.leases.begin(&deliveries, sent);
                 state.polls.came_back(&poll, deliveries);
             }
             Err(error) => state.polls.failed(poll, error),
@@ -220,11 +229,10 @@ impl Shared {
             .wait
             .min(Duration::from_secs(visibility.as_secs() * 2 / 3));
         let url = self.queue.url().await?;
+        let client = self.queue.client().await?;
         let sent = Instant::now();
-        let request = self
-            .queue
-            .client()
-            .await?
+        poll.withheld = Some(sent + poll.wait + visibility);
+        let request = client
             .receive_message()
             .queue_url(url)
             .max_number_of_messages(whole(poll.messages as u64))
@@ -233,7 +241,8 @@ impl Shared {
             .message_attribute_names("All")
             .message_system_attribute_names(System::All)
             .set_receive_request_attempt_id(poll.attempt.clone());
-        let answer = self.queue.call("cannot receive", poll.wait, request.send());
+        let limit = self.queue.config.timeout.saturating_add(poll.wait);
+        let answer = self.queue.call("cannot receive", limit, request.send());
         let messages = answer.await?.messages.unwrap_or_default();
         let mut received = Vec::with_capacity(messages.len());
         for message in &messages {

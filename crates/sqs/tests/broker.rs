@@ -114,7 +114,8 @@ async fn inspection_tells_what_decides_how_a_queue_behaves() {
         let queue = Queue::with(emulator, Kind::Fifo, 33, &more).await;
         let inspection = queue.source().inspect().await.unwrap();
         assert_eq!(inspection.lease, Some(Duration::from_secs(33)));
-        assert_eq!(inspection.retention, Some(Duration::from_secs(86_400)));
+        // With the four days of the dead-letter queue, and a redrive.
+        assert_eq!(inspection.retention, Some(Duration::from_secs(6 * 86_400)));
         assert_eq!(inspection.max_deliveries, Some(1_000));
         let dead = format!(":dead-{}", queue.name);
         assert!(inspection.dead_letter.unwrap().ends_with(&dead));

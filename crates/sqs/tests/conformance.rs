@@ -71,6 +71,7 @@ impl SourceHarness for Harness {
             .queue
             .client
             .receive_message()
+            .max_number_of_messages(10)
             .queue_url(&self.queue.dead_url)
             .visibility_timeout(0)
             .message_attribute_names("All")

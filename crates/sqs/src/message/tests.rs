@@ -131,6 +131,16 @@ fn assert_same(back: &Message, message: &Message) {
     assert_eq!(back.dedup_id, message.dedup_id);
 }
 
+/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue-redrive.html>
+#[test]
+fn the_id_that_sqs_gives_a_dead_letter_is_nobodys_word() {
+    for (id, expected) in [("m-1", None), ("m-2", Some("m-2"))] {
+        let mut dead = delivered("x", &[]);
+        dead.attributes = Some([(System::MessageDeduplicationId, id.to_owned())].into());
+        assert_eq!(read(&dead, true).message.dedup_id.as_deref(), expected);
+    }
+}
+
 #[test]
 fn a_trace_goes_on_as_sqs_carries_traces() {
     let trace = "Root=1-5759e988-bd862e3fe1be46a994272793;Parent=53995c3f42cd8ad8;Sampled=1";

@@ -171,6 +171,20 @@ async fn a_wrong_signature_shows_no_secret() {
     }
 }
 
+/// As after a machine was suspended, until its clock is set.
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_off_may_be_set() {
+    for text in [
+        "Signature expired: 20261121T120000Z is now earlier than 20261121T123000Z",
+        "Signature not yet current: 20261121T130000Z is still later than 20261121T123000Z",
+    ] {
+        let error = error_after(refused(403, "InvalidSignatureException", text)).await;
+        assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+        assert!(error.is_retryable(), "{error}");
+        assert!(error.to_string().contains("clock"), "{error}");
+    }
+}
+
 /// Credentials that cannot be had.
 #[derive(Clone, Copy, Debug)]
 enum Lacking {

@@ -12,6 +12,8 @@ use crate::script::*;
 
 const FIFO: &str = "orders.fifo?visibility_timeout=30s";
 const STANDARD: &str = "orders?visibility_timeout=30s";
+const POLICY: &str =
+    r#"{"deadLetterTargetArn":"arn:aws:sqs:eu-central-1:123456789012:dead","maxReceiveCount":5}"#;
 const TEN: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
 
 /// The ids of all receive attempts so far.
@@ -95,10 +97,6 @@ async fn a_lost_answer_is_asked_for_again_by_its_id() {
             refused(400, "RequestAbortedException", "aborted before a reply"),
             ErrorKind::Connection,
         ),
-        (
-            refused(400, "RequestThrottled", "slow down"),
-            ErrorKind::Throttled,
-        ),
     ] {
         let script = Script::of([
             receive().gets(answer.clone()),
@@ -125,17 +123,25 @@ async fn a_lost_answer_is_asked_for_again_by_its_id() {
     }
 }
 
-/// As long as AWS knows an attempt, and with what it was asked for: the same number of messages.
+/// As long as AWS knows an attempt, which is five minutes, and may withhold what it brought, which is its wait and the
+/// visibility timeout; with what it was asked for: the same number of messages, which are there or not.
 #[tokio::test(start_paused = true)]
-async fn an_attempt_is_repeated_for_five_minutes() {
-    for (after, same) in [(299, true), (300, false)] {
+async fn an_attempt_is_repeated_while_it_may_have_brought_something() {
+    for (visibility, after, same) in [
+        (30, 49, true),
+        (30, 50, false),
+        (600, 299, true),
+        (600, 300, false),
+    ] {
+        let first = json!({ "MaxNumberOfMessages": 3, "WaitTimeSeconds": 20 });
+        let wait = if same { 0 } else { 1 };
         let script = Script::of([
+            receive().with(first).gets(never()),
             receive()
-                .with(json!({ "MaxNumberOfMessages": 3 }))
-                .gets(never()),
-            receive().gets(messages(&["a"])),
+                .with(json!({ "WaitTimeSeconds": wait }))
+                .gets(messages(&["a"])),
         ]);
-        let source = script.source(FIFO);
+        let source = script.source(&format!("orders.fifo?visibility_timeout={visibility}s"));
         let begun = Instant::now();
         source.receive(limit(3, seconds(60))).await.unwrap_err();
         sleep_until(begun + seconds(after)).await;
@@ -147,18 +153,69 @@ async fn an_attempt_is_repeated_for_five_minutes() {
     }
 }
 
+/// Of a refused one, for throttling too, SQS says later that it cannot be repeated:
+/// <https://github.com/awslabs/amazon-sqs-java-messaging-lib/issues/213>
 #[tokio::test(start_paused = true)]
 async fn a_refused_attempt_is_not_repeated() {
+    for (code, retryable) in [("AccessDeniedException", false), ("RequestThrottled", true)] {
+        let script = Script::of([
+            receive().gets(refused(400, code, "no")),
+            receive().gets(messages(&["a"])),
+        ]);
+        let source = script.source(FIFO);
+        let error = source.receive(limit(1, seconds(1))).await.unwrap_err();
+        assert_eq!(error.is_retryable(), retryable, "{error}");
+        source.receive(limit(1, seconds(1))).await.unwrap();
+        let sent = attempts(&script);
+        assert_ne!(sent[0], sent[1]);
+    }
+}
+
+/// Somebody else received, and perhaps deleted, what it brought.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_is_over_is_no_error() {
+    let over = "Value x for parameter ReceiveRequestAttemptId is invalid. Reason: The receiveRequestAttemptId is not \
+        valid anymore since the receive call is not retryable.";
     let script = Script::of([
-        receive().gets(refused(400, "AccessDeniedException", "not authorized")),
+        receive().gets(broken()),
+        receive().gets(refused(400, "InvalidParameterValue", over)),
         receive().gets(messages(&["a"])),
     ]);
     let source = script.source(FIFO);
-    let error = source.receive(limit(1, seconds(1))).await.unwrap_err();
-    assert!(!error.is_retryable(), "{error}");
-    source.receive(limit(1, seconds(1))).await.unwrap();
-    let sent = attempts(&script);
-    assert_ne!(sent[0], sent[1]);
+    source.receive(limit(1, seconds(1))).await.unwrap_err();
+    let received = source.receive(limit(1, seconds(5))).await.unwrap();
+    assert_eq!(names(&received), ["a"]);
+    let [first, again, next] = &attempts(&script)[..] else {
+        panic!("{:?}", attempts(&script));
+    };
+    assert_eq!(first, again);
+    assert_ne!(first, next);
+}
+
+/// All at once: what they brought is withheld from everyone for no longer than its visibility timeout.
+#[tokio::test(start_paused = true)]
+async fn lost_attempts_are_repeated_side_by_side() {
+    let full = |group: &str| receive().gets(messages_of(group, &TEN).after(seconds(1)));
+    let lost = || receive().gets(broken().after(seconds(1)));
+    let script = Script::of([full("g1"), full("g2"), full("g3"), lost(), lost(), lost()]);
+    let source = script.source("orders.fifo?visibility_timeout=30s&polls=3");
+    let mut received = 0;
+    while received < 30 {
+        received += source.receive(limit(100, seconds(60))).await.unwrap().len();
+        quiet().await;
+    }
+    assert_eq!(script.under_way("ReceiveMessage"), 3);
+    sleep(seconds(2)).await;
+    source.receive(limit(100, seconds(60))).await.unwrap_err();
+    let before = attempts(&script);
+    let next = timeout(Duration::ZERO, source.receive(limit(100, seconds(60)))).await;
+    assert!(next.is_err(), "nothing has come yet");
+    quiet().await;
+    let all = attempts(&script);
+    assert_eq!(all.len(), before.len() + 3);
+    for again in &all[before.len()..] {
+        assert!(before[before.len() - 3..].contains(again));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,6 +293,22 @@ async fn an_empty_queue_is_not_asked_without_a_pause() {
     assert!(received.is_empty());
     let asked = script.sent("ReceiveMessage").len();
     assert!((15..=21).contains(&asked), "{asked} requests in 2 s");
+}
+
+/// However long the answers are under way: a receive that has little time left sends one poll for it, and not many.
+#[tokio::test(start_paused = true)]
+async fn an_idle_queue_costs_three_requests_a_minute() {
+    for late in [5, 50, 200, 900] {
+        let script = Script::of([]).far_away(Duration::from_millis(late));
+        let source = script.source(FIFO);
+        let begun = Instant::now();
+        while begun.elapsed() < seconds(600) {
+            let received = source.receive(limit(10, seconds(20))).await.unwrap();
+            assert!(received.is_empty());
+        }
+        let asked = script.sent("ReceiveMessage").len();
+        assert!((25..=32).contains(&asked), "{asked} requests in 10 minutes");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -416,7 +489,7 @@ async fn a_queue_without_leases_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn the_queues_settings_are_read_as_aws_tells_them() {
     let policy = r#"{"deadLetterTargetArn":"arn:aws:sqs:eu-central-1:123456789012:dead.fifo","maxReceiveCount":5}"#;
-    let script = Script::of([get_attributes().gets(ok(json!({ "Attributes": {
+    let own = get_attributes().gets(ok(json!({ "Attributes": {
         "ApproximateNumberOfMessages": "0",
         "ContentBasedDeduplication": "false",
         "DeduplicationScope": "messageGroup",
@@ -427,10 +500,17 @@ async fn the_queues_settings_are_read_as_aws_tells_them() {
         "RedrivePolicy": policy,
         "SqsManagedSseEnabled": "true",
         "VisibilityTimeout": "45",
-    }})))]);
+    }})));
+    let found = request("GetQueueUrl", json!({ "QueueName": "dead.fifo" }));
+    let found = found.gets(ok(json!({ "QueueUrl": format!("{URL}dead.fifo") })));
+    let dead = json!({ "MessageRetentionPeriod": "1209600" });
+    let dead = get_attributes().gets(ok(json!({ "Attributes": dead })));
+    let script = Script::of([own, found, dead]);
     let inspection = script.source("orders.fifo").inspect().await.unwrap();
     assert_eq!(inspection.lease, Some(seconds(45)));
-    assert_eq!(inspection.retention, Some(seconds(4 * 86_400)));
+    // Its own, that of the dead-letter queue, and its own again.
+    assert_eq!(inspection.retention, Some(seconds((4 + 14 + 4) * 86_400)));
+    assert_eq!(inspection.unknown, [""; 0]);
     assert_eq!(inspection.max_deliveries, Some(5));
     assert!(inspection.dead_letter.unwrap().ends_with(":dead.fifo"));
     assert_eq!(inspection.dedup_window, Some(seconds(300)));
@@ -441,4 +521,50 @@ async fn the_queues_settings_are_read_as_aws_tells_them() {
     };
     shown("FifoThroughputLimit", "perMessageGroupId");
     shown("SqsManagedSseEnabled", "true");
+}
+
+/// A move to a standard dead-letter queue leaves the message as old as it is; a redrive makes a new one of it.
+#[tokio::test(start_paused = true)]
+async fn a_message_of_a_standard_queue_grows_as_old_as_its_dead_letter_queue_lets_it() {
+    for (dead, days) in [("1209600", Some(14 + 4)), ("86400", Some(4 + 4))] {
+        let retention = |seconds: &str| json!({ "MessageRetentionPeriod": seconds });
+        let mut own = retention("345600");
+        own["VisibilityTimeout"] = "45".into();
+        own["RedrivePolicy"] = POLICY.into();
+        let found = ok(json!({ "QueueUrl": format!("{URL}dead") }));
+        let script = Script::of([
+            get_attributes().gets(ok(json!({ "Attributes": own }))),
+            request("GetQueueUrl", json!({})).gets(found),
+            get_attributes().gets(ok(json!({ "Attributes": retention(dead) }))),
+        ]);
+        let inspection = script.source("orders").inspect().await.unwrap();
+        assert_eq!(
+            inspection.retention,
+            days.map(|days| seconds(days * 86_400))
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_queue_that_may_not_be_asked_is_said_to_be_unknown() {
+    for (status, code, known) in [
+        (403, "AccessDenied", true),
+        (503, "ServiceUnavailable", false),
+    ] {
+        let own = json!({
+            "MessageRetentionPeriod": "345600",
+            "RedrivePolicy": POLICY,
+            "VisibilityTimeout": "45",
+        });
+        let script = Script::of([
+            get_attributes().gets(ok(json!({ "Attributes": own }))),
+            request("GetQueueUrl", json!({})).gets(refused(status, code, "no")),
+        ]);
+        let inspected = script.source("orders").inspect().await;
+        assert_eq!(inspected.is_ok(), known, "{inspected:?}");
+        if let Ok(inspection) = inspected {
+            assert_eq!(inspection.retention, Some(seconds(4 * 86_400)));
+            assert!(inspection.unknown[0].contains("AccessDenied"));
+        }
+    }
 }

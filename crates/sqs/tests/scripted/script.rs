@@ -258,6 +258,8 @@ struct Shared {
     begun: Instant,
     steps: Mutex<Vec<Step>>,
     sent: Mutex<Vec<Sent>>,
+    /// Between SQS and us, for each answer.
+    way: Mutex<Duration>,
     faults: Mutex<Vec<String>>,
 }
 
@@ -275,8 +277,15 @@ impl Script {
             begun: Instant::now(),
             steps: Mutex::new(steps.into_iter().collect()),
             sent: Mutex::default(),
+            way: Mutex::default(),
             faults: Mutex::default(),
         }))
+    }
+
+    /// Every answer is so long on its way.
+    pub(crate) fn far_away(self, way: Duration) -> Self {
+        *locked(&self.0.way) = way;
+        self
     }
 
     pub(crate) fn source(&self, queue: &str) -> SqsSource {
@@ -427,8 +436,9 @@ impl HttpConnector for Http {
             answered: false,
         };
         let answer = self.0.answer(action, &body);
+        let way = *locked(&self.0.way);
         HttpConnectorFuture::new(async move {
-            sleep(answer.after).await;
+            sleep(answer.after + way).await;
             let response = match answer.what {
                 What::Never => std::future::pending().await,
                 What::Broken => Err(ConnectorError::io("connection reset by peer".into())),

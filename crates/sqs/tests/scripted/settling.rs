@@ -200,7 +200,7 @@ async fn nothing_is_sent_after_close() {
     assert_eq!(script.sent("ReceiveMessage").len(), 1);
 }
 
-/// A lease that ends while earlier requests are under way is lost, too.
+/// A lease that ends while earlier requests are under way is lost, too; and no answer is waited for beyond it.
 #[tokio::test(start_paused = true)]
 async fn the_lease_is_looked_at_when_its_request_is_sent() {
     let names: Vec<String> = (0..20).map(|n| n.to_string()).collect();
@@ -212,7 +212,23 @@ async fn the_lease_is_looked_at_when_its_request_is_sent() {
     let batch: Vec<Settlement> = held.iter().map(|d| nack(d, Duration::ZERO)).collect();
     let answers = source.settle(&batch).await;
     assert_eq!(words(&answers[..10]), ["lost"; 10]);
-    assert_eq!(words(&answers[10..]), ["applied"; 10]);
+    assert_eq!(words(&answers[10..]), ["again"; 10]);
+    assert_eq!(words(&source.settle(&batch).await), ["lost"; 20]);
+}
+
+/// One that hangs leaves time for another.
+#[tokio::test(start_paused = true)]
+async fn an_extension_may_take_a_third_of_what_is_left() {
+    let hangs = change_visibility(&["a"], 30).gets(never());
+    let works = change_visibility(&["a"], 30).gets(done(1));
+    let (_script, source, held) = holding(FIFO, &["a"], [hangs, works]).await;
+    let begun = held[0].lease.until.unwrap() - seconds(30);
+    sleep_until(begun + seconds(21)).await;
+    let held = receipts(&held);
+    let extend = || source.extend(&held, seconds(30));
+    assert_eq!(words(&extend().await), ["again"]);
+    assert_eq!(begun.elapsed(), seconds(24));
+    assert_eq!(words(&extend().await), ["applied"]);
 }
 
 /// Reckoned from before the request, like the first lease.
@@ -230,7 +246,7 @@ async fn an_extension_moves_the_deadline() {
                         failed(2, "ReceiptHandleIsInvalid", INVALID, true),
                     ],
                 )
-                .after(seconds(4)),
+                .after(seconds(3)),
             ),
             delete(&["a", "b"]).gets(partly(
                 &[],
