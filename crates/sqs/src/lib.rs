@@ -15,6 +15,44 @@
 //! [five minutes][dedup]. On the other side a message is delivered again whenever its visibility timeout ends before it is
 //! deleted. What takes effect once is seen to by onlyonce's store; this crate keeps the leases, the order and the bill small.
 //!
+//! # Before the first message
+//!
+//! ```no_run
+//! # async fn f(store: onlyonce_core::memory::MemoryStore) -> Result<(), onlyonce_core::Error> {
+//! use std::time::Duration;
+//! use onlyonce_core::{DedupKey, Failure, KeyPolicy, Pipeline};
+//! use onlyonce_sqs::SqsSource;
+//!
+//! async fn ship(order: String, key: DedupKey) -> Result<(), Failure> {
+//!     // Calls a service that honours the key.
+//!     Ok(())
+//! }
+//!
+//! let source = SqsSource::new("sqs://orders?region=eu-central-1".parse()?)?;
+//! Pipeline::idempotent(source, store)
+//!     .consumer("shipping")
+//!     .key(KeyPolicy::attribute("order-id"))
+//!     .retention(Duration::from_secs(45 * 86_400))
+//!     .run(ship)
+//!     .await?;
+//! # Ok(()) }
+//! ```
+//!
+//! **Most messages on SQS have no dedup key**, and what has none is dead-lettered, since nobody can tell whether it is new. There is none
+//! on standard queues, in whatever S3, SNS or EventBridge send, and on FIFO queues with [content-based deduplication][content].
+//! Have the producer set the attribute `idempotency-key`; or name the attribute or the field of the payload that makes a message
+//! what it is, by `KeyPolicy::attribute` or `KeyPolicy::custom`; or say by `KeyPolicy::or_content` that equal payloads are one message.
+//! The message's own id will not do: a producer's retry has another, and so has a redrive.
+//!
+//! **Records must outlive the last redelivery.** A [redrive][redrive] from the dead-letter queue makes a new message of an old one, which
+//! may be one that took effect: its acks failed until SQS moved it. On a FIFO queue that can be its retention, that of its
+//! [dead-letter queue][retention] and its retention again after it was sent, 42 days at most; on a standard queue the longer of
+//! the two and its own again, 28 days. The source reads both, and the pipeline does not start when `retention` is shorter.
+//!
+//! **SQS deletes what is not processed in time**: after four days, unless the queue's retention is set to more. Set it to 14 days,
+//! that of the dead-letter queue too, and its `MaximumMessageSize` to no less than the queue's and 64 KiB: a dead letter grows by its
+//! reason, and what does not fit comes back until SQS moves it without one.
+//!
 //! # URLs
 //!
 //! | form | |
@@ -36,9 +74,9 @@
 //! [usual chain][chain] and never stand in the URL. TLS is rustls with ring (feature `rustls-ring`, on by default); for
 //! another stack switch it off and bring a client: [`SqsSource::with_client`].
 //!
-//! A consumer needs the permissions `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and
-//! `sqs:GetQueueAttributes`, by name or ARN `sqs:GetQueueUrl`, and for dead letters `sqs:SendMessage` and `sqs:GetQueueUrl`
-//! on that queue; for encrypted queues [those of the key][kms], too.
+//! A producer needs the permission `sqs:SendMessage`, by name or ARN `sqs:GetQueueUrl`. A consumer needs `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and
+//! `sqs:GetQueueAttributes`, by name or ARN `sqs:GetQueueUrl`, and on the queue of the redrive policy `sqs:SendMessage`,
+//! `sqs:GetQueueUrl` and `sqs:GetQueueAttributes`; for encrypted queues [those of the key][kms], too.
 //!
 //! # Delivery semantics
 //!
@@ -46,20 +84,24 @@
 //! one, of 20 seconds: three requests a minute. After each that comes back full there is one more, up to `polls`; after each
 //! that brings less than half, one less. No more is asked for than the pipeline can take, and from a FIFO queue, which
 //! [fills a receive from one group first][groups], no more than can start one after another before their leases would have to
-//! be prolonged. When the answer to a FIFO queue's receive is lost, the next one repeats its
-//! [`ReceiveRequestAttemptId`][receive], for which SQS gives the same messages again instead of holding them back.
+//! be extended. When the answer to a FIFO queue's receive is lost, the next one repeats its
+//! [`ReceiveRequestAttemptId`][receive], for which SQS gives the same messages again instead of holding them back, as long as it
+//! may hold them back. AWS bills each 64 KB of a request's payload as a request.
 //!
 //! **Leases** are reckoned from before the request was sent. How long after that SQS gave the message out nobody tells, so a
 //! poll waits for two thirds of the visibility timeout at most: with a timeout of less than 30 seconds polls are shorter, and an idle
-//! queue costs more requests. Leases are prolonged ten to a request. A lease ends for good [12 hours][visibility] after the receive;
+//! queue costs more requests. Leases are extended ten to a request, which may take a third of what is left. A lease ends for good [12 hours][visibility] after the receive;
 //! an extension beyond that is refused here, and the handler is cancelled when the lease ends.
 //!
 //! **Settling.** Acks are deletes, nacks change the visibility timeout, ten to a request and several requests side by side;
-//! each entry has its own answer. A stale handle is [`LeaseLost`][Answer::LeaseLost], and nothing is sent past a lease's end by
-//! our own clock: whether SQS would take it [depends][delete]. Throttling, a fault of SQS and an entry that the answer does not mention
+//! each entry has its own answer. A stale handle is [`LeaseLost`][Answer::LeaseLost], and nothing is sent, nor an answer waited for, past
+//! a lease's end by our own clock: whether SQS would take it [depends][delete]. Throttling, a fault of SQS and an entry that the answer does not mention
 //! can be tried again; whatever else SQS refuses cannot. The client itself sends each request once.
 //!
-//! **Nacks with a delay** are rounded up to seconds.
+//! **Nacks with a delay** are rounded up to seconds, and shortened to what is left of the 12 hours.
+//!
+//! **`at_most_once`**: a standard queue may [on rare occasions][atleastonce] deliver again what it has deleted. Use a FIFO queue where that
+//! matters.
 //!
 //! **Dead letters.** Where the queue has a redrive policy, [`Action::DeadLetter`] sends the message with its reason to the queue
 //! that the policy names, and deletes it when SQS has confirmed that; otherwise give the pipeline a sink. SQS drops what is sent twice under one id, so dead letters and
@@ -72,13 +114,14 @@
 //!
 //! **Publishing**: `Ok` means that SQS has stored the message, or on a FIFO queue one with this dedup id within five minutes.
 //! Up to ten messages and 1 MiB to a request. On a FIFO queue requests go one after another, and after a failure nothing more of
-//! that group is sent; but within one request SQS may refuse an entry and take a later one of its group.
+//! that group is sent; but within one request SQS may refuse an entry and take a later one of its group. A FIFO queue without
+//! content-based deduplication refuses a message that has no dedup id.
 //!
 //! **What becomes of a message**:
 //!
 //! | SQS | onlyonce |
 //! |---|---|
-//! | `MessageDeduplicationId` | [`Message::dedup_id`], unless SQS [made it of the content][content]: a digest is not the producer's word that two messages are one. `KeyPolicy::or_content` says that it is |
+//! | `MessageDeduplicationId` | [`Message::dedup_id`], unless SQS [made it of the content][content], or of the message's id [in a dead-letter queue][redrive]: neither is the producer's word that two messages are one |
 //! | `MessageGroupId` of a FIFO queue | [`Message::group`] |
 //! | `MessageGroupId` of a standard queue | the attribute `sqs-message-group-id`, read and written: a tenant of a [fair queue][fair], and no order |
 //! | message attributes | attributes; numbers as text, bytes that are not UTF-8 as `hex:…`. A sink writes text |
@@ -101,11 +144,13 @@
 //!
 //! - [1 MiB][quotas] for body and attributes, ten attributes, XML's characters: the sink says so before it sends. What the
 //!   [extended client][extended] put into S3 is not read: such a message is dead-lettered with that reason.
-//! - [120,000 messages in flight][quotas]; a standard queue then answers `OverLimit`, a FIFO queue returns nothing, without a word.
+//! - [120,000 messages in flight][quotas]; beyond it a queue returns nothing, without a word (a standard queue answers `OverLimit`, but to
+//!   short polls only).
 //!   A FIFO queue looks for groups among its [first 120,000 messages][backlog] only.
 //! - FIFO queues without [high throughput][throughput] take 300 requests of a kind a second: 3,000 messages, in batches of ten.
 //! - [`close`](onlyonce_core::Source::close) waits for the long polls under way, up to 20 seconds. What SQS gives to a poll that was aborted
-//!   nobody gets before its visibility timeout ends. So give a process that is to stop 30 seconds.
+//!   nobody gets before its visibility timeout ends. Before that the pipeline drains. So give a process that is to stop the
+//!   pipeline's `drain_timeout` and 30 seconds.
 //! - Up to `polls` × 10 messages may be received and not taken yet. No poll is sent while those that wait have the bytes that a
 //!   receive may take; but each under way may bring ten of 1 MiB, and SQS has no bound for that but fewer `polls`.
 //!
@@ -130,6 +175,8 @@
 //! [delete]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html
 //! [redrive]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue-redrive.html
 //! [content]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+//! [retention]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/setting-up-dead-letter-queue-retention.html
+//! [atleastonce]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/standard-queues-at-least-once-delivery.html
 //! [xray]: https://docs.aws.amazon.com/xray/latest/devguide/xray-services-sqs.html
 //! [fair]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-fair-queues.html
 //! [quotas]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html

@@ -84,6 +84,7 @@ pub(crate) async fn run<Tx: Transaction>(
         &inspection,
         setup.sink.is_some(),
     )?;
+    show(setup.source.name(), &inspection);
     let (engine, receivers) = build(setup, handler, &inspection);
     engine.check_states(missing)?;
     let _teardown = Teardown(&engine);
@@ -120,6 +121,14 @@ async fn inspect(source: &dyn Source) -> Result<Inspection, Error> {
         tracing::warn!(queue = source.name(), %error, ?delay, "cannot start yet; trying again");
         sleep(delay).await;
     }
+}
+
+/// What could not be read could not be checked either.
+fn show(queue: &str, inspection: &Inspection) {
+    for unknown in &inspection.unknown {
+        tracing::warn!(queue, unknown, "a setting that was not checked");
+    }
+    tracing::info!(queue, settings = ?inspection.settings, "the queue's settings");
 }
 
 fn stage_ended(ended: Result<(), tokio::task::JoinError>) -> Error {
