@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep, timeout};
 use Emulator::{LocalStack, MiniStack};
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const LEASE: Duration = Duration::from_secs(2);
+const LEASE: Duration = Duration::from_secs(3);
 
 async fn receive(source: &dyn Source, many: usize) -> Vec<Delivery> {
     let deadline = Instant::now() + PATIENCE;
@@ -302,24 +302,27 @@ async fn a_handler_whose_heartbeats_are_blocked_is_cancelled_before_its_lease_en
 
         pace.started.notified().await;
         proxy.set(Direction::ToServer, Fault::BlackHole);
-        let began = Instant::now();
-        worker
-            .until("the handler is cancelled", |w| {
-                w.counters.report().cancelled > 0
-            })
-            .await;
+        let cancelled = async {
+            worker
+                .until("the handler is cancelled", |w| {
+                    w.counters.report().cancelled > 0
+                })
+                .await;
+            Instant::now()
+        };
+        let received = async { (receive(&other, 1).await, Instant::now()) };
+        let (cancelled, (next, received)) = tokio::join!(cancelled, received);
+        // The simulation looks at the moment itself (`lease-end-not-watched`); a busy machine is late for both.
         assert!(
-            began.elapsed() < LEASE,
-            "cancelled after {:?}",
-            began.elapsed()
+            cancelled < received + LEASE / 4,
+            "{:?} after somebody else got the message",
+            cancelled - received
         );
         assert!(
             worker.store.effects().is_empty(),
             "its effect must not be committed"
         );
-        // Nobody else had it before that.
-        let next = receive(&other, 1).await;
-        assert_eq!(next[0].attempt, Some(2));
+        assert_eq!(next[0].attempt, Some(2), "nobody had it in between");
         let back = Settlement {
             receipt: next[0].receipt.clone(),
             action: Action::Nack {
