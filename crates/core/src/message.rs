@@ -74,7 +74,8 @@ pub struct Message {
     /// Messages of one group take effect one after another: SQS message group, Pub/Sub ordering key,
     /// Service Bus session. `None`: in no order with any other.
     pub group: Option<String>,
-    /// The id that the *broker* gave, for logs and errors; a sink ignores it.
+    /// The id that the *broker* gave, for logs and errors, and by which the pipeline knows what comes again; a sink
+    /// ignores it.
     pub broker_id: Option<String>,
     /// When it was published, by the broker's or the producer's clock.
     pub published_at: Option<SystemTime>,

@@ -29,7 +29,9 @@ pub struct Context {
     pub consumer: Arc<str>,
     /// Its dedup key; hand it to a downstream service as the idempotency key.
     pub key: Option<DedupKey>,
-    /// Which attempt this is, from 1: deliveries as far as the broker counts them, and retries in place.
+    /// Which attempt this is, from 1: the runs as far as this worker knows them. A delivery that it knows nothing of
+    /// (another worker's, or its own before it was started) counts as one, whether it ran or not, where the broker counts
+    /// deliveries.
     pub attempt: u32,
 }
 

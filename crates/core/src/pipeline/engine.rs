@@ -15,6 +15,7 @@ use crate::{
 };
 
 use super::Mode;
+use super::attempts::Attempts;
 use super::budget::Budget;
 use super::builder::OnDuplicate;
 use super::counters::{Counters, add};
@@ -64,6 +65,7 @@ pub(crate) struct Engine<Tx> {
     pub(crate) budget: Arc<Budget>,
     pub(crate) keys: Arc<Keys>,
     pub(crate) keeper: Arc<Keeper>,
+    pub(crate) attempts: Attempts,
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) stages: Stages,
     /// Stop receiving.
@@ -98,6 +100,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
             key,
             claim,
             retries: 0,
+            begun: false,
+            more: 0,
+            recorded: None,
             unsettled: 0,
             acked: false,
             uncertain: false,
@@ -110,6 +115,31 @@ impl<Tx: Send + 'static> Engine<Tx> {
             permit: self.budget.take(message.size()),
             delivery,
         })
+    }
+
+    /// A run begins. Its number is settled only now: an earlier delivery may have ended after this one came.
+    pub(crate) fn begin(&self, flight: &mut InFlight) {
+        let delivery = (flight.seq, flight.count());
+        let more = flight.id().map(|id| self.attempts.more(id, delivery));
+        flight.more = more.unwrap_or_default();
+        flight.begun = true;
+        // The first run counts as its delivery, whatever becomes of it.
+        if flight.retries > 0 {
+            self.record(flight);
+        }
+    }
+
+    /// Records the runs for a later delivery. A lease can end, and the message be delivered again, long before this
+    /// delivery is at its end here; so they are recorded as they are made, and not again when another has followed.
+    fn record(&self, flight: &mut InFlight) {
+        let runs = flight.runs();
+        if let Some(id) = flight.id()
+            && flight.recorded != Some(runs)
+        {
+            let delivery = (flight.seq, flight.count());
+            self.attempts.record(id, delivery, runs);
+            flight.recorded = Some(runs);
+        }
     }
 
     pub(crate) fn parts(&self, flight: &InFlight) -> Parts {
@@ -164,6 +194,18 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
+    /// The broker has done with it what it was told.
+    pub(crate) fn settled(&self, flight: &InFlight, action: &Action) {
+        let returns = matches!(action, Action::Nack { .. });
+        let known = flight.recorded.is_some() || flight.count() > 1;
+        if let Some(id) = flight.id()
+            && known
+            && !returns
+        {
+            self.attempts.forget(id);
+        }
+    }
+
     /// The message took effect: its lane goes on, the broker is told.
     pub(crate) fn applied(&self, mut flight: Flight) {
         add(&self.counters.applied, 1);
@@ -201,7 +243,10 @@ impl<Tx: Send + 'static> Engine<Tx> {
             rest = lost;
         }
         let later = rest.into_iter().rev().map(|later| (later, Duration::ZERO));
-        let batch: Vec<_> = later.chain([(flight, delay)]).collect();
+        let mut batch: Vec<_> = later.chain([(flight, delay)]).collect();
+        for (flight, _) in &mut batch {
+            self.record(flight);
+        }
         add(&self.counters.given_back, batch.len());
         let _ = self.stages.give_back.send(batch);
     }
@@ -241,6 +286,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
             OnFailure::RetryAfter(delay) => delay,
         };
         add(&self.counters.retried, 1);
+        self.record(&mut flight);
+        flight.begun = false;
         flight.retries += 1;
         self.postpone(flight, delay);
     }

@@ -23,6 +23,12 @@ pub(crate) struct InFlight {
     pub(crate) claim: Option<Claim>,
     /// Retries in place so far.
     pub(crate) retries: u32,
+    /// The present attempt has begun to run: it is used up, even if it is cut off.
+    pub(crate) begun: bool,
+    /// What is to be added to the broker's count, see [`Attempts`](super::attempts::Attempts).
+    pub(crate) more: i64,
+    /// The runs that are recorded there.
+    pub(crate) recorded: Option<u32>,
     /// Settlements of it whose result is not known.
     pub(crate) unsettled: u32,
     /// The broker has confirmed its ack.
@@ -47,12 +53,28 @@ const TRIES: u32 = 5;
 pub(crate) type Flight = Box<InFlight>;
 
 impl InFlight {
-    /// Which attempt the next run is, from 1.
+    /// Which attempt the present run is, or the next, from 1.
     pub(crate) fn attempt(&self) -> u32 {
-        self.delivery
-            .attempt
-            .unwrap_or(1)
-            .saturating_add(self.retries)
+        let deliveries = i64::from(self.count()).saturating_add(self.more);
+        let attempt = deliveries.saturating_add(i64::from(self.retries)).max(1);
+        u32::try_from(attempt).unwrap_or(u32::MAX)
+    }
+
+    /// How many deliveries the broker has counted. One that does not count tells no first from later ones.
+    pub(crate) fn count(&self) -> u32 {
+        self.delivery.attempt.unwrap_or(1)
+    }
+
+    /// The attempts that were made in this delivery.
+    pub(crate) fn runs(&self) -> u32 {
+        self.retries.saturating_add(u32::from(self.begun))
+    }
+
+    /// What a later delivery of this message is known by: the broker's id, or where it gives none the producer's, which
+    /// other messages may have too.
+    pub(crate) fn id(&self) -> Option<&str> {
+        let message = &self.delivery.message;
+        message.broker_id.as_deref().or(message.dedup_id.as_deref())
     }
 
     /// Whether it stands in a lane behind others, or will.

@@ -2,6 +2,7 @@
 //!
 //! Each stage is one file and one task that takes whatever waits as its batch; what they share is the engine.
 
+mod attempts;
 mod backoff;
 mod budget;
 mod builder;

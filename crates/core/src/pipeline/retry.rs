@@ -5,6 +5,10 @@ use std::time::Duration;
 #[non_exhaustive]
 pub struct RetryPolicy {
     /// After so many attempts the message is dead-lettered. At least 1.
+    ///
+    /// Attempts are runs, as far as this worker knows them: what it gave back without running it has lost none, and its
+    /// retries in place are not forgotten when it gives the message back. Deliveries to other workers count as one attempt
+    /// each, whether they ran or not, where the broker counts deliveries.
     pub max_attempts: u32,
     /// The delay before the second attempt; doubled for each further one.
     pub first_delay: Duration,

@@ -16,6 +16,7 @@ use crate::{
 };
 
 use super::Mode;
+use super::attempts::Attempts;
 use super::backoff::Backoff;
 use super::budget::Budget;
 use super::builder::OnDuplicate;
@@ -205,6 +206,7 @@ fn build<Tx: Transaction>(
         budget: Budget::new(options.prefetch_messages, options.prefetch_bytes),
         keys: Keys::new(heads.clone()),
         keeper: Keeper::new(),
+        attempts: Attempts::default(),
         lanes: Lanes::new(Exits {
             claim: setup.store.is_some().then_some(heads),
             give_back: late,

@@ -101,6 +101,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let mut applied = 0;
         for ((mut flight, settlement), answer) in flights.into_iter().zip(settlements).zip(answers)
         {
+            if answer.is_applied() {
+                self.settled(&flight, &settlement.action);
+            }
             match answer {
                 Answer::Applied => applied += 1,
                 Answer::LeaseLost => add(&self.counters.lease_lost, 1),

@@ -137,9 +137,12 @@ impl<Tx: Transaction> Engine<Tx> {
         }
     }
 
-    async fn run_part(&self, slot: &TxSlot<Tx>, flight: Flight, working: &Working<'_>) -> Part {
+    async fn run_part(&self, slot: &TxSlot<Tx>, mut flight: Flight, working: &Working<'_>) -> Part {
         let ended = match flight.lease.can_start(self.options.claim_lease) {
-            true => self.call(&flight, Some(slot.clone()), working).await,
+            true => {
+                self.begin(&mut flight);
+                self.call(&flight, Some(slot.clone()), working).await
+            }
             false => Ended::Cancelled,
         };
         let failure = match ended {

@@ -97,7 +97,8 @@ impl<Tx: Transaction> Engine<Tx> {
         None
     }
 
-    async fn replay(&self, flight: Flight, outcome: Outcome) {
+    async fn replay(&self, mut flight: Flight, outcome: Outcome) {
+        self.begin(&mut flight);
         let context = self.parts(&flight).context;
         let result = match &self.on_duplicate {
             Some(replay) => {
@@ -113,6 +114,7 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     async fn run(&self, mut flight: Flight, working: &Working<'_>) {
+        self.begin(&mut flight);
         match self.call(&flight, None, working).await {
             Ended::Succeeded(outcome) if self.store.is_some() => {
                 let _ = self.stages.complete.send((flight, outcome));
