@@ -29,13 +29,14 @@ def arguments():
     parser.add_argument("--groups", type=int, default=50, help="half of the transfers belong to one of so many; 0: none")
     parser.add_argument("--cuts", type=int, default=6)
     parser.add_argument("--restarts", type=int, default=3)
-    parser.add_argument("--cut-cmd", default="", help="closes all connections; none without it")
-    parser.add_argument("--restart-cmd", default="", help="restarts the broker; none without it")
+    parser.add_argument("--cut-cmd", default="", help="closes all connections; needed unless --cuts is 0")
+    parser.add_argument("--restart-cmd", default="", help="restarts the broker; needed unless --restarts is 0")
     parser.add_argument("--prefetch", type=int, default=200)
     parser.add_argument("--queue-type", choices=["quorum", "classic"], default="quorum")
     options = parser.parse_args()
-    options.cuts *= bool(options.cut_cmd)
-    options.restarts *= bool(options.restart_cmd)
+    for name, count, command in [("cut", options.cuts, options.cut_cmd), ("restart", options.restarts, options.restart_cmd)]:
+        if count and not command:
+            parser.error(f"--{name}s {count} needs --{name}-cmd; --{name}s 0 leaves them out")
     return options
 
 

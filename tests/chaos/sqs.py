@@ -3,15 +3,15 @@
 became of them: each transfer once in the ledger, in the order of its group, none missing, nothing left in the queue. Exit
 code 1 if not.
 
-Needs boto3, and an emulator whose leases and groups are as on AWS. It is frozen if its process is given:
+Needs boto3, and an emulator whose leases and groups are as on AWS, with its process, to freeze it:
 
     sqs.py --endpoint http://127.0.0.1:4566 --emulator-pid 1234 --ledger target/release/ledger
 """
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 
 import boto3
@@ -35,11 +35,12 @@ AHEAD = 10
 def arguments():
     parser = chaos.arguments(__doc__, transfers=20_000, kills=30)
     parser.add_argument("--endpoint", required=True, help="the emulator's")
-    parser.add_argument("--emulator-pid", type=int, help="its process; without it, it is not frozen")
+    parser.add_argument("--emulator-pid", type=int, help="its process; needed unless --freezes is 0")
     parser.add_argument("--groups", type=int, default=200)
     parser.add_argument("--freezes", type=int, default=5)
     options = parser.parse_args()
-    options.freezes *= options.emulator_pid is not None
+    if options.freezes and options.emulator_pid is None:
+        parser.error(f"--freezes {options.freezes} needs --emulator-pid; --freezes 0 leaves them out")
     return options
 
 
@@ -159,8 +160,12 @@ class Publisher(chaos.Publisher):
 
 def family(process):
     """A process with all that descend from it."""
-    listing = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = [tuple(map(int, line.split())) for line in listing.splitlines()]
+    parents = []
+    for child in filter(str.isdigit, os.listdir("/proc")):
+        # It may have ended meanwhile.
+        with contextlib.suppress(OSError), open(f"/proc/{child}/stat", encoding="utf-8", errors="replace") as stat:
+            # After its name, which may have blanks and brackets in it: state and parent.
+            parents.append((int(child), int(stat.read().rpartition(")")[2].split()[1])))
     found = [process]
     for parent in found:
         found += [child for child, its_parent in parents if its_parent == parent]
