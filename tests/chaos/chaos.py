@@ -4,6 +4,7 @@ broker it is."""
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import sys
@@ -12,6 +13,16 @@ import threading
 import time
 
 import ledger
+
+# A run in which nothing was published or applied for so many seconds has come to a stop.
+STUCK = 120
+# Workers that end as soon as they start, so often and for so many seconds in a row, have no broker's fault for an excuse.
+FALSE_STARTS = 5
+FALSE_STARTS_FOR = 15
+
+
+class Stopped(Exception):
+    """Why the run cannot go on."""
 
 
 def arguments(description, transfers, kills):
@@ -35,6 +46,7 @@ class Publisher(threading.Thread):
 
     def __init__(self):
         super().__init__(daemon=True)
+        self.confirmed = 0
         self.repeated = 0
         self.error = None
 
@@ -42,7 +54,8 @@ class Publisher(threading.Thread):
         raise NotImplementedError
 
     def publish(self):
-        """Some of what is left, or all of it. What an error ends may or may not be there: it is sent again."""
+        """Some of what is left, or all of it, counted in `confirmed`. What an error ends may or may not be there: it is sent
+        again."""
         raise NotImplementedError
 
     def run(self):
@@ -58,8 +71,8 @@ class Publisher(threading.Thread):
 
 
 class Run:
-    """One run: the workers, and what was counted. A subclass brings the broker: `queue`, `publishers`, and the methods that
-    raise NotImplementedError here."""
+    """One run: the workers, and what was counted. A subclass brings the broker: `queue`, `publishers`, `sent` and
+    `duplicates`, and the methods that raise NotImplementedError here."""
 
     # How many workers there are at any time.
     WORKERS = 1
@@ -73,12 +86,17 @@ class Run:
         self.book = ledger.Book(folder)
         self.queue = None
         self.publishers = []
+        # The transfers' payloads by id, and how many messages are not the first of their transfer.
+        self.sent = {}
+        self.duplicates = 0
         self.workers = []
         self.hired = 0
         self.counts = {"kills": 0, "kills_during_work": 0, "exits_at_start": 0, "exits_while_working": 0}
         self.applied = {"applied": 0, "received": 0, "duplicates": 0, "fenced": 0, "cancelled": 0, "lease_lost": 0}
         self.applied["dead_lettered"] = 0
         self.shown = 0.0
+        self.progress = (None, time.monotonic())
+        self.false_starts = []
 
     def worker(self, log, *more):
         """Starts a worker on the queue."""
@@ -90,6 +108,10 @@ class Run:
 
     def settle(self):
         """Waits until what is done to the broker is over."""
+
+    def broker_is_away(self):
+        """Whether workers have a reason not to start."""
+        return False
 
     def verdict(self):
         """Of the broker's part: findings, each of which must be zero, and what else is worth telling."""
@@ -111,12 +133,27 @@ class Run:
         self.workers.append(self.hire())
 
     def supervise(self):
-        """Replaces workers that ended by themselves: they cannot start while there is no broker."""
+        """Replaces workers that ended by themselves: they cannot start while there is no broker. Ends a run that does not go
+        on."""
+        for publisher in self.publishers:
+            if publisher.error:
+                raise publisher.error
+        progress = (self.book.entries(), sum(publisher.confirmed for publisher in self.publishers))
+        if progress != self.progress[0]:
+            self.progress = (progress, time.monotonic())
+        elif time.monotonic() > self.progress[1] + STUCK:
+            raise Stopped(f"nothing was published or applied for {STUCK} s")
+        if self.broker_is_away() or all(worker.count("applied") for worker in self.workers):
+            self.false_starts = []
         for worker in [worker for worker in self.workers if worker.ended()]:
             worked = worker.count("applied") > 0
             self.counts["exits_while_working" if worked else "exits_at_start"] += 1
             if worked:
                 print(f"a worker ended by itself:\n{worker.last_words()}", file=sys.stderr)
+            else:
+                self.false_starts.append(time.monotonic())
+            if len(self.false_starts) >= FALSE_STARTS and self.false_starts[-1] > self.false_starts[0] + FALSE_STARTS_FOR:
+                raise Stopped("workers end as soon as they start")
             time.sleep(0.2)
             self.replace(worker)
 
@@ -129,7 +166,7 @@ class Run:
             self.supervise()
             return [worker for worker in self.workers if worker.count("applied")]
 
-        worker = self.rng.choice(ledger.until("a worker that works", busy))
+        worker = self.rng.choice(ledger.until("a worker that works", busy, seconds=math.inf))
         time.sleep(self.rng.random() * 0.03)
         if worker.kill():
             self.counts["kills"] += 1
@@ -140,11 +177,12 @@ class Run:
         """Waits until so many transfers are in the ledger."""
         def reached():
             self.supervise()
-            entries = self.book.entries()
+            entries = self.progress[0][0]
             self.show(entries // 2)
             return entries >= 2 * transfers
 
-        ledger.until(f"{transfers} transfers", reached, seconds=180)
+        # It is the supervisor who loses patience.
+        ledger.until(f"{transfers} transfers", reached, seconds=math.inf)
 
     def show(self, applied):
         if sys.stderr.isatty() and time.monotonic() > self.shown + 0.5:
@@ -170,13 +208,12 @@ class Run:
             while publisher.is_alive():
                 self.supervise()
                 publisher.join(0.05)
-            if publisher.error:
-                raise publisher.error
+        self.supervise()
         self.settle()
         self.end()
         self.workers = [self.hire("--drain-when-empty", str(self.IDLE)) for _ in range(self.WORKERS)]
         for worker in self.workers:
-            worker.report()
+            worker.report(STUCK)
         self.end()
 
     def end(self):
@@ -184,9 +221,10 @@ class Run:
             self.retire(worker)
 
     def findings(self):
-        findings, audit = ledger.check_tables(self.book, self.program, self.options.transfers)
+        findings, audit = ledger.check_tables(self.book, self.program, self.sent)
         findings["kills_missing"] = self.options.kills - self.counts["kills_during_work"]
         findings["exits_while_working"] = self.counts["exits_while_working"]
+        findings["no_duplicate_was_seen"] = int(self.duplicates > 0 and self.applied["duplicates"] == 0)
         more, details = self.verdict()
         return findings | more, {**details, "audit": audit}
 
@@ -213,6 +251,9 @@ def main(options, scenario):
             run.go()
             findings, details = run.findings()
             run.queue.delete()
+        except (Stopped, TimeoutError) as stopped:
+            print(run.last_words(), file=sys.stderr)
+            findings, details = {"stopped": 1}, {"because": str(stopped)}
         except Exception:
             print(run.last_words(), file=sys.stderr)
             raise

@@ -42,9 +42,11 @@ class Book:
             return 0  # No tables yet.
 
     def transfers(self):
-        """Each transfer's number of entries and their sum."""
-        rows = self._query("SELECT transfer_id, COUNT(*), SUM(amount) FROM entries GROUP BY transfer_id")
-        return {transfer: (count, total) for transfer, count, total in rows}
+        """Each transfer's entries, as accounts with amounts, in the order in which they were made."""
+        transfers = {}
+        for transfer, *entry in self._query("SELECT transfer_id, account, amount FROM entries ORDER BY rowid"):
+            transfers.setdefault(transfer, []).append(tuple(entry))
+        return transfers
 
     def order(self):
         """The transfers in the order in which they were applied, each as often as it was."""
@@ -109,7 +111,10 @@ class Worker:
 
     def report(self, seconds=60):
         """Waits for a good end."""
-        code = self.process.wait(timeout=seconds)
+        try:
+            code = self.process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired as error:
+            raise TimeoutError(f"a worker did not end within {seconds} s") from error
         self._reader.join()
         if code != 0:
             raise AssertionError(f"a worker ended with {code}; its log ends:\n{self.last_words()}")
@@ -129,17 +134,27 @@ def transfer(number, rng):
     return identity, json.dumps(body)
 
 
-def check_tables(book, program, transfers):
-    """Compares the tables with what was sent; returns findings and the program's own audit."""
-    rows = book.transfers()
-    expected = {f"transfer-{number}" for number in range(transfers)}
+def entries(body):
+    """What a transfer's payload must become."""
+    asked = json.loads(body)
+    return [(asked["from"], -asked["amount"]), (asked["to"], asked["amount"])]
+
+
+def check_tables(book, program, sent):
+    """Compares the tables with what was sent, the transfers' payloads by id; returns findings and the program's own audit."""
+    booked = book.transfers()
+    expected = {identity: entries(body) for identity, body in sent.items()}
     findings = {
-        "lost": len(expected - rows.keys()),
-        "applied_twice": sum(1 for count, _ in rows.values() if count > 2),
-        "half_applied": sum(1 for count, total in rows.values() if count < 2 or total != 0),
-        "never_sent": len(rows.keys() - expected),
+        "lost": len(expected.keys() - booked.keys()),
+        "applied_twice": sum(len(found) > 2 for found in booked.values()),
+        "half_applied": sum(len(found) < 2 for found in booked.values()),
+        "not_as_sent": sum(
+            found != expected[identity] for identity, found in booked.items() if identity in expected and len(found) == 2
+        ),
+        "never_sent": len(booked.keys() - expected.keys()),
         "sum_of_balances": book.sum_of_balances(),
     }
-    audit = subprocess.run([program, "audit", "--store", book.url], capture_output=True, text=True, check=False)
+    command = [program, "audit", "--store", book.url, "--transfers", str(len(sent))]
+    audit = subprocess.run(command, capture_output=True, text=True, check=False)
     findings["audit_disagrees"] = int(audit.returncode != 0)
     return findings, json.loads(audit.stdout)

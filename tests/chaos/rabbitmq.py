@@ -41,12 +41,16 @@ def arguments():
 
 
 def traffic(options, rng):
-    """All messages, each publisher's in its order; duplicates come later than their first."""
+    """All messages, each publisher's in its order, the transfers by id, and the number of duplicates, each of which comes later
+    than its first."""
     lines = [[] for _ in range(options.publishers)]
+    sent = {}
     duplicates = 0
     for number in range(options.transfers):
         grouped = options.groups and number % 2 == 0
         message = rabbit.transfer(number, rng, f"group-{number % options.groups}" if grouped else None)
+        identity, body, _ = message
+        sent[identity] = body
         lines[number % options.publishers].append((number, message))
         if rng.randrange(100) < options.duplicates:
             duplicates += 1
@@ -57,7 +61,7 @@ def traffic(options, rng):
         line.append((rng.randrange(options.transfers), (f"poison-{number}", body, properties)))
     for line in lines:
         line.sort(key=lambda entry: entry[0])
-    return [[message for _, message in line] for line in lines], duplicates
+    return [[message for _, message in line] for line in lines], sent, duplicates
 
 
 def poison(number):
@@ -80,7 +84,6 @@ class Publisher(chaos.Publisher):
     def __init__(self, queue, messages):
         super().__init__()
         self.queue, self.messages = queue, messages
-        self.confirmed = 0
 
     def done(self):
         return self.confirmed == len(self.messages)
@@ -99,7 +102,7 @@ class Run(chaos.Run):
     def __init__(self, options, folder):
         super().__init__(options, folder)
         self.queue = rabbit.Queue(options.url, f"chaos-{os.getpid()}-{options.seed}", options.queue_type)
-        lines, self.duplicates = traffic(options, self.rng)
+        lines, self.sent, self.duplicates = traffic(options, self.rng)
         self.publishers = [Publisher(self.queue, line) for line in lines]
         self.outage = None
         self.counts |= {"cuts": 0, "restarts": 0}
@@ -131,6 +134,9 @@ class Run(chaos.Run):
             self.outage = subprocess.Popen(command, shell=True, stdout=output, stderr=output)
         self.counts[what] += 1
 
+    def broker_is_away(self):
+        return self.outage is not None and self.outage.poll() is None
+
     def settle(self):
         if self.outage and self.outage.wait(timeout=120) != 0:
             raise AssertionError(f"the command given ended with {self.outage.returncode}, see broker.log")
@@ -145,7 +151,7 @@ class Run(chaos.Run):
         }
         return findings, {
             "queue_type": self.options.queue_type,
-            "sent_twice": self.duplicates,
+            "duplicates_sent": self.duplicates,
             "dead_letters": len(dead),
         }
 

@@ -111,13 +111,15 @@ def poison(number):
 
 
 def traffic(options, rng):
-    """Each group's messages in their order, and how many are sent twice. A duplicate comes later than its first. Half of
-    them have its deduplication id, so that SQS drops them; the others have their own, as if they came after the five
-    minutes for which SQS remembers."""
+    """Each group's messages in their order, the transfers by id, and how many duplicates SQS will not drop. A duplicate comes
+    later than its first. Half of them have its deduplication id, so that SQS drops them; the others have their own, as if they
+    came after the five minutes for which SQS remembers."""
     lines = [[] for _ in range(options.groups)]
+    sent = {}
     duplicates = 0
     for number in range(options.transfers):
         identity, body = ledger.transfer(number, rng)
+        sent[identity] = body
         group = number % options.groups
         lines[group].append((number, message(identity, body, group)))
         if rng.randrange(100) < options.duplicates:
@@ -130,7 +132,7 @@ def traffic(options, rng):
         lines[group].append((rng.randrange(options.transfers), message(*poison(number), group)))
     for line in lines:
         line.sort(key=lambda entry: entry[0])
-    return [[entry for _, entry in line] for line in lines], duplicates
+    return [[entry for _, entry in line] for line in lines], sent, (duplicates + 1) // 2
 
 
 class Publisher(chaos.Publisher):
@@ -155,6 +157,7 @@ class Publisher(chaos.Publisher):
             batch, others = self.lines[:10], self.lines[10:]
             for place in self.queue.send([line[-1] for line in batch]):
                 batch[place].pop()
+                self.confirmed += 1
             self.lines = others + [line for line in batch if line]
 
 
@@ -179,7 +182,7 @@ class Run(chaos.Run):
     def __init__(self, options, folder):
         super().__init__(options, folder)
         self.queue = Queue(options.endpoint, f"chaos-{os.getpid()}-{options.seed}")
-        lines, self.duplicates = traffic(options, self.rng)
+        lines, self.sent, self.duplicates = traffic(options, self.rng)
         shares = [lines[number :: options.publishers] for number in range(options.publishers)]
         self.publishers = [Publisher(self.queue, share, AHEAD * options.groups) for share in shares]
         self.counts |= {"freezes": 0, "freezes_during_work": 0}
@@ -236,8 +239,11 @@ class Run(chaos.Run):
             "wrongly_set_aside": len(dead - expected),
             "set_aside_without_reason": sum(not reason for _, reason in letters),
             "freezes_missing": self.options.freezes - self.counts["freezes_during_work"],
+            "no_lease_was_lost": int(
+                self.options.freezes > 0 and not any(self.applied[name] for name in ("cancelled", "fenced", "lease_lost"))
+            ),
         }
-        return findings, {"groups": self.options.groups, "sent_twice": self.duplicates, "dead_letters": len(letters)}
+        return findings, {"groups": self.options.groups, "duplicates_sent": self.duplicates, "dead_letters": len(letters)}
 
 
 if __name__ == "__main__":

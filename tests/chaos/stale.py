@@ -28,6 +28,7 @@ class Stale:
         self.book = ledger.Book(folder)
         self.queue = rabbit.Queue(options.url, f"stale-{mode}-{os.getpid()}-{options.seed}", options.queue_type)
         self.workers = []
+        self.sent = {}
 
     def publish(self):
         rng = random.Random(self.options.seed)
@@ -35,7 +36,8 @@ class Stale:
             channel = connection.channel()
             channel.confirm_delivery()
             for number in range(self.options.transfers):
-                _, body, properties = rabbit.transfer(number, rng)
+                identity, body, properties = rabbit.transfer(number, rng)
+                self.sent[identity] = body
                 channel.basic_publish("", self.queue.name, body, properties, mandatory=True)
 
     def worker(self, *more):
@@ -91,7 +93,7 @@ class Stale:
         return {"findings": findings, "stale": stale, "successor": successor, "repeated_calls": repeated, "audit": audit}
 
     def check(self):
-        return ledger.check_tables(self.book, os.path.abspath(self.options.ledger), self.options.transfers)
+        return ledger.check_tables(self.book, os.path.abspath(self.options.ledger), self.sent)
 
     def end(self):
         for worker in self.workers:
