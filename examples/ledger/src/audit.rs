@@ -30,6 +30,11 @@ impl Audit {
             && self.sum_of_balances == 0
             && self.balances_match_entries
     }
+
+    /// Whether it has as many transfers as were expected, if something was.
+    pub fn has(&self, expected: Option<u64>) -> bool {
+        expected.is_none_or(|expected| i64::try_from(expected) == Ok(self.transfers))
+    }
 }
 
 /// Opens the ledger without writing to it.
@@ -97,4 +102,24 @@ pub fn entries(path: &Path) -> rusqlite::Result<Entries> {
         of_transfer.push((row.get(1)?, row.get(2)?));
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_number_of_transfers_is_noticed() {
+        let audit = Audit {
+            transfers: 3,
+            entries: 6,
+            applied_twice: 0,
+            half_applied: 0,
+            examples: Vec::new(),
+            sum_of_balances: 0,
+            balances_match_entries: true,
+        };
+        assert!(audit.has(None) && audit.has(Some(3)));
+        assert!(!audit.has(Some(2)) && !audit.has(Some(4)) && !audit.has(Some(u64::MAX)));
+    }
 }

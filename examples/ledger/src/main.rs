@@ -55,7 +55,7 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
         Some(Command::Audit(options)) => {
             let audit = audit::of(&Config::parse(&options.store)?.path)?;
             println!("{}", serde_json::to_string(&audit)?);
-            audit.is_sound()
+            audit.is_sound() && audit.has(options.transfers)
         }
         Some(Command::Send(options)) => {
             let sent = send::run(&options).await?;

@@ -113,6 +113,9 @@ pub struct Audit {
     /// The URL of the SQLite file with the ledger.
     #[arg(long)]
     pub store: String,
+    /// How many different transfers there must be.
+    #[arg(long)]
+    pub transfers: Option<u64>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -123,7 +126,7 @@ pub struct Send {
     /// How many different transfers.
     #[arg(long, default_value_t = 1_000)]
     pub count: u64,
-    /// How many of them are sent twice, in percent.
+    /// How many of them are sent twice, in percent; the second time with another id for the broker, and the same key.
     #[arg(long, value_name = "PERCENT", default_value_t = 10, value_parser = clap::value_parser!(u8).range(0..=100))]
     pub duplicates: u8,
     /// How many messages that cannot be processed.

@@ -1,7 +1,7 @@
 //! What is sent: transfers, some of them again, and messages that nobody can process. A seed gives the same each time.
 
 use fastrand::Rng;
-use onlyonce::Message;
+use onlyonce::{IDEMPOTENCY_KEY, Message};
 
 use crate::worker::Transfer;
 
@@ -49,7 +49,8 @@ impl Traffic {
 
     pub fn message(&self, item: Item) -> Message {
         match item {
-            Item::Transfer(n) | Item::Duplicate(n) => self.transfer_message(n),
+            Item::Transfer(n) => self.transfer_message(n),
+            Item::Duplicate(n) => again(self.transfer_message(n)),
             Item::Poison(n) => poison(n),
         }
     }
@@ -78,6 +79,16 @@ impl Traffic {
             _ => message.with_group(format!("group-{}", n / 2 % self.groups)),
         }
     }
+}
+
+/// The message as of a producer that does not know whether it was sent: it has another id for the broker, since SQS would
+/// drop it otherwise, and the same key.
+fn again(message: Message) -> Message {
+    let key = message.dedup_id.clone().unwrap_or_default();
+    let id = format!("{key}-again");
+    message
+        .with_attribute(IDEMPOTENCY_KEY, key)
+        .with_dedup_id(id)
 }
 
 fn json(transfer: &Transfer) -> Vec<u8> {
@@ -110,6 +121,8 @@ fn poison(n: u64) -> Message {
 mod tests {
     use std::collections::HashSet;
 
+    use onlyonce::KeyPolicy;
+
     use super::*;
 
     #[test]
@@ -137,6 +150,22 @@ mod tests {
         assert_eq!((seen.len(), poison), (5_000, 9));
         assert!((400..600).contains(&duplicates), "{duplicates}");
         assert_eq!(items, traffic.items());
+    }
+
+    #[test]
+    fn a_duplicate_has_the_same_key_and_another_id() {
+        let traffic = Traffic {
+            seed: 7,
+            transfers: 1,
+            duplicates: 100,
+            poison: 0,
+            groups: 1,
+        };
+        let [first, again] = [Item::Transfer(0), Item::Duplicate(0)].map(|it| traffic.message(it));
+        let key = |message| KeyPolicy::default().choose(message);
+        assert!(key(&first).is_some() && key(&first) == key(&again));
+        assert_ne!(first.dedup_id, again.dedup_id);
+        assert_eq!((first.body, first.group), (again.body, again.group));
     }
 
     #[test]
