@@ -11,7 +11,7 @@ pub struct Limit {
     /// At most this many messages; at least 1.
     pub messages: usize,
     /// At most so many messages of one group: as many as can run one after another before their leases would have to be
-    /// prolonged; at least 1, and `usize::MAX` where leases have no end. A source whose broker fills a request from one
+    /// extended; at least 1, and `usize::MAX` where leases have no end. A source whose broker fills a request from one
     /// group asks for no more at once; others may ignore it.
     pub per_group: usize,
     /// Stop adding messages once their sizes reach this; the first message is returned whatever its size.

@@ -20,7 +20,7 @@ fn orders() -> MemoryQueue {
 
 /// To hold more costs requests, and attempts if this worker dies, and keeps them from other workers.
 #[tokio::test(start_paused = true)]
-async fn no_more_is_held_than_can_start_before_its_lease_must_be_prolonged() {
+async fn no_more_is_held_than_can_start_before_its_lease_must_be_extended() {
     for (millis, in_time, extend) in [
         (100, 100, true),
         (100, 100, false),
@@ -54,7 +54,7 @@ async fn no_more_is_held_than_can_start_before_its_lease_must_be_prolonged() {
         // No handler waited for its messages.
         let busy = Duration::from_millis(millis) * 200 / 4;
         assert!(began.elapsed() < busy + busy / 20 + IDLE, "{case}");
-        // What runs for longer than that is prolonged, and nothing else.
+        // What runs for longer than that is extended, and nothing else.
         let extended = source.extensions.load(Ordering::SeqCst);
         assert_eq!(extended > 0, millis > 10_000 && extend, "{case}");
         // One of a group at a time until it is known what they take.
@@ -66,7 +66,7 @@ async fn no_more_is_held_than_can_start_before_its_lease_must_be_prolonged() {
     }
 }
 
-/// A lease that has no end by the clock need not be prolonged.
+/// A lease that has no end by the clock need not be extended.
 #[tokio::test(start_paused = true)]
 async fn leases_without_end_bound_nothing() {
     let queue = orders();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use onlyonce_core::{Delivery, Message, Receipt};
 use tokio::time::Instant;
 
-/// SQS ends a lease 12 hours after the receive, however often it is prolonged:
+/// SQS ends a lease 12 hours after the receive, however often it is extended:
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html>
 pub(crate) const LONGEST: Duration = Duration::from_secs(12 * 3_600);
 

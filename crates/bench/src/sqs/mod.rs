@@ -209,7 +209,7 @@ async fn slow_handlers(args: &Args) -> Result<(), Error> {
     let runs = pipelines::slow(&queue, MESSAGES, Duration::from_secs(12)).await?;
     let counts = calls.counts();
     println!(
-        "\n{MESSAGES} handlers of 12 s side by side, visibility timeout 4 s: {runs} runs, {} requests to receive, {} to prolong, {} to delete",
+        "\n{MESSAGES} handlers of 12 s side by side, visibility timeout 4 s: {runs} runs, {} requests to receive, {} to extend, {} to delete",
         counts.receive, counts.change_visibility, counts.delete
     );
     Ok(())

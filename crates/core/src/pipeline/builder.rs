@@ -85,7 +85,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     /// How many messages, and how many bytes of them, are held at most, those that run included. One message larger than
     /// all the bytes is still taken. Default: 1,000 and 64 MiB.
     ///
-    /// Fewer are held where handlers are slow: as many as can start before their leases would have to be prolonged.
+    /// Fewer are held where handlers are slow: as many as can start before their leases would have to be extended.
     pub fn prefetch(mut self, messages: usize, bytes: usize) -> Self {
         self.setup.options.prefetch_messages = messages.max(1);
         self.setup.options.prefetch_bytes = bytes.max(1);
@@ -119,7 +119,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     }
 
     /// A handler that takes longer is cancelled and counts as failed. Default: no limit but the lease, which is
-    /// prolonged.
+    /// extended.
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.setup.options.handler_timeout = Some(limit);
         self

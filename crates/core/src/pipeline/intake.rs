@@ -9,7 +9,7 @@ use super::backoff::Backoff;
 use super::budget::Amount;
 use super::counters::add;
 use super::engine::Engine;
-use super::keeper::prolonged_after;
+use super::keeper::extended_after;
 
 /// How long one receive may wait: the longest poll that any broker allows.
 const LONG_POLL: Duration = Duration::from_secs(20);
@@ -115,7 +115,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    /// How many messages can start before their leases would have to be prolonged. Holding more would cost requests, and
+    /// How many messages can start before their leases would have to be extended. Holding more would cost requests, and
     /// attempts if this worker died, and keep them from other workers.
     fn startable(&self) -> usize {
         let workers = self.options.concurrency;
@@ -129,7 +129,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         };
         let many = match self.handler_nanos.load(Ordering::Relaxed) {
             0 => 1,
-            mean => prolonged_after(lease).as_nanos() / u128::from(mean),
+            mean => extended_after(lease).as_nanos() / u128::from(mean),
         };
         usize::try_from(many).unwrap_or(usize::MAX).max(1)
     }

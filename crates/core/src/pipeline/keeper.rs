@@ -8,7 +8,7 @@ use crate::{Answer, Held, Receipt, Source, Store};
 
 use super::in_flight::LeaseState;
 
-/// Knows every lease and claim that must be renewed, and renews them together, in batches, [in time](prolonged_after).
+/// Knows every lease and claim that must be renewed, and renews them together, in batches, [in time](extended_after).
 /// What fails is tried again at every tick until the deadline; the workers watch the deadlines themselves, so a keeper
 /// that hangs lets nothing run on.
 pub(crate) struct Keeper {
@@ -27,14 +27,14 @@ impl Drop for Kept {
     }
 }
 
-/// How long after its beginning a lease is prolonged: early enough for several tries.
-pub(crate) fn prolonged_after(length: Duration) -> Duration {
+/// How long after its beginning a lease is extended: early enough for several tries.
+pub(crate) fn extended_after(length: Duration) -> Duration {
     length / 3
 }
 
-/// Whether it is time to prolong what lasts for `length` and ends at `deadline`.
+/// Whether it is time to extend what lasts for `length` and ends at `deadline`.
 fn due(deadline: Instant, length: Duration) -> bool {
-    deadline.saturating_duration_since(Instant::now()) < length - prolonged_after(length)
+    deadline.saturating_duration_since(Instant::now()) < length - extended_after(length)
 }
 
 impl Keeper {

@@ -14,7 +14,7 @@ pub struct RetryPolicy {
     pub first_delay: Duration,
     /// No delay is longer.
     pub max_delay: Duration,
-    /// Up to this delay the message is kept and retried in place, its lease prolonged; beyond, it is given back to the
+    /// Up to this delay the message is kept and retried in place, its lease extended; beyond, it is given back to the
     /// broker for the time, where the broker can delay without upsetting the order.
     pub in_place: Duration,
 }

@@ -60,7 +60,7 @@ pub struct FaultyQueue {
     pub received: Arc<Mutex<Vec<Delivery>>>,
     /// What the receives asked for.
     pub limits: Arc<Mutex<Vec<Limit>>>,
-    /// How many leases were to be prolonged.
+    /// How many leases were to be extended.
     pub extensions: Arc<AtomicUsize>,
 }
 
