@@ -228,7 +228,7 @@ async fn messages_that_share_an_id_are_given_up_all_the_same() {
         Pipeline::at_least_once(source)
             .retry(RetryPolicy::default().in_place(Duration::ZERO))
             .stop_when_idle(LONG)
-            .shutdown(sleep(Duration::from_secs(86_400)))
+            .shutdown(sleep(Duration::from_secs(3_600)))
             .run(move |body: String, context: Context| {
                 note.run(&body, &context);
                 async move {
