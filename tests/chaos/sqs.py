@@ -229,6 +229,9 @@ class Run(chaos.Run):
         return count
 
     def verdict(self):
+        # A freeze shows in leases that workers found to be lost or, if they had done with them, in what came again.
+        lost = any(self.applied[name] for name in ("cancelled", "fenced", "lease_lost"))
+        again = self.applied["duplicates"] > self.duplicates
         letters = self.queue.drained()
         dead = {body for body, _ in letters}
         expected = {poison(number)[1] for number in range(self.options.poison)}
@@ -239,9 +242,7 @@ class Run(chaos.Run):
             "wrongly_set_aside": len(dead - expected),
             "set_aside_without_reason": sum(not reason for _, reason in letters),
             "freezes_missing": self.options.freezes - self.counts["freezes_during_work"],
-            "no_lease_was_lost": int(
-                self.options.freezes > 0 and not any(self.applied[name] for name in ("cancelled", "fenced", "lease_lost"))
-            ),
+            "freezes_left_no_trace": int(self.options.freezes > 0 and not (lost or again)),
         }
         return findings, {"groups": self.options.groups, "duplicates_sent": self.duplicates, "dead_letters": len(letters)}
 
