@@ -23,8 +23,9 @@ pub(crate) fn message(input: &mut Unstructured<'_>) -> Result<Message> {
 
 /// A name of an attribute or a header, often one that means something to somebody.
 pub(crate) fn name(input: &mut Unstructured<'_>) -> Result<String> {
-    const KNOWN: [&str; 16] = [
+    const KNOWN: [&str; 22] = [
         "",
+        "AWSTraceHeader",
         "BCC",
         "CC",
         "amqp-cc",
@@ -36,7 +37,12 @@ pub(crate) fn name(input: &mut Unstructured<'_>) -> Result<String> {
         "header-amqp-type",
         "idempotency-key",
         "onlyonce-attempts",
+        "onlyonce-attributes",
+        "onlyonce-body",
+        "onlyonce-dedup-id",
+        "onlyonce-group",
         "onlyonce-reason",
+        "sqs-message-group-id",
         "x-death",
         "x-group",
         "x-onlyonce-attempt",

@@ -16,6 +16,7 @@ mod keys;
 mod params;
 mod pipeline;
 mod sqlite;
+mod sqs;
 mod urls;
 
 pub use headers::{rabbitmq_headers, rabbitmq_messages};
@@ -23,13 +24,14 @@ pub use keys::keys;
 pub use params::params;
 pub use pipeline::pipeline;
 pub use sqlite::{sqlite_files, sqlite_records, sqlite_rows, sqlite_settings};
+pub use sqs::{sqs_messages, sqs_received};
 pub use urls::{secrets, urls};
 
 /// Panics where something is wrong with what is made of these bytes.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 13] = [
     ("keys", keys),
     ("params", params),
     ("pipeline", pipeline),
@@ -40,5 +42,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("sqlite_records", sqlite_records),
     ("sqlite_rows", sqlite_rows),
     ("sqlite_settings", sqlite_settings),
+    ("sqs_messages", sqs_messages),
+    ("sqs_received", sqs_received),
     ("urls", urls),
 ];

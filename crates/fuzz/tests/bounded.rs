@@ -187,5 +187,7 @@ bounded! {
     sqlite_records = 300
     sqlite_rows = 300
     sqlite_settings = 5_000
+    sqs_messages = 50_000
+    sqs_received = 50_000
     urls = 30_000
 }

@@ -156,7 +156,8 @@
 //!
 //! # Escape hatch
 //!
-//! [`Config::connect`] makes a plain [`aws_sdk_sqs::Client`], to create queues and for all else that is not here.
+//! [`Config::connect`] makes a plain [`aws_sdk_sqs::Client`], to create queues and for all else that is not here;
+//! [`message`] reads and writes what this crate sends.
 //!
 //! [`Message::group`]: onlyonce_core::Message::group
 //! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id
@@ -188,7 +189,7 @@ mod batch;
 mod config;
 mod error;
 mod leases;
-mod message;
+pub mod message;
 mod polls;
 mod queue;
 mod settings;

@@ -1,4 +1,5 @@
-//! Messages as SQS carries them: text, ten attributes, 1 MiB.
+//! Messages as SQS carries them (text, ten attributes, 1 MiB), as [`SqsSource`](crate::SqsSource) and
+//! [`SqsSink`](crate::SqsSink) read and write them: for those who use the same queues through [`aws_sdk_sqs`] itself.
 //! <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html>
 
 use std::collections::HashMap;
@@ -67,14 +68,19 @@ const DISPENSABLE: [&str; 5] = [
 ];
 
 /// What a received message says.
-#[derive(Debug)]
-pub(crate) struct Received {
-    pub(crate) message: Message,
-    pub(crate) attempt: Option<u32>,
-    pub(crate) malformed: Option<String>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Received {
+    /// The message.
+    pub message: Message,
+    /// How often it was delivered, this delivery included, if SQS was asked for `ApproximateReceiveCount`.
+    pub attempt: Option<u32>,
+    /// Why it cannot be what was published; the body is then as SQS has it.
+    pub malformed: Option<String>,
 }
 
-pub(crate) fn read(received: &sqs::Message, fifo: bool) -> Received {
+/// Reads what was received, with all attributes asked for, from a FIFO queue or a standard one. Never fails, whatever was sent.
+pub fn read(received: &sqs::Message, fifo: bool) -> Received {
     let system = |name: System| {
         let all = received.attributes()?;
         all.get(&name).map(String::as_str)
@@ -133,6 +139,18 @@ pub(crate) fn read(received: &sqs::Message, fifo: bool) -> Received {
         attempt: system(System::ApproximateReceiveCount).and_then(|count| count.parse().ok()),
         malformed,
     }
+}
+
+/// What a sink sends of a message to a FIFO queue or a standard one, as an entry of this id.
+///
+/// # Errors
+/// SQS would refuse it: its kind is [`ErrorKind::Message`], and it says what is too long, too much or not allowed.
+pub fn write(
+    message: &Message,
+    fifo: bool,
+    id: impl Into<String>,
+) -> Result<SendMessageBatchRequestEntry, Error> {
+    Outgoing::of(message, fifo)?.entry(id.into())
 }
 
 /// Content-based deduplication makes the id of the body. That is the content's digest and not the producer's word that
@@ -431,10 +449,11 @@ fn as_id(text: &str) -> String {
     }
 }
 
-/// Letters, digits and punctuation, up to 128: what deduplication and group ids are made of.
+/// Letters, digits and punctuation, up to 128: what deduplication and group ids are made of. Not what would be read as none.
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html>
 fn is_id(text: &str) -> bool {
-    (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+    let graphic = text.bytes().all(|b| b.is_ascii_graphic());
+    (1..=MAX_ID).contains(&text.len()) && graphic && !text.starts_with(NONE)
 }
 
 fn short(text: &str) -> String {

@@ -202,7 +202,10 @@ fn every_body_survives() {
 fn every_id_and_group_survives() {
     let longest = "x".repeat(128);
     let too_long = "x".repeat(129);
-    for id in ["a", "!~", "a b", "ä", "日本", "a\nb", &longest, &too_long] {
+    let ours = format!("{NONE}x");
+    for id in [
+        "a", "!~", "a b", "ä", "日本", "a\nb", &longest, &too_long, &ours,
+    ] {
         let message = Message::new("x");
         assert_survives(&message.clone().with_dedup_id(id));
         assert_survives(&message.clone().with_group(id));
