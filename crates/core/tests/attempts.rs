@@ -46,19 +46,23 @@ fn assert_given_up(queue: &MemoryQueue, bodies: &[&str]) {
 
 const LONG: Duration = Duration::from_secs(300);
 
-#[tokio::test(start_paused = true)]
-async fn what_always_fails_runs_as_often_as_the_policy_says() {
-    let (queue, seen) = (MemoryQueue::new("orders"), Seen::default());
-    publish(&queue, [numbered(0)]).await;
+async fn always_fails(source: impl Source, seen: &Seen) -> Report {
     let note = seen.clone();
-    let report = Pipeline::at_least_once(queue.clone())
+    Pipeline::at_least_once(source)
         .stop_when_idle(LONG)
         .run(move |body: String, context: Context| {
             note.run(&body, &context);
             async { Err::<(), _>(Failure::retry("always")) }
         })
         .await
-        .unwrap();
+        .expect("the pipeline ends well")
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_always_fails_runs_as_often_as_the_policy_says() {
+    let (queue, seen) = (MemoryQueue::new("orders"), Seen::default());
+    publish(&queue, [numbered(0)]).await;
+    let report = always_fails(queue.clone(), &seen).await;
     assert_eq!(seen.of("0"), Vec::from_iter(1..=10));
     assert!((3..10).contains(&report.received), "{report:?}");
     assert_given_up(&queue, &["0"]);
@@ -255,15 +259,7 @@ async fn a_message_is_known_again_by_its_producers_id() {
         queue: queue.clone(),
         producer: true,
     };
-    let note = seen.clone();
-    Pipeline::at_least_once(source)
-        .stop_when_idle(LONG)
-        .run(move |body: String, context: Context| {
-            note.run(&body, &context);
-            async { Err::<(), _>(Failure::retry("always")) }
-        })
-        .await
-        .unwrap();
+    always_fails(source, &seen).await;
     assert_eq!(seen.of("0"), Vec::from_iter(1..=10));
     assert_given_up(&queue, &["0"]);
 }
