@@ -99,11 +99,13 @@ impl Error {
     }
 
     /// What kind of error it is.
+    #[must_use]
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
     /// Whether the same call may succeed later.
+    #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.retryable
     }

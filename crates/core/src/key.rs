@@ -31,6 +31,7 @@ fn digest(parts: &[&[u8]]) -> [u8; 16] {
 
 impl KeyDigest {
     /// The digest of `key` within `scope` (consumer and queue).
+    #[must_use]
     pub fn new(scope: &Scope, key: &DedupKey) -> Self {
         Self(digest(&[
             scope.consumer.as_bytes(),
@@ -42,6 +43,7 @@ impl KeyDigest {
 
 impl Fingerprint {
     /// The fingerprint of a payload.
+    #[must_use]
     pub fn of(body: &[u8]) -> Self {
         Self(digest(&[body]))
     }
@@ -84,6 +86,7 @@ impl DedupKey {
     }
 
     /// The text.
+    #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -127,6 +130,7 @@ impl Default for KeyPolicy {
 
 impl KeyPolicy {
     /// [`Message::dedup_id`] and nothing else.
+    #[must_use]
     pub fn dedup_id() -> Self {
         Self {
             rules: vec![Rule::DedupId],

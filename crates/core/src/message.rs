@@ -12,6 +12,7 @@ pub struct Attributes(BTreeMap<String, String>);
 
 impl Attributes {
     /// Bytes as the text of an attribute: as they are, or `hex:…` if they are not UTF-8.
+    #[must_use]
     pub fn text_of(bytes: &[u8]) -> String {
         match std::str::from_utf8(bytes) {
             Ok(text) => text.to_owned(),
@@ -43,6 +44,7 @@ impl Attributes {
     }
 
     /// Whether there is none.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -154,6 +156,7 @@ pub struct Lease {
 
 impl Lease {
     /// A lease that ends at `until` and no sooner.
+    #[must_use]
     pub fn until(until: Instant) -> Self {
         Self {
             until: Some(until),

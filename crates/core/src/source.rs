@@ -22,6 +22,7 @@ pub struct Limit {
 
 impl Limit {
     /// Whether one more message may be added to so many messages of so many bytes.
+    #[must_use]
     pub fn allows_more(&self, messages: usize, bytes: usize) -> bool {
         messages == 0 || (messages < self.messages && bytes < self.bytes)
     }
@@ -68,6 +69,7 @@ pub enum Answer {
 
 impl Answer {
     /// Whether it was done.
+    #[must_use]
     pub fn is_applied(&self) -> bool {
         matches!(self, Self::Applied)
     }

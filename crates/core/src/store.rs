@@ -16,6 +16,7 @@ pub struct Owner(pub u64);
 
 impl Owner {
     /// A new owner, different from every other for all practical purposes.
+    #[must_use]
     pub fn random() -> Self {
         Self(fastrand::u64(1..i64::MAX as u64))
     }

@@ -51,6 +51,7 @@ pub struct Config {
 
 impl Config {
     /// The vhost's address, without credentials: for logs and errors.
+    #[must_use]
     pub fn endpoint(&self) -> String {
         let scheme = match self.uri.scheme {
             AMQPScheme::AMQP => "amqp",

@@ -126,6 +126,7 @@ pub(crate) fn read_origin(message: &mut Message, exchange: &str, routing_key: &s
 
 /// Which delivery of the message this is, from 1, and whether that is known from a count. Otherwise it is the least that
 /// is possible.
+#[must_use]
 pub fn attempt(properties: &BasicProperties, queue: &str, redelivered: bool) -> (u32, bool) {
     let number = |name: &str| header(properties, name).and_then(integer).unwrap_or(0);
     // Up to RabbitMQ 4.2 the first counts every delivery, from 4.3 on the second:

@@ -78,11 +78,13 @@ impl Database {
     }
 
     /// The file's path.
+    #[must_use]
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
 
     /// How many commits there were, by this process.
+    #[must_use]
     pub fn commits(&self) -> Commits {
         Commits {
             full: self.inner.commits.full.load(Relaxed),

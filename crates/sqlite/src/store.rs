@@ -39,6 +39,7 @@ impl SqliteStore {
     }
 
     /// The file it is in.
+    #[must_use]
     pub fn database(&self) -> &Database {
         &self.database
     }

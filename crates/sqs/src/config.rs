@@ -67,11 +67,13 @@ impl Address {
 
 impl Config {
     /// The queue's name.
+    #[must_use]
     pub fn name(&self) -> &str {
         &self.address.name
     }
 
     /// Whether it is a FIFO queue: SQS has their names end in `.fifo`, and no others.
+    #[must_use]
     pub fn is_fifo(&self) -> bool {
         self.address.is_fifo()
     }

@@ -74,6 +74,7 @@ pub trait FromMessage: Sized {
     fn from_message(parts: &Parts) -> Result<Self, Rejection>;
 
     /// The type of state it needs and does not find in `parts`; asked once, when the pipeline starts.
+    #[must_use]
     fn missing(_parts: &Parts) -> Option<&'static str> {
         None
     }

@@ -50,11 +50,13 @@ enum State {
 
 impl MemoryStore {
     /// An empty store.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Every effect that was committed, in that order.
+    #[must_use]
     pub fn effects(&self) -> Vec<Bytes> {
         self.lock().effects.clone()
     }

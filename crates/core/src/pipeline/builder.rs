@@ -1,3 +1,4 @@
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,6 +30,16 @@ pub struct Builder<Tx, L = Identity> {
     setup: Setup<Tx>,
     shutdown: BoxFuture<()>,
     layers: L,
+}
+
+impl<Tx, L> fmt::Debug for Builder<Tx, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("mode", &self.setup.mode)
+            .field("source", &self.setup.source.name())
+            .field("consumer", &self.setup.options.consumer)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<Tx: Transaction> Builder<Tx> {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 
-use crate::{Claim, Claimed, Held, Store};
+use crate::{Claim, Claimed, Held, Outcome, Store};
 
 use super::backoff::Backoff;
 use super::counters::add;
@@ -124,7 +124,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 return Some(flight);
             }
             Claimed::Done { outcome } if self.on_duplicate.is_some() => {
-                flight.replay = Some(outcome);
+                flight.replay = Some(Outcome(outcome));
                 return Some(flight);
             }
             Claimed::Done { .. } => self.duplicate(flight),

@@ -1,12 +1,11 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Claim, DedupKey, Delivery, Error, Held, Receipt};
+use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Receipt};
 
 use super::budget::Permit;
 use super::keeper::Kept;
@@ -36,7 +35,7 @@ pub(crate) struct InFlight {
     /// Taken over from an owner that may have produced the effect.
     pub(crate) uncertain: bool,
     /// It took effect before, with this outcome.
-    pub(crate) replay: Option<Option<Bytes>>,
+    pub(crate) replay: Option<Outcome>,
     /// It belongs into the dead-letter queue, for this reason, and could not be put there yet.
     pub(crate) doomed: Option<String>,
     pub(crate) lease: Arc<LeaseState>,

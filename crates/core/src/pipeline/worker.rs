@@ -53,7 +53,7 @@ impl<Tx: Transaction> Engine<Tx> {
             return None;
         }
         if let Some(outcome) = flight.replay.take() {
-            self.replay(flight, Outcome(outcome)).await;
+            self.replay(flight, outcome).await;
             return None;
         }
         let flight = self.with_time_left(flight)?;

@@ -277,8 +277,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "replay-loses-its-place",
         bug: "a duplicate gives up its place for its key before it is settled, and two wait for each other",
         file: CLAIM,
-        find: "                flight.replay = Some(outcome);",
-        replace: "                if PLANTED {\n                    flight.key_place = None;\n                }\n                flight.replay = Some(outcome);",
+        find: "                flight.replay = Some(Outcome(outcome));",
+        replace: "                if PLANTED {\n                    flight.key_place = None;\n                }\n                flight.replay = Some(Outcome(outcome));",
     },
     Mutant {
         name: "claims-end-in-the-queue",

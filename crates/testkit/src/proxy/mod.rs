@@ -112,11 +112,13 @@ impl Proxy {
     }
 
     /// Where clients connect to.
+    #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
     /// The port of [`addr`](Self::addr).
+    #[must_use]
     pub fn port(&self) -> u16 {
         self.addr.port()
     }
@@ -173,17 +175,20 @@ impl Proxy {
     }
 
     /// How many connections there were so far, those not counted that were [refused](Self::refuse).
+    #[must_use]
     pub fn accepted(&self) -> u64 {
         drop(self.shared.all());
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
     /// How many bytes were passed on in `direction`, over all connections.
+    #[must_use]
     pub fn bytes(&self, direction: Direction) -> u64 {
         self.shared.lanes.of(direction).passed()
     }
 
     /// How many bytes a [black hole](Fault::BlackHole) has swallowed in `direction`.
+    #[must_use]
     pub fn swallowed(&self, direction: Direction) -> u64 {
         self.shared.lanes.of(direction).swallowed()
     }

@@ -20,6 +20,7 @@ pub struct Storm(Rng);
 
 impl Storm {
     /// The storm of this seed.
+    #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(Rng::with_seed(seed))
     }

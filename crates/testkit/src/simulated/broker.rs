@@ -57,6 +57,7 @@ struct State {
 
 impl Broker {
     /// A broker that can do everything, with an empty queue and leases of 10 seconds.
+    #[must_use]
     pub fn new(name: &str, faults: &Faults) -> Self {
         let queue = MemoryQueue::new(name);
         let lease = Duration::from_secs(10);

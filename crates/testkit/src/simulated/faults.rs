@@ -89,11 +89,13 @@ pub struct Mix(BTreeMap<Fault, f64>);
 
 impl Mix {
     /// Nothing goes wrong.
+    #[must_use]
     pub fn nothing() -> Self {
         Self::default()
     }
 
     /// Everything goes wrong with this probability that a worker can mend by itself.
+    #[must_use]
     pub fn everything(probability: f64) -> Self {
         let fatal = [Fault::Refused, Fault::Death];
         let mendable = Fault::ALL.into_iter().filter(|f| !fatal.contains(f));
@@ -182,6 +184,7 @@ const LATENCY: u64 = 4;
 
 impl Faults {
     /// Faults of `mix` for so long from now, decided by `seed`. Must be called within a tokio runtime.
+    #[must_use]
     pub fn new(seed: u64, mix: Mix, lasting: Duration) -> Self {
         let begun = Instant::now();
         Self {
@@ -211,6 +214,7 @@ impl Faults {
     }
 
     /// Cancelled when `worker` must die: whoever runs it drops it then.
+    #[must_use]
     pub fn death_of(&self, worker: u64) -> CancellationToken {
         self.state().death_of(worker)
     }
@@ -225,6 +229,7 @@ impl Faults {
     }
 
     /// How often each fault has struck.
+    #[must_use]
     pub fn struck(&self) -> BTreeMap<Fault, usize> {
         self.state().struck.clone()
     }

@@ -41,6 +41,9 @@ impl DeadLetters {
     }
 
     /// Takes everything out.
+    ///
+    /// # Errors
+    /// What the queue in memory says, if it was closed.
     pub async fn take_all(&self) -> Result<Vec<Message>, Error> {
         let all = Limit {
             messages: usize::MAX,

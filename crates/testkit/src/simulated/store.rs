@@ -32,6 +32,7 @@ pub struct Storage {
 
 impl Storage {
     /// An empty store.
+    #[must_use]
     pub fn new(faults: &Faults) -> Self {
         Self {
             records: MemoryStore::new(),
@@ -41,17 +42,20 @@ impl Storage {
     }
 
     /// Every effect that was committed, in that order.
+    #[must_use]
     pub fn effects(&self) -> Vec<Bytes> {
         self.records.effects()
     }
 
     /// Whether a [`complete`](Store::complete) has recorded this key.
+    #[must_use]
     pub fn is_done(&self, key: &KeyDigest) -> bool {
         self.seen().done.contains(key)
     }
 
     /// Where a promise about the store was broken: a token that was not higher than the one before, one that counted
     /// although it was not the newest, a commit of what should have been undone.
+    #[must_use]
     pub fn breaches(&self) -> Vec<String> {
         self.seen().breaches.clone()
     }
@@ -95,6 +99,7 @@ impl Storage {
     }
 
     /// A worker's way to it.
+    #[must_use]
     pub fn connect(&self, worker: u64) -> Connection {
         Connection {
             storage: Arc::new(self.clone()),
