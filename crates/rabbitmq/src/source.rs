@@ -32,6 +32,9 @@ use crate::{Config, config, headers};
 const STABLE: Duration = Duration::from_secs(10);
 /// Deliveries taken from the client in one go.
 const CHUNK: usize = 1_000;
+/// So much sooner than the broker, a lease ends here: at most, and in parts of the lease.
+const MARGIN: Duration = Duration::from_secs(1);
+const MARGIN_PART: u32 = 10;
 
 /// Consumes one queue with manual acks. See the [crate's page](crate).
 ///
@@ -302,7 +305,6 @@ impl Shared {
                 () = self.stop.cancelled() => return Ok(()),
                 chunk = chunks.next() => chunk.ok_or(Fault::Cancelled)?,
             };
-            // The broker's clock runs from when it sent them, a network's delay earlier.
             let received = Instant::now();
             let deliveries: Vec<_> = chunk
                 .into_iter()
@@ -318,6 +320,12 @@ impl Shared {
                 self.changed.notify_waiters();
             }
         }
+    }
+
+    /// How long a delivery is held at most: the broker's clock runs from when it sent it.
+    fn lease(&self) -> Duration {
+        let timeout = self.config.consumer_timeout;
+        timeout - MARGIN.min(timeout / MARGIN_PART)
     }
 
     fn delivery(
@@ -353,7 +361,7 @@ impl Shared {
         lock(&epoch.acks).delivered(original);
         let mut lease = Lease::default().tied_to(epoch.lost.clone());
         if !self.config.consumer_timeout.is_zero() {
-            lease.until = received.checked_add(self.config.consumer_timeout);
+            lease.until = received.checked_add(self.lease());
         }
         let receipt = Receipt::Tag {
             epoch: epoch.number,
