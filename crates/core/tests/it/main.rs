@@ -1,0 +1,13 @@
+//! The pipeline on the in-memory queue and store, in virtual time.
+
+#![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]
+#![allow(unreachable_pub, reason = "tests have no users")]
+
+mod attempts;
+mod busy_keys;
+mod layers;
+mod pipeline;
+mod prefetch;
+mod regressions;
+mod requests;
+mod support;

@@ -1,0 +1,256 @@
+//! Wrappers that make a source, a store or a sink misbehave in one way.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
+use onlyonce_core::*;
+
+pub const IDLE: Duration = Duration::from_secs(5);
+
+pub async fn publish(queue: &MemoryQueue, messages: impl IntoIterator<Item = Message>) {
+    let messages: Vec<_> = messages.into_iter().collect();
+    for result in Sink::publish(queue, &messages).await {
+        result.expect("the memory queue takes everything");
+    }
+}
+
+pub fn numbered(n: usize) -> Message {
+    Message::new(n.to_string()).with_dedup_id(format!("m{n}"))
+}
+
+/// What a wrapper does with one call or entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    /// Not done; the answer says that it is not known.
+    Refused,
+    /// Done; the answer says that it is not known.
+    ReplyLost,
+}
+
+pub type Plan = Arc<dyn Fn(usize) -> Fault + Send + Sync>;
+
+pub fn never() -> Plan {
+    Arc::new(|_| Fault::None)
+}
+
+pub fn first(calls: usize, fault: Fault) -> Plan {
+    Arc::new(move |n| if n < calls { fault } else { Fault::None })
+}
+
+fn lost(retryable: bool) -> Error {
+    Error::new(ErrorKind::Connection, "injected").retryable(retryable)
+}
+
+/// A queue whose settlements fail as planned, entry by entry.
+#[derive(Clone)]
+pub struct FaultyQueue {
+    pub queue: MemoryQueue,
+    pub settle: Plan,
+    pub retryable: bool,
+    pub extend: bool,
+    pub timed: bool,
+    /// So many inspections find nobody at home.
+    pub absent: Arc<AtomicUsize>,
+    pub count: Arc<AtomicUsize>,
+    pub received: Arc<Mutex<Vec<Delivery>>>,
+    /// What the receives asked for.
+    pub limits: Arc<Mutex<Vec<Limit>>>,
+    /// How many leases were to be extended.
+    pub extensions: Arc<AtomicUsize>,
+}
+
+impl FaultyQueue {
+    pub fn new(queue: &MemoryQueue) -> Self {
+        Self {
+            queue: queue.clone(),
+            settle: never(),
+            retryable: true,
+            extend: true,
+            timed: true,
+            absent: Arc::default(),
+            count: Arc::default(),
+            received: Arc::default(),
+            limits: Arc::default(),
+            extensions: Arc::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for FaultyQueue {
+    fn name(&self) -> &str {
+        self.queue.name()
+    }
+    fn capabilities(&self) -> Capabilities {
+        let mut capabilities = self.queue.capabilities();
+        capabilities.extend &= self.extend;
+        capabilities.timed_lease &= self.timed;
+        capabilities
+    }
+    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+        self.limits.lock().expect("no panic under it").push(limit);
+        let deliveries = self.queue.receive(limit).await?;
+        self.received
+            .lock()
+            .expect("no panic under it")
+            .extend(deliveries.iter().cloned());
+        Ok(deliveries)
+    }
+    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        for settlement in batch {
+            let fault = (self.settle)(self.count.fetch_add(1, Ordering::SeqCst));
+            let mut answer = Answer::Unknown(lost(self.retryable));
+            if fault != Fault::Refused {
+                let real = self.queue.settle(std::slice::from_ref(settlement)).await;
+                if fault == Fault::None {
+                    answer = real.into_iter().next().expect("one answer each");
+                }
+            }
+            answers.push(answer);
+        }
+        answers
+    }
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+        self.extensions.fetch_add(batch.len(), Ordering::SeqCst);
+        match self.extend {
+            true => self.queue.extend(batch, lease).await,
+            false => batch.iter().map(|_| Answer::Unknown(lost(false))).collect(),
+        }
+    }
+    async fn inspect(&self) -> Result<Inspection, Error> {
+        let absent = &self.absent;
+        match absent.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {
+            Ok(_) => Err(lost(true)),
+            Err(_) => self.queue.inspect().await,
+        }
+    }
+    async fn close(&self) -> Result<(), Error> {
+        Source::close(&self.queue).await
+    }
+}
+
+/// A store whose calls fail as planned.
+#[derive(Clone)]
+pub struct FaultyStore {
+    pub store: MemoryStore,
+    pub claim: Plan,
+    pub renew: Plan,
+    pub complete: Plan,
+    pub begin: Plan,
+    /// Another owner takes everything over before this many completions.
+    pub takeovers: Arc<AtomicUsize>,
+    counts: Arc<[AtomicUsize; 4]>,
+}
+
+impl FaultyStore {
+    pub fn new(store: &MemoryStore) -> Self {
+        Self {
+            store: store.clone(),
+            claim: never(),
+            renew: never(),
+            complete: never(),
+            begin: never(),
+            takeovers: Arc::default(),
+            counts: Arc::default(),
+        }
+    }
+
+    async fn call<T>(
+        &self,
+        which: usize,
+        plan: &Plan,
+        call: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        match plan(self.counts[which].fetch_add(1, Ordering::SeqCst)) {
+            Fault::None => call.await,
+            Fault::Refused => Err(lost(true)),
+            Fault::ReplyLost => call.await.and_then(|_| Err(lost(true))),
+        }
+    }
+}
+
+fn claim_of(completion: &Completion) -> Claim {
+    Claim {
+        key: completion.held.key,
+        fingerprint: completion.fingerprint,
+    }
+}
+
+#[async_trait]
+impl Store for FaultyStore {
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        self.call(0, &self.claim, self.store.claim(owner, batch, lease))
+            .await
+    }
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        self.call(1, &self.renew, self.store.renew(batch, lease))
+            .await
+    }
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        self.store.start(batch).await
+    }
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        let take = |n: usize| n.checked_sub(1);
+        let update = (self.takeovers).fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
+        if update.is_ok() {
+            self.store.forget_claims();
+            let claims: Vec<_> = batch.iter().map(claim_of).collect();
+            let lease = Duration::from_secs(1);
+            self.store.claim(Owner(7), &claims, lease).await?;
+        }
+        self.call(2, &self.complete, self.store.complete(batch))
+            .await
+    }
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        self.store.release(batch).await
+    }
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        self.store.prune(limit).await
+    }
+}
+
+#[async_trait]
+impl TransactionalStore for FaultyStore {
+    type Tx = FaultyTx;
+
+    async fn begin(&self) -> Result<FaultyTx, Error> {
+        let fault = (self.begin)(self.counts[3].fetch_add(1, Ordering::SeqCst));
+        Ok(FaultyTx {
+            tx: self.store.begin().await?,
+            fault,
+        })
+    }
+}
+
+/// A transaction whose commit fails as planned.
+pub struct FaultyTx {
+    pub tx: MemoryTx,
+    fault: Fault,
+}
+
+#[async_trait]
+impl Transaction for FaultyTx {
+    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+        self.tx.complete(completion).await
+    }
+    async fn undo(&mut self) -> Result<(), Error> {
+        self.tx.undo().await
+    }
+    async fn commit(self) -> Result<(), Error> {
+        match self.fault {
+            Fault::None => self.tx.commit().await,
+            Fault::Refused => Err(lost(true)),
+            Fault::ReplyLost => self.tx.commit().await.and(Err(lost(true))),
+        }
+    }
+}

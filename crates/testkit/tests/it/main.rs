@@ -1,0 +1,7 @@
+//! The suites, on what must pass them and on what must not; the proxy.
+
+#![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]
+
+mod memory;
+mod planted;
+mod proxy;

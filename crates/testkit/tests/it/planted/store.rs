@@ -1,0 +1,511 @@
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::memory::{MemoryStore, MemoryTx};
+use onlyonce_core::{
+    Claim, Claimed, Completion, Error, Fenced, Fingerprint, Held, KeyDigest, Owner, Store, Token,
+    Transaction, TransactionalStore, Verdicts,
+};
+use onlyonce_testkit::store::StoreHarness;
+use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
+use onlyonce_testkit::{store_suite, transactional_store_suite};
+
+use super::{Gaps, noticed_by};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Bug {
+    /// A key is marked as seen when it is claimed.
+    SeenBeforeDone,
+    /// Renewing a claim does not ask for its token.
+    RenewIgnoresToken,
+    /// Starting a claim does not ask for its token.
+    StartIgnoresToken,
+    /// Completing a claim does not ask for its token.
+    CompleteIgnoresToken,
+    /// Releasing a claim does not ask for its token.
+    ReleaseIgnoresToken,
+    /// Renewing answers without doing anything.
+    RenewDoesNothing,
+    /// Every owner is taken for the same.
+    OwnersAreIgnored,
+    /// An owner must wait for itself.
+    OwnerIsBusyToItself,
+    /// A key that stands twice in a batch is claimed twice.
+    BatchClaimsTwice,
+    /// Payloads are not compared.
+    PayloadsAreIgnored,
+    /// Takeovers are never uncertain.
+    DoubtIsForgotten,
+    /// Takeovers are always uncertain.
+    DoubtIsInvented,
+    /// Later tokens are lower.
+    TokensFall,
+    /// Answers come sorted, not in the batch's order.
+    AnswersAreReversed,
+    /// The bound on pruning is ignored.
+    PruneIgnoresLimit,
+    /// Records are kept for ever.
+    PruneDoesNothing,
+    /// Records are lost in a crash.
+    CrashLosesRecords,
+    /// Outcomes are cut off.
+    OutcomesAreCut,
+    /// Completing answers without doing anything.
+    CompleteDoesNothing,
+    /// Effects are written beside the transaction.
+    EffectsEscape,
+    /// Undo does nothing.
+    UndoDoesNothing,
+    /// A transaction completes without a look at the token.
+    TransactionIgnoresToken,
+}
+
+#[derive(Clone)]
+struct Buggy {
+    store: MemoryStore,
+    bug: Bug,
+    /// The newest claim of each key.
+    newest: Arc<Mutex<HashMap<KeyDigest, Token>>>,
+}
+
+/// Turns the order of tokens round, there and back.
+fn fall(token: Token) -> Token {
+    Token(u64::MAX - token.0)
+}
+
+impl Buggy {
+    /// The claim that the real store is asked for.
+    fn held(&self, held: &Held, ignored_by: Bug) -> Held {
+        let mut held = *held;
+        if self.bug == ignored_by {
+            let newest = self.newest.lock().expect("no panic");
+            held.token = newest.get(&held.key).copied().unwrap_or(held.token);
+        }
+        if self.bug == Bug::TokensFall {
+            held.token = fall(held.token);
+        }
+        held
+    }
+
+    fn all(&self, batch: &[Held], ignored_by: Bug) -> Vec<Held> {
+        batch
+            .iter()
+            .map(|held| self.held(held, ignored_by))
+            .collect()
+    }
+
+    fn completion(&self, completion: &Completion, ignored_by: Bug) -> Completion {
+        let mut completion = completion.clone();
+        completion.held = self.held(&completion.held, ignored_by);
+        if let (Bug::OutcomesAreCut, Some(outcome)) = (self.bug, &mut completion.outcome) {
+            outcome.truncate(1024);
+        }
+        completion
+    }
+
+    fn turned<T>(&self, mut answers: Vec<T>) -> Vec<T> {
+        if self.bug == Bug::AnswersAreReversed {
+            answers.reverse();
+        }
+        answers
+    }
+
+    async fn seen(&self, held: Held, fingerprint: Fingerprint) -> Result<(), Error> {
+        let (outcome, retention) = (None, Duration::from_secs(3600));
+        let completion = Completion {
+            held,
+            fingerprint,
+            outcome,
+            retention,
+        };
+        self.store.complete(&[completion]).await.map(drop)
+    }
+
+    async fn given(&self, claim: &Claim, answer: &mut Claimed) -> Result<(), Error> {
+        let Claimed::New { token, uncertain } = answer else {
+            return Ok(());
+        };
+        let key = claim.key;
+        self.newest.lock().expect("no panic").insert(key, *token);
+        match self.bug {
+            Bug::SeenBeforeDone => {
+                let held = Held { key, token: *token };
+                self.seen(held, claim.fingerprint).await?;
+            }
+            Bug::DoubtIsForgotten => *uncertain = false,
+            Bug::DoubtIsInvented => *uncertain = true,
+            Bug::TokensFall => *token = fall(*token),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Store for Buggy {
+    async fn claim(
+        &self,
+        mut owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        match self.bug {
+            Bug::OwnersAreIgnored => owner = Owner(1),
+            Bug::OwnerIsBusyToItself => owner = Owner::random(),
+            _ => {}
+        }
+        let mut batch = batch.to_vec();
+        if self.bug == Bug::PayloadsAreIgnored {
+            batch
+                .iter_mut()
+                .for_each(|c| c.fingerprint = Fingerprint([0; 16]));
+        }
+        let mut answers = if self.bug == Bug::BatchClaimsTwice {
+            let mut answers = Vec::new();
+            for one in &batch {
+                answers.extend(self.store.claim(owner, &[*one], lease).await?);
+            }
+            answers
+        } else {
+            self.store.claim(owner, &batch, lease).await?
+        };
+        for (claim, answer) in batch.iter().zip(&mut answers) {
+            self.given(claim, answer).await?;
+        }
+        Ok(self.turned(answers))
+    }
+
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        let batch = self.all(batch, Bug::RenewIgnoresToken);
+        if self.bug == Bug::RenewDoesNothing {
+            // Nothing, but for a look at the token.
+            return self.store.renew(&batch, Duration::from_millis(1)).await;
+        }
+        Ok(self.turned(self.store.renew(&batch, lease).await?))
+    }
+
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        let batch = self.all(batch, Bug::StartIgnoresToken);
+        Ok(self.turned(self.store.start(&batch).await?))
+    }
+
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        let ignored_by = Bug::CompleteIgnoresToken;
+        let batch: Vec<_> = batch
+            .iter()
+            .map(|c| self.completion(c, ignored_by))
+            .collect();
+        if self.bug == Bug::CompleteDoesNothing {
+            let held: Vec<Held> = batch.iter().map(|completion| completion.held).collect();
+            return self.store.start(&held).await;
+        }
+        Ok(self.turned(self.store.complete(&batch).await?))
+    }
+
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        let batch = self.all(batch, Bug::ReleaseIgnoresToken);
+        Ok(self.turned(self.store.release(&batch).await?))
+    }
+
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        match self.bug {
+            Bug::PruneIgnoresLimit => self.store.prune(usize::MAX).await,
+            Bug::PruneDoesNothing => Ok(0),
+            _ => self.store.prune(limit).await,
+        }
+    }
+}
+
+struct BuggyTx {
+    tx: MemoryTx,
+    store: Buggy,
+}
+
+#[async_trait]
+impl TransactionalStore for Buggy {
+    type Tx = BuggyTx;
+
+    async fn begin(&self) -> Result<BuggyTx, Error> {
+        let (tx, store) = (self.store.begin().await?, self.clone());
+        Ok(BuggyTx { tx, store })
+    }
+}
+
+#[async_trait]
+impl Transaction for BuggyTx {
+    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+        let ignored_by = Bug::TransactionIgnoresToken;
+        let completion = self.store.completion(completion, ignored_by);
+        self.tx.complete(&completion).await
+    }
+
+    async fn undo(&mut self) -> Result<(), Error> {
+        match self.store.bug {
+            Bug::UndoDoesNothing => Ok(()),
+            _ => self.tx.undo().await,
+        }
+    }
+
+    async fn commit(self) -> Result<(), Error> {
+        self.tx.commit().await
+    }
+}
+
+struct Planted {
+    store: Mutex<Buggy>,
+    escaped: Mutex<Vec<String>>,
+    noticed_by: Gaps,
+}
+
+impl Planted {
+    fn new(bug: Bug, noticed_by: Gaps) -> Self {
+        let (store, newest) = (MemoryStore::new(), Arc::default());
+        Self {
+            store: Mutex::new(Buggy { store, bug, newest }),
+            escaped: Mutex::default(),
+            noticed_by,
+        }
+    }
+
+    fn open(&self) -> Buggy {
+        self.store.lock().expect("no panic").clone()
+    }
+}
+
+#[async_trait]
+impl StoreHarness for Planted {
+    async fn store(&self) -> Arc<dyn Store> {
+        Arc::new(self.open())
+    }
+
+    async fn crash(&self) {
+        let mut open = self.store.lock().expect("no panic");
+        open.store.forget_claims();
+        if open.bug == Bug::CrashLosesRecords {
+            open.store = MemoryStore::new();
+        }
+    }
+
+    fn gaps(&self) -> Gaps {
+        self.noticed_by
+    }
+}
+
+#[async_trait]
+impl TransactionalStoreHarness for Planted {
+    type Store = Buggy;
+
+    async fn transactional(&self) -> Buggy {
+        self.open()
+    }
+
+    async fn write(&self, tx: &mut BuggyTx, effect: &str) {
+        if tx.store.bug == Bug::EffectsEscape {
+            self.escaped
+                .lock()
+                .expect("no panic")
+                .push(effect.to_owned());
+        } else {
+            tx.tx.push(effect.to_owned());
+        }
+    }
+
+    async fn effects(&self) -> Vec<String> {
+        let committed = self.open().store.effects().into_iter();
+        let mut all: Vec<_> = committed
+            .map(|effect| String::from_utf8_lossy(&effect).into_owned())
+            .collect();
+        all.extend(self.escaped.lock().expect("no panic").iter().cloned());
+        all
+    }
+
+    fn transaction_gaps(&self) -> Gaps {
+        self.noticed_by
+    }
+}
+
+/// One suite for each bug, and the checks that must notice it.
+macro_rules! plant {
+    ($($suite:ident $module:ident: $bug:ident [$($check:ident)*])*) => { $(
+        mod $module {
+            use super::*;
+            const NOTICED_BY: Gaps = noticed_by!($($check)*);
+            $suite!(#[tokio::test(start_paused = true)] Planted::new(Bug::$bug, NOTICED_BY));
+        }
+    )* };
+}
+
+plant! {
+    store_suite seen_before_done: SeenBeforeDone [
+        answers_follow_the_batch
+        completed_key_is_a_duplicate
+        expired_claim_is_taken_over
+        expired_claim_that_nobody_took_completes
+        large_batches_are_taken_whole
+        live_claim_is_busy_for_others
+        one_live_owner_per_key
+        other_payload_conflicts
+        outcome_of_64_kib_is_replayed
+        prune_removes_only_what_has_expired
+        random_histories_agree_with_the_model
+        record_survives_a_crash
+        released_key_is_new
+        renewed_claim_outlives_its_first_lease
+        same_owner_claims_again_with_a_higher_token
+        second_claim_in_a_batch_is_busy
+        stale_token_is_fenced
+        token_is_fenced_once_it_is_spent
+        tokens_rise_across_a_crash
+        uncertain_only_after_a_start
+        uncertain_outlives_takeovers
+    ]
+    store_suite renew_ignores_token: RenewIgnoresToken [
+        answers_follow_the_batch
+        random_histories_agree_with_the_model
+        stale_token_is_fenced
+    ]
+    store_suite start_ignores_token: StartIgnoresToken [
+        answers_follow_the_batch
+        random_histories_agree_with_the_model
+        stale_token_is_fenced
+    ]
+    store_suite complete_ignores_token: CompleteIgnoresToken [
+        answers_follow_the_batch
+        random_histories_agree_with_the_model
+        same_owner_claims_again_with_a_higher_token
+        stale_token_is_fenced
+        tokens_rise_across_a_crash
+    ]
+    store_suite release_ignores_token: ReleaseIgnoresToken [
+        random_histories_agree_with_the_model
+        stale_token_is_fenced
+    ]
+    store_suite renew_does_nothing: RenewDoesNothing [
+        random_histories_agree_with_the_model
+        renewed_claim_outlives_its_first_lease
+    ]
+    store_suite owners_are_ignored: OwnersAreIgnored [
+        answers_follow_the_batch
+        expired_claim_is_taken_over
+        expired_claim_that_nobody_took_completes
+        live_claim_is_busy_for_others
+        one_live_owner_per_key
+        random_histories_agree_with_the_model
+        renewed_claim_outlives_its_first_lease
+        stale_token_is_fenced
+    ]
+    store_suite owner_is_busy_to_itself: OwnerIsBusyToItself [
+        random_histories_agree_with_the_model
+        same_owner_claims_again_with_a_higher_token
+        second_claim_in_a_batch_is_busy
+        stale_token_is_fenced
+        uncertain_outlives_takeovers
+    ]
+    store_suite batch_claims_twice: BatchClaimsTwice [
+        random_histories_agree_with_the_model
+        second_claim_in_a_batch_is_busy
+    ]
+    store_suite payloads_are_ignored: PayloadsAreIgnored [
+        answers_follow_the_batch
+        completed_key_is_a_duplicate
+        expired_claim_that_nobody_took_completes
+        large_batches_are_taken_whole
+        other_payload_conflicts
+        outcome_of_64_kib_is_replayed
+        prune_removes_only_what_has_expired
+        random_histories_agree_with_the_model
+        record_survives_a_crash
+        token_is_fenced_once_it_is_spent
+    ]
+    store_suite doubt_is_forgotten: DoubtIsForgotten [
+        expired_claim_that_nobody_took_completes
+        prune_removes_only_what_has_expired
+        random_histories_agree_with_the_model
+        uncertain_only_after_a_start
+        uncertain_outlives_takeovers
+    ]
+    store_suite doubt_is_invented: DoubtIsInvented [
+        answers_follow_the_batch
+        completed_key_is_a_duplicate
+        expired_claim_is_taken_over
+        expired_claim_that_nobody_took_completes
+        live_claim_is_busy_for_others
+        other_payload_conflicts
+        outcome_of_64_kib_is_replayed
+        prune_removes_only_what_has_expired
+        random_histories_agree_with_the_model
+        record_survives_a_crash
+        released_key_is_new
+        renewed_claim_outlives_its_first_lease
+        same_owner_claims_again_with_a_higher_token
+        second_claim_in_a_batch_is_busy
+        stale_token_is_fenced
+        token_is_fenced_once_it_is_spent
+        tokens_rise_across_a_crash
+        uncertain_only_after_a_start
+        uncertain_outlives_takeovers
+    ]
+    store_suite tokens_fall: TokensFall [
+        expired_claim_is_taken_over
+        one_live_owner_per_key
+        random_histories_agree_with_the_model
+        released_key_is_new
+        same_owner_claims_again_with_a_higher_token
+        second_claim_in_a_batch_is_busy
+        tokens_rise_across_a_crash
+    ]
+    store_suite answers_are_reversed: AnswersAreReversed [
+        answers_follow_the_batch
+        large_batches_are_taken_whole
+        one_live_owner_per_key
+        random_histories_agree_with_the_model
+        second_claim_in_a_batch_is_busy
+    ]
+    store_suite prune_ignores_limit: PruneIgnoresLimit [
+        prune_removes_only_what_has_expired
+    ]
+    store_suite prune_does_nothing: PruneDoesNothing [
+        prune_removes_only_what_has_expired
+    ]
+    store_suite crash_loses_records: CrashLosesRecords [
+        record_survives_a_crash
+        tokens_rise_across_a_crash
+    ]
+    store_suite outcomes_are_cut: OutcomesAreCut [
+        outcome_of_64_kib_is_replayed
+    ]
+    store_suite complete_does_nothing: CompleteDoesNothing [
+        answers_follow_the_batch
+        completed_key_is_a_duplicate
+        expired_claim_that_nobody_took_completes
+        large_batches_are_taken_whole
+        other_payload_conflicts
+        outcome_of_64_kib_is_replayed
+        prune_removes_only_what_has_expired
+        random_histories_agree_with_the_model
+        record_survives_a_crash
+        token_is_fenced_once_it_is_spent
+    ]
+    transactional_store_suite effects_escape: EffectsEscape [
+        dropped_transaction_leaves_nothing
+        effect_and_record_commit_together
+        last_part_completes_with_the_commit
+        part_completes_once
+        stale_token_is_fenced
+        takeover_and_commit_exclude_each_other
+        undo_takes_back_only_its_part
+        unfinished_part_is_not_committed
+    ]
+    transactional_store_suite undo_does_nothing: UndoDoesNothing [
+        undo_takes_back_only_its_part
+    ]
+    transactional_store_suite transaction_ignores_token: TransactionIgnoresToken [
+        last_part_completes_with_the_commit
+        stale_token_is_fenced
+    ]
+    transactional_store_suite crash_loses_records_and_effects: CrashLosesRecords [
+        effect_and_record_survive_a_crash
+    ]
+}
