@@ -1,5 +1,5 @@
 """Queues to begin with, in the SQS that AWS_ENDPOINT_URL names. LocalStack's image runs this file when it is ready, and
-`localstack/sqs init` against any endpoint; what is there already stays as it is.
+`localstack/localstack init` does so, too; what is there already stays as it is.
 """
 
 import json
