@@ -54,6 +54,9 @@ pub struct Mutants {
     /// At most so many seeds for each bug.
     #[arg(long, default_value_t = 100_000)]
     pub seeds: u64,
+    /// Only if the code is not the one for which the table in the docs was written.
+    #[arg(long)]
+    pub unless_known: bool,
     /// Write the table into the docs.
     #[arg(long)]
     pub write: bool,

@@ -22,18 +22,20 @@ pub fn build() -> Result<PathBuf, String> {
     }
     plant(&copy)?;
     let built = Command::new(env!("CARGO"))
-        .args(["build", "--release", "--offline", "-p", PROGRAM])
+        .args(["build", "--offline", "--workspace", "--all-features"])
+        .args(["--bin", PROGRAM])
         .current_dir(&copy)
         .env("CARGO_TARGET_DIR", &target)
         .status();
     match built {
-        Ok(status) if status.success() => Ok(target.join("release").join(PROGRAM)),
+        Ok(status) if status.success() => Ok(target.join("debug").join(PROGRAM)),
         Ok(_) => Err("the code with the planted bugs does not build".into()),
         Err(error) => Err(format!("cargo cannot be run: {error}")),
     }
 }
 
-/// Where this program was built: what it was built with need not be built again.
+/// Where this program was built, with the features that all crates together ask for: what it was built with need not be built
+/// again.
 fn target(workspace: &Path) -> Result<PathBuf, String> {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or(workspace.join("target"), PathBuf::from);

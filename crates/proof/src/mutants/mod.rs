@@ -4,6 +4,7 @@
 
 mod catalogue;
 mod copy;
+mod sources;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -16,6 +17,8 @@ use crate::{Verdict, options};
 /// Where the table goes.
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../core/docs/planted-bugs.md");
 
+const NOT_NOTICED: &str = "**not noticed**";
+
 /// What the simulation said of a bug.
 struct Caught {
     seeds: u64,
@@ -23,6 +26,11 @@ struct Caught {
 }
 
 pub fn run(options: &options::Mutants) -> Result<Verdict, String> {
+    let sources = sources::digest()?;
+    if options.unless_known && is_known(&sources)? {
+        println!("mutants: all noticed in these sources, {sources}, when their table was written");
+        return Ok(Verdict::Kept);
+    }
     let program = copy::build()?;
     if let Some(caught) = simulate(&program, "", options.seeds)? {
         println!(
@@ -46,7 +54,7 @@ pub fn run(options: &options::Mutants) -> Result<Verdict, String> {
         }
     }
     if options.write {
-        write(&table, options.seeds)?;
+        write(&table, options.seeds, &sources)?;
     }
     let (all, caught) = (MUTANTS.len(), MUTANTS.len() - missed.len());
     println!("mutants: {caught} of {all} planted bugs noticed; missed: {missed:?}");
@@ -58,7 +66,7 @@ pub fn run(options: &options::Mutants) -> Result<Verdict, String> {
 }
 
 fn line(mutant: &Mutant, caught: Option<&Caught>) -> String {
-    let (how, seeds) = caught.map_or(("**not noticed**", String::new()), |caught| {
+    let (how, seeds) = caught.map_or((NOT_NOTICED, String::new()), |caught| {
         (&caught.how, caught.seeds.to_string())
     });
     format!("| `{}`: {} | {how} | {seeds} |", mutant.name, mutant.bug)
@@ -97,10 +105,17 @@ fn simulate(program: &Path, bug: &str, seeds: u64) -> Result<Option<Caught>, Str
     }
 }
 
-fn write(table: &str, seeds: u64) -> Result<(), String> {
+/// Whether the table was written for these sources, and has all bugs as noticed.
+fn is_known(sources: &str) -> Result<bool, String> {
+    let text = std::fs::read_to_string(TABLE).map_err(|error| format!("{TABLE}: {error}"))?;
+    Ok(text.contains(sources) && !text.contains(NOT_NOTICED))
+}
+
+fn write(table: &str, seeds: u64, sources: &str) -> Result<(), String> {
     let text = format!(
-        "# Planted bugs\n\nWritten by `cargo run --release -p proof -- mutants --write`. Each bug is planted into a copy of the code, which is then\n\
-         simulated with the seeds 1 to {seeds}; without any of them these break nothing. *Seeds needed* is the first seed that noticed.\n\n{table}"
+        "# Planted bugs\n\nWritten by `cargo run --bin proof -- mutants --write`. Each bug is planted into a copy of the code, which is then\n\
+         simulated with the seeds 1 to {seeds}; without any of them these break nothing. *Seeds needed* is the first seed that noticed.\n\n\
+         The code was that of core, testkit and proof with the digest `{sources}`; `./tests/run` plants the bugs again when that has changed.\n\n{table}"
     );
     std::fs::write(TABLE, text).map_err(|error| format!("{TABLE}: {error}"))
 }

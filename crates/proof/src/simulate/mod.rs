@@ -123,7 +123,7 @@ fn explain(seed: u64, outcome: Outcome, shrink: bool) -> Verdict {
         }
         smaller = cut;
     }
-    println!("to see it: cargo run --release -p proof -- simulate --seed {seed}{smaller}");
+    println!("to see it: cargo run --bin proof -- simulate --seed {seed}{smaller}");
     println!("simulate: broken by seed {seed}");
     Verdict::Broken
 }
