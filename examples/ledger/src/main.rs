@@ -1,6 +1,6 @@
 //! A worker that applies transfers to a ledger, each once, whatever happens to it; and what is needed to see that it does.
 //!
-//! `cargo run --release -p ledger` shows it. [`worker`] is the part to copy from.
+//! `cargo run -p ledger` shows it. [`worker`] is the part to copy from.
 #![allow(missing_docs, unreachable_pub, reason = "a program, not a library")]
 
 mod audit;
