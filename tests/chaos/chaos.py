@@ -1,5 +1,5 @@
-"""A run in which workers are killed and followed by others while transfers go through a broker: what is the same whichever
-broker it is."""
+"""What is the same in all chaos tests, whichever broker it is: a scenario and its verdict, and the run in which workers are
+killed and followed by others while transfers go through the broker."""
 
 import argparse
 import contextlib
@@ -25,17 +25,23 @@ class Stopped(Exception):
     """Why the run cannot go on."""
 
 
-def arguments(description, transfers, kills):
-    """A parser with the arguments that all runs have."""
+def arguments(description, transfers):
+    """A parser with the arguments that all scenarios have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ledger", required=True, help="the program")
     parser.add_argument("--transfers", type=int, default=transfers)
+    parser.add_argument("--keep", help="keep the ledger and the logs in this folder")
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    return parser
+
+
+def run_arguments(description, transfers, kills):
+    """A parser with the arguments that all runs with kills have."""
+    parser = arguments(description, transfers)
     parser.add_argument("--duplicates", type=int, default=10, help="how many are sent twice, in percent")
     parser.add_argument("--poison", type=int, default=20, help="messages that nobody can process")
     parser.add_argument("--kills", type=int, default=kills)
     parser.add_argument("--publishers", type=int, default=4)
-    parser.add_argument("--keep", help="keep the ledger and the logs in this folder")
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     return parser
 
 
@@ -70,14 +76,9 @@ class Publisher(threading.Thread):
             self.error = error
 
 
-class Run:
-    """One run: the workers, and what was counted. A subclass brings the broker: `queue`, `publishers`, `sent` and
-    `duplicates`, and the methods that raise NotImplementedError here."""
-
-    # How many workers there are at any time.
-    WORKERS = 1
-    # A queue that gave nothing for so many seconds is empty: whatever a dead worker held has come back by then.
-    IDLE = 4
+class Scenario:
+    """Workers of the ledger on a queue, and what became of the transfers. A subclass brings the broker's `queue`, and the
+    methods that raise NotImplementedError here."""
 
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
@@ -85,11 +86,43 @@ class Run:
         self.rng = random.Random(options.seed)
         self.book = ledger.Book(folder)
         self.queue = None
-        self.publishers = []
-        # The transfers' payloads by id, and how many messages are not the first of their transfer.
+        # The transfers' payloads by id.
         self.sent = {}
-        self.duplicates = 0
         self.workers = []
+
+    def go(self):
+        raise NotImplementedError
+
+    def findings(self):
+        """Findings, each of which must be zero, and what else is worth telling."""
+        raise NotImplementedError
+
+    def check_tables(self):
+        return ledger.check_tables(self.book, self.program, self.sent)
+
+    def end(self):
+        """Ends all workers."""
+        for worker in self.workers:
+            worker.kill()
+
+    def last_words(self):
+        return "\n".join(f"a worker: {worker.figures}\n{worker.last_words()}" for worker in self.workers)
+
+
+class Run(Scenario):
+    """Workers that are killed and replaced, and what was counted. A subclass brings the broker: `queue`, `publishers`, `sent`
+    and `duplicates`, and the methods that raise NotImplementedError here."""
+
+    # How many workers there are at any time.
+    WORKERS = 1
+    # A queue that gave nothing for so many seconds is empty: whatever a dead worker held has come back by then.
+    IDLE = 4
+
+    def __init__(self, options, folder):
+        super().__init__(options, folder)
+        self.publishers = []
+        # How many messages are not the first of their transfer.
+        self.duplicates = 0
         self.hired = 0
         self.counts = {"kills": 0, "kills_during_work": 0, "exits_at_start": 0, "exits_while_working": 0}
         self.applied = {"applied": 0, "received": 0, "duplicates": 0, "fenced": 0, "cancelled": 0, "lease_lost": 0}
@@ -221,17 +254,16 @@ class Run:
             self.retire(worker)
 
     def findings(self):
-        findings, audit = ledger.check_tables(self.book, self.program, self.sent)
+        findings, audit = self.check_tables()
         findings["kills_missing"] = self.options.kills - self.counts["kills_during_work"]
         findings["exits_while_working"] = self.counts["exits_while_working"]
         findings["no_duplicate_was_seen"] = int(self.duplicates > 0 and self.applied["duplicates"] == 0)
         more, details = self.verdict()
-        return findings | more, {**details, "audit": audit}
+        counted = {"published_again": sum(publisher.repeated for publisher in self.publishers), "poison": self.options.poison}
+        return findings | more, {**counted, **self.counts, "at_least": self.applied, **details, "audit": audit}
 
     def last_words(self):
-        words = [f"\n{self.counts}\n{self.applied}"]
-        words += [f"a worker: {worker.figures}\n{worker.last_words()}" for worker in self.workers]
-        return "\n".join(words)
+        return f"\n{self.counts}\n{self.applied}\n{super().last_words()}"
 
 
 def working_folder(keep):
@@ -242,7 +274,7 @@ def working_folder(keep):
 
 
 def main(options, scenario):
-    """Carries out a run of this class, prints what came of it, and exits with 1 if that is not fine."""
+    """Carries out a scenario of this class, prints what came of it, and exits with 1 if that is not fine."""
     print(f"seed {options.seed}", file=sys.stderr)
     began = time.monotonic()
     with working_folder(options.keep) as folder:
@@ -263,10 +295,6 @@ def main(options, scenario):
             "fine": not any(findings.values()),
             "seed": options.seed,
             "transfers": options.transfers,
-            "published_again": sum(publisher.repeated for publisher in run.publishers),
-            "poison": options.poison,
-            **run.counts,
-            "at_least": run.applied,
             "findings": findings,
             **details,
             "seconds": round(time.monotonic() - began, 1),

@@ -4,9 +4,9 @@ them: each transfer once in the ledger, none missing, nothing left in the queue.
 
 Needs pika. The commands that cut and restart are given, so that any broker will do:
 
-    rabbitmq.py --url amqp://guest:guest@localhost/%2f --ledger target/release/ledger \\
-        --cut-cmd "localstack/rabbitmq ctl DIR close_all_connections cut" \\
-        --restart-cmd "localstack/rabbitmq restart DIR"
+    rabbitmq.py --url amqp://guest:guest@localhost/%2f --ledger target/debug/ledger \\
+        --cut-cmd "localstack/rabbitmq-4.0 ctl DIR close_all_connections cut" \\
+        --restart-cmd "localstack/rabbitmq-4.0 restart DIR"
 """
 
 import os
@@ -24,7 +24,7 @@ DELAY = 0.01
 
 
 def arguments():
-    parser = chaos.arguments(__doc__, transfers=50_000, kills=50)
+    parser = chaos.run_arguments(__doc__, transfers=50_000, kills=50)
     parser.add_argument("--url", required=True, help="AMQP URL without a query")
     parser.add_argument("--groups", type=int, default=50, help="half of the transfers belong to one of so many; 0: none")
     parser.add_argument("--cuts", type=int, default=6)

@@ -5,7 +5,7 @@ code 1 if not.
 
 Needs boto3, and an emulator whose leases and groups are as on AWS, with its process, to freeze it:
 
-    sqs.py --endpoint http://127.0.0.1:4566 --emulator-pid 1234 --ledger target/release/ledger
+    sqs.py --endpoint http://127.0.0.1:4566 --emulator-pid 1234 --ledger target/debug/ledger
 """
 
 import contextlib
@@ -33,7 +33,7 @@ AHEAD = 10
 
 
 def arguments():
-    parser = chaos.arguments(__doc__, transfers=20_000, kills=30)
+    parser = chaos.run_arguments(__doc__, transfers=20_000, kills=30)
     parser.add_argument("--endpoint", required=True, help="the emulator's")
     parser.add_argument("--emulator-pid", type=int, help="its process; needed unless --freezes is 0")
     parser.add_argument("--groups", type=int, default=200)

@@ -2,17 +2,14 @@
 """Stops a worker in the middle of its handlers, lets another take its messages over from RabbitMQ and finish, and lets the
 first go on: nothing stale may land, in transactional and in idempotent mode. Exit code 1 if it does.
 
-    stale.py --url amqp://guest:guest@localhost/%2f --ledger target/release/ledger
+    stale.py --url amqp://guest:guest@localhost/%2f --ledger target/debug/ledger --mode idempotent
 """
 
-import argparse
-import json
 import os
 import random
 import signal
-import sys
-import tempfile
 
+import chaos
 import ledger
 import rabbit
 
@@ -20,15 +17,20 @@ import rabbit
 HEARTBEAT = "1s"
 
 
-class Stale:
-    """One mode's run."""
+def arguments():
+    parser = chaos.arguments(__doc__, transfers=300)
+    parser.add_argument("--url", required=True, help="AMQP URL without a query")
+    parser.add_argument("--queue-type", choices=["quorum", "classic"], default="quorum")
+    parser.add_argument("--mode", choices=["transactional", "idempotent"], default="transactional")
+    return parser.parse_args()
 
-    def __init__(self, options, mode, folder):
-        self.options, self.mode, self.folder = options, mode, folder
-        self.book = ledger.Book(folder)
-        self.queue = rabbit.Queue(options.url, f"stale-{mode}-{os.getpid()}-{options.seed}", options.queue_type)
-        self.workers = []
-        self.sent = {}
+
+class Stale(chaos.Scenario):
+    def __init__(self, options, folder):
+        super().__init__(options, folder)
+        self.queue = rabbit.Queue(options.url, f"stale-{os.getpid()}-{options.seed}", options.queue_type)
+        self.found = {}
+        self.details = {}
 
     def publish(self):
         rng = random.Random(self.options.seed)
@@ -42,12 +44,12 @@ class Stale:
 
     def worker(self, *more):
         worker = ledger.Worker(
-            os.path.abspath(self.options.ledger),
+            self.program,
             self.queue.of(self.queue.name, heartbeat=HEARTBEAT, prefetch=64),
             self.book,
             self.queue.of(self.queue.dead),
             os.path.join(self.folder, f"worker-{len(self.workers)}.log"),
-            *("--mode", self.mode, "--drain-when-empty", "6", *more),
+            *("--mode", self.options.mode, "--drain-when-empty", "6", *more),
         )
         self.workers.append(worker)
         return worker
@@ -68,59 +70,32 @@ class Stale:
 
     def go(self):
         self.publish()
-        delay = "--delay-before" if self.mode == "transactional" else "--delay-after"
+        delay = "--delay-before" if self.options.mode == "transactional" else "--delay-after"
         stale = self.worker("--concurrency", "16", delay, "0.3")
         self.stop(stale)
         successor = self.worker().report()
-        findings, _ = self.check()
+        before, _ = self.check_tables()
         stale.signal(signal.SIGCONT)
         stale = stale.report()
-        after, audit = self.check()
-        findings = {name: max(count, abs(after[name])) for name, count in findings.items()}
+        after, audit = self.check_tables()
+        self.found = {name: max(count, abs(after[name])) for name, count in before.items()}
         # What comes again is a duplicate: each has its record.
         self.publish()
         again = self.worker().report()
         applied = stale["applied"] + successor["applied"]
-        findings["completions_missing_or_doubled"] = abs(applied - self.options.transfers)
-        findings["without_record"] = self.options.transfers - again["duplicates"]
-        findings["was_not_stale"] = int(stale["cancelled"] + stale["fenced"] + stale["lease_lost"] == 0)
-        findings["left_in_queue"] = self.queue.depth(self.queue.name)
+        self.found["completions_missing_or_doubled"] = abs(applied - self.options.transfers)
+        self.found["without_record"] = self.options.transfers - again["duplicates"]
+        self.found["was_not_stale"] = int(stale["cancelled"] + stale["fenced"] + stale["lease_lost"] == 0)
+        self.details = {"stale": stale, "successor": successor, "audit": audit}
+
+    def findings(self):
+        self.found["left_in_queue"] = self.queue.depth(self.queue.name)
         repeated = None
-        if self.mode == "idempotent":
+        if self.options.mode == "idempotent":
             repeated = self.book.repeated_calls()
-            findings["no_call_was_repeated"] = int(repeated == 0)
-        self.queue.delete()
-        return {"findings": findings, "stale": stale, "successor": successor, "repeated_calls": repeated, "audit": audit}
-
-    def check(self):
-        return ledger.check_tables(self.book, os.path.abspath(self.options.ledger), self.sent)
-
-    def end(self):
-        for worker in self.workers:
-            if not worker.ended():
-                worker.kill()
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", required=True, help="AMQP URL without a query")
-    parser.add_argument("--ledger", required=True, help="the program")
-    parser.add_argument("--transfers", type=int, default=300)
-    parser.add_argument("--queue-type", choices=["quorum", "classic"], default="quorum")
-    parser.add_argument("--seed", type=int, default=1)
-    options = parser.parse_args()
-    summary = {}
-    for mode in ("transactional", "idempotent"):
-        with tempfile.TemporaryDirectory(prefix="stale-") as folder:
-            run = Stale(options, mode, folder)
-            try:
-                summary[mode] = run.go()
-            finally:
-                run.end()
-    fine = not any(any(run["findings"].values()) for run in summary.values())
-    print(json.dumps({"fine": fine, **summary}, indent=2))
-    sys.exit(0 if fine else 1)
+            self.found["no_call_was_repeated"] = int(repeated == 0)
+        return self.found, {"mode": self.options.mode, **self.details, "repeated_calls": repeated}
 
 
 if __name__ == "__main__":
-    main()
+    chaos.main(arguments(), Stale)

@@ -1,6 +1,8 @@
-"""The workspace's `rust-version` is the newest that a dependency asks for: neither older nor newer."""
+"""The workspace's `rust-version` is the newest that a dependency asks for, neither older nor newer, and it compiles what is
+published, if that toolchain is here."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -38,3 +40,16 @@ newest = max(needed)
 print("stated:", stated, "needed:", ".".join(map(str, newest)), "by", sorted(needed[newest]))
 if {version(v) for v in stated if v} != {newest} or None in stated:
     sys.exit("rust-version in Cargo.toml must be the newest that a dependency needs")
+
+wanted = ".".join(map(str, newest))
+here = subprocess.check_output(["rustc", "--version"], text=True).split()[1]
+toolchains = []
+if shutil.which("rustup"):
+    toolchains = subprocess.check_output(["rustup", "toolchain", "list"], text=True).splitlines()
+named = [name.split()[0] for name in toolchains if name.startswith(wanted)]
+if here == wanted or named:
+    choice = [] if here == wanted else [f"+{named[0]}"]
+    published = [word for i in members if packages[i]["publish"] != [] for word in ("-p", packages[i]["name"])]
+    subprocess.run(["cargo", *choice, "check", "--locked", "--all-features", *published], check=True)
+else:
+    print(f"LEFT OUT: nothing is built with Rust {wanted}: the toolchain is not here, but {here}")

@@ -1,4 +1,4 @@
-"""Runs every command of the README's `sh` blocks, but the one that runs this."""
+"""Runs every `sh` block of the README, but the commands that run this."""
 
 import os
 import re
@@ -7,15 +7,14 @@ import subprocess
 import sys
 import time
 
-# Seconds for one command. With empty caches the longest one compiles everything.
+# Seconds for one block. With empty caches the longest one compiles everything.
 TIMEOUT = 1800
 
 
-def run(command):
+def run(block):
     began = time.monotonic()
-    print("$", command, flush=True)
     # In a group of its own, so that what the shell has started ends with it.
-    process = subprocess.Popen(command, shell=True, start_new_session=True)
+    process = subprocess.Popen(["bash", "-euxo", "pipefail", "-c", block], start_new_session=True)
     try:
         code = process.wait(TIMEOUT)
     except BaseException:
@@ -27,21 +26,16 @@ def run(command):
 
 
 text = open("README.md", encoding="utf-8").read()
-commands = [
-    line
-    for block in re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
-    for line in block.splitlines()
-    if line and not line.startswith("#")
-]
-if "./tests/run" not in commands:
+blocks = re.findall(r"^```sh\n(.*?)^```", text, re.M | re.S)
+if "./tests/run" not in "".join(blocks).splitlines():
     sys.exit("the README no longer names ./tests/run")
-stops = [command for command in commands if re.match(r"localstack/\S+ stop ", command)]
+stops = re.findall(r"^localstack/\S+ stop .*", "".join(blocks), re.M)
 if not stops:
     sys.exit("the README no longer stops what it starts")
 try:
-    for command in commands:
-        if not command.startswith("./tests/run"):
-            run(command)
+    for block in blocks:
+        if "./tests/run" not in block:
+            run(block)
 finally:
     # Whatever came before: it may be run twice.
     for command in stops:

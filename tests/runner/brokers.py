@@ -1,0 +1,66 @@
+"""Brokers that the tests run on: started by the scripts in localstack, or named by the environment."""
+
+import os
+import shlex
+import subprocess
+
+from jobs import ROOT, Job, LeftOut
+
+
+class Broker:
+    """One that a script in localstack starts. An `optional` one may be left out where its programs cannot be had."""
+
+    def __init__(self, name, kind, full=False, optional=False):
+        self.name, self.kind, self.full, self.optional = name, kind, full, optional
+        self.script = os.path.join(ROOT, "localstack", name)
+        self.folder = None
+        # What the tests look for.
+        self.env = {}
+
+    def start(self, job):
+        # Before it is started, so that what came up in part is stopped, too.
+        self.folder = os.path.join(job.plan.folder, "brokers", self.name)
+        code = job.call(self.script, "start", self.folder, allowed=(0, 3) if self.optional else (0,))
+        if code == 3:
+            raise LeftOut("its programs cannot be had here, see above")
+        lines = subprocess.check_output([self.script, "env", self.folder], text=True)
+        self.env = dict(word.split("=", 1) for word in shlex.split(lines, comments=False) if "=" in word)
+
+    def stop(self):
+        if self.folder:
+            subprocess.run([self.script, "stop", self.folder], check=False, timeout=120)
+
+    def job(self):
+        return Job(f"start {self.name}", self.start)
+
+
+class Given:
+    """One that the environment names."""
+
+    def __init__(self, kind):
+        self.name, self.kind = f"the {kind} given", kind
+        prefix = f"ONLYONCE_{kind.upper()}_"
+        self.env = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+
+    @staticmethod
+    def start(job):
+        pass
+
+    def stop(self):
+        """It belongs to somebody else."""
+
+    def job(self):
+        return Job(f"find {self.name}", self.start)
+
+
+def choose(plan, brokers, kinds, full):
+    """Those to be used, by kind."""
+    chosen = {}
+    for kind in kinds:
+        ours = [broker for broker in brokers if broker.kind == kind and (full or not broker.full)]
+        if f"ONLYONCE_{kind.upper()}_URL" in os.environ:
+            plan.missing += [(broker.name, "the environment names another one") for broker in ours]
+            ours = [Given(kind)]
+        chosen[kind] = ours
+    plan.brokers = [broker for ours in chosen.values() for broker in ours]
+    return chosen
