@@ -29,11 +29,16 @@ pub struct Config {
     pub routing_key: Option<String>,
     /// The header that carries a message's group; none by default. An attribute of this name is taken for the group.
     pub group_header: Option<String>,
-    /// Whether the queue was declared with `x-single-active-consumer`, which AMQP cannot tell. Without a group header
-    /// the whole queue is then one group.
+    /// Whether the queue was declared with `x-single-active-consumer`. Without a group header the whole queue is then one
+    /// group.
     pub single_active_consumer: bool,
-    /// Whether it is a quorum queue, which counts deliveries; AMQP cannot tell this either.
+    /// Whether it is a quorum queue, which counts deliveries.
     pub quorum: bool,
+    /// The delivery limit that a [policy](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling) sets, since
+    /// AMQP tells only the one with which the queue was declared; -1 for none. `None` by default: no policy sets one.
+    pub delivery_limit: Option<i64>,
+    /// Whether to wait for a queue that does not exist; otherwise that is an error which is not retryable.
+    pub wait_for_queue: bool,
     /// How many messages the broker may send ahead of their settlement, and so how many are held in memory at most;
     /// 500 by default.
     pub prefetch: u16,
@@ -114,6 +119,11 @@ impl Config {
         }
     }
 
+    /// Whether messages have to stay in order.
+    pub(crate) fn is_grouped(&self) -> bool {
+        self.group_header.is_some() || self.single_active_consumer
+    }
+
     fn check(&self) -> Result<(), Error> {
         if self.prefetch == 0 {
             return Err(Error::config(
@@ -188,6 +198,8 @@ impl TryFrom<&Url> for Config {
                 .parsed("single_active_consumer", yes_no)?
                 .unwrap_or(false),
             quorum: params.parsed("quorum", yes_no)?.unwrap_or(false),
+            delivery_limit: params.parsed("delivery_limit", "a whole number, -1 for none")?,
+            wait_for_queue: params.parsed("wait_for_queue", yes_no)?.unwrap_or(false),
             prefetch: params
                 .parsed("prefetch", "a number from 1 to 65535")?
                 .unwrap_or(500),
@@ -254,6 +266,8 @@ impl fmt::Debug for Config {
             .field("group_header", &self.group_header)
             .field("single_active_consumer", &self.single_active_consumer)
             .field("quorum", &self.quorum)
+            .field("delivery_limit", &self.delivery_limit)
+            .field("wait_for_queue", &self.wait_for_queue)
             .field("prefetch", &self.prefetch)
             .field("consumer_timeout", &self.consumer_timeout)
             .field("delayed_retry", &self.delayed_retry)
@@ -287,7 +301,7 @@ mod tests {
     fn a_url_gives_everything() {
         let config = parse(
             "amqps://us%40er:p%2fw@mq.example:99/a%2fb?queue=orders&prefetch=7&group_header=x-group\
-             &consumer_timeout=5m&quorum=true&single_active_consumer=true&delayed_retry=false&heartbeat=5s&timeout=2s",
+             &consumer_timeout=5m&quorum=true&delivery_limit=-1&wait_for_queue=true&single_active_consumer=true&delayed_retry=false&heartbeat=5s&timeout=2s",
         );
         let uri = config.uri();
         assert_eq!(uri.vhost, "a/b");
@@ -299,6 +313,7 @@ mod tests {
         assert_eq!(config.prefetch, 7);
         assert_eq!(config.group_header.as_deref(), Some("x-group"));
         assert_eq!(config.consumer_timeout, Duration::from_secs(300));
+        assert!(config.wait_for_queue && config.delivery_limit == Some(-1));
         assert!(config.single_active_consumer && config.quorum && !config.delayed_retry);
     }
 

@@ -29,6 +29,11 @@ impl Link {
         .await
     }
 
+    /// RabbitMQ's version, where it told one.
+    pub(crate) fn version(&self) -> Option<(u16, u16)> {
+        None
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         self.channel.status().connected() && self.connection.status().connected()
     }

@@ -12,8 +12,10 @@ use serde_json::{Map, Value};
 
 /// How often a message had been delivered before it was queued to come back later.
 pub(crate) const ATTEMPT: &str = "x-onlyonce-attempt";
-/// How often a quorum queue delivered the message before, by what it counts as a failure and in all.
-const DELIVERY_COUNTS: [&str; 2] = ["x-delivery-count", "x-acquired-count"];
+/// How often a quorum queue took the message back, by what it counts towards the delivery limit.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+/// How often a quorum queue of RabbitMQ 4.3 or later delivered the message.
+const ACQUIRED_COUNT: &str = "x-acquired-count";
 const DEATHS: &str = "x-death";
 /// Headers by which a broker routes to further queues: never attributes of that name, lest a copy goes there as well.
 const ROUTING: [(&str, &str); 2] = [("CC", "amqp-cc"), ("BCC", "amqp-bcc")];
@@ -75,7 +77,7 @@ pub fn read(
         .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
     for (header, value) in properties.headers().iter().flat_map(|h| h.inner()) {
         let header = header.as_str();
-        if header == ATTEMPT || DELIVERY_COUNTS.contains(&header) {
+        if [ATTEMPT, DELIVERY_COUNT, ACQUIRED_COUNT].contains(&header) {
             continue;
         }
         if group_header == Some(header) {
@@ -124,18 +126,59 @@ pub(crate) fn read_origin(message: &mut Message, exchange: &str, routing_key: &s
     }
 }
 
+/// Which headers with counts are the broker's. It writes them into what a quorum queue delivers again, over what they were;
+/// everywhere else they are what a producer, a shovel or another queue wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// None: a first delivery, or a classic queue.
+    None,
+    /// `x-delivery-count`: a quorum queue before RabbitMQ 4.3, delivering again.
+    Deliveries,
+    /// `x-delivery-count` and `x-acquired-count`: one from RabbitMQ 4.3 on.
+    Acquisitions,
+}
+
 /// Which delivery of the message this is, from 1, and whether that is known from a count. Otherwise it is the least that
 /// is possible.
 #[must_use]
-pub fn attempt(properties: &BasicProperties, queue: &str, redelivered: bool) -> (u32, bool) {
-    let number = |name: &str| header(properties, name).and_then(integer).unwrap_or(0);
-    // Up to RabbitMQ 4.2 the first counts every delivery, from 4.3 on the second:
-    // https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
-    let counted = DELIVERY_COUNTS.map(number).into_iter().max().unwrap_or(0);
-    let before = number(ATTEMPT).saturating_add(deaths(properties, queue));
-    let least = before.saturating_add(counted.max(i64::from(redelivered)));
+pub fn attempt(
+    properties: &BasicProperties,
+    queue: &str,
+    redelivered: bool,
+    counts: Counts,
+) -> (u32, bool) {
+    let counted = match counts {
+        Counts::None => 0,
+        Counts::Deliveries => number(properties, DELIVERY_COUNT),
+        Counts::Acquisitions if is_from_elsewhere(properties) => 0,
+        Counts::Acquisitions => number(properties, ACQUIRED_COUNT),
+    };
+    let before = number(properties, ATTEMPT).saturating_add(deaths(properties, queue));
+    let again = counts == Counts::None && redelivered;
+    let least = before.saturating_add(counted.max(i64::from(again)));
     let attempt = u32::try_from(least.saturating_add(1)).unwrap_or(u32::MAX);
-    (attempt, before > 0 || counted > 0)
+    (attempt, before > 0 || counts != Counts::None)
+}
+
+/// How often the broker took the message back, by what it counts towards the queue's delivery limit.
+pub(crate) fn returned(properties: &BasicProperties, counts: Counts) -> u32 {
+    let returned = match counts {
+        Counts::None => 0,
+        Counts::Deliveries | Counts::Acquisitions => number(properties, DELIVERY_COUNT),
+    };
+    u32::try_from(returned).unwrap_or(u32::MAX)
+}
+
+/// Whether this is the first delivery of what another queue gave up on: RabbitMQ 4.3 calls it delivered again, with the
+/// other queue's counts, which are the same then (measured with 4.3.6). Later it counts acquisitions anew.
+fn is_from_elsewhere(properties: &BasicProperties) -> bool {
+    let reason = header(properties, "x-last-death-reason").map(text);
+    reason.as_deref() == Some("delivery_limit")
+        && number(properties, ACQUIRED_COUNT) == number(properties, DELIVERY_COUNT)
+}
+
+fn number(properties: &BasicProperties, name: &str) -> i64 {
+    header(properties, name).and_then(integer).unwrap_or(0)
 }
 
 /// How often this queue delivered the message and had it rejected, see <https://www.rabbitmq.com/docs/dlx#effects>.
@@ -287,7 +330,7 @@ pub(crate) fn copy(properties: &BasicProperties, attempt: u32) -> BasicPropertie
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(|h| h.inner()) {
         let death = [DEATHS, "x-first-death-", "x-last-death-"];
-        let dropped = DELIVERY_COUNTS.contains(&name.as_str())
+        let dropped = [DELIVERY_COUNT, ACQUIRED_COUNT].contains(&name.as_str())
             || death.iter().any(|prefix| name.as_str().starts_with(prefix));
         if !dropped {
             headers.insert(name.clone(), value.clone());
@@ -510,16 +553,9 @@ mod tests {
             .into(),
         );
         let none = BasicProperties::default();
-        assert_eq!(attempt(&none, "q", false), (1, false));
-        assert_eq!(attempt(&none, "q", true), (2, false));
+        assert_eq!(attempt(&none, "q", false, Counts::None), (1, false));
+        assert_eq!(attempt(&none, "q", true, Counts::None), (2, false));
         for (name, value, redelivered, expected) in [
-            (
-                "x-delivery-count",
-                AMQPValue::LongLongInt(4),
-                true,
-                (5, true),
-            ),
-            ("x-acquired-count", AMQPValue::LongInt(4), true, (5, true)),
             ("x-death", deaths.clone(), false, (3, true)),
             (
                 ATTEMPT,
@@ -531,7 +567,8 @@ mod tests {
             (ATTEMPT, long("many"), false, (1, false)),
         ] {
             let properties = with([(name, value)]);
-            assert_eq!(attempt(&properties, "q", redelivered), expected, "{name}");
+            let attempt = attempt(&properties, "q", redelivered, Counts::None);
+            assert_eq!(attempt, expected, "{name}");
         }
         let moved = copy(
             &with([
@@ -541,9 +578,45 @@ mod tests {
             ]),
             4,
         );
-        assert_eq!(attempt(&moved, "q", false), (5, true));
+        assert_eq!(attempt(&moved, "q", false, Counts::None), (5, true));
         let (message, _) = read(&moved, Bytes::new(), None);
         assert_eq!(message.attributes.iter().collect::<Vec<_>>(), [("k", "v")]);
+    }
+
+    #[test]
+    fn only_the_brokers_counts_are_believed() {
+        let properties = with([
+            ("x-delivery-count", AMQPValue::LongLongInt(3)),
+            ("x-acquired-count", AMQPValue::LongLongInt(5)),
+        ]);
+        for (counts, redelivered, expected, back) in [
+            (Counts::None, false, (1, false), 0),
+            (Counts::None, true, (2, false), 0),
+            (Counts::Deliveries, true, (4, true), 3),
+            (Counts::Acquisitions, true, (6, true), 3),
+        ] {
+            let attempt = attempt(&properties, "q", redelivered, counts);
+            assert_eq!(attempt, expected, "{counts:?}");
+            assert_eq!(returned(&properties, counts), back, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn what_another_queue_counted_is_no_attempt_here() {
+        let given_up = |acquired| {
+            with([
+                ("x-delivery-count", AMQPValue::LongLongInt(21)),
+                ("x-acquired-count", AMQPValue::LongLongInt(acquired)),
+                ("x-last-death-reason", long("delivery_limit")),
+            ])
+        };
+        for (acquired, expected) in [(21, 1), (1, 2), (2, 3)] {
+            let properties = given_up(acquired);
+            let (attempt, _) = attempt(&properties, "dead", true, Counts::Acquisitions);
+            assert_eq!(attempt, expected);
+            // But this queue deletes it as if it had taken it back as often.
+            assert_eq!(returned(&properties, Counts::Acquisitions), 21);
+        }
     }
 
     #[test]

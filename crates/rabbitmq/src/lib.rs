@@ -22,6 +22,8 @@
 //! | `queue` | | the queue; required for a source. Nothing is declared but delay queues |
 //! | `exchange`, `routing_key` | | for a sink, instead of `queue` |
 //! | `quorum` | `false` | it is a quorum queue, which counts deliveries: [`Delivery::attempt`] is then always filled in |
+//! | `delivery_limit` | none | the limit that a policy sets for a quorum queue, `-1` for no limit: AMQP does not tell policies |
+//! | `wait_for_queue` | `false` | a queue that does not exist, or is deleted, is waited for; otherwise that is an error |
 //! | `group_header` | none | the header that carries [`Message::group`], read and written. Give a dead-letter sink the same |
 //! | `single_active_consumer` | `false` | the queue has [`x-single-active-consumer`][sac]; without `group_header` it is one group |
 //! | `prefetch` | 500 | [deliveries out at once][prefetch], and so held in memory; 1 to 65535 |
@@ -30,8 +32,9 @@
 //! | `heartbeat` | `20s` | a silent connection is given up after twice as long |
 //! | `timeout` | `30s` | for connecting, a request, the confirmation of a batch |
 //!
-//! What AMQP cannot tell (`quorum`, `single_active_consumer`, `consumer_timeout`) is believed: a false statement costs
-//! counts, order, or a lease that ends earlier than thought.
+//! The source asks how the queue was declared, and refuses a stream, and a URL that says otherwise. The question is a
+//! declaration that cannot succeed: it needs the permission `configure` on the queue, and changes nothing. Without the
+//! permission the URL is believed, as it always is for policies and `consumer_timeout`.
 //!
 //! For TLS the system's certificates are trusted; `SSL_CERT_FILE` names others, of a private authority, say.
 //!
@@ -49,10 +52,23 @@
 //! channel; if the connection dies before the broker reads it, the message comes again, and the deduplication sees to it.
 //! After `close` returns `Ok`, the broker has read all of them.
 //!
-//! **A nack** is `basic.nack` with requeue. It counts as a delivery, and up to RabbitMQ 4.2 towards a quorum queue's
-//! [delivery limit][poison]: by default RabbitMQ 4 *deletes* a message after 20, unless the queue has a dead-letter
-//! exchange. So give it one, or a high `x-delivery-limit`; the pipeline's own limit comes first if it is lower. Not -1 before
-//! RabbitMQ 4: 3.10 takes it for a limit that every message has passed, and deletes what is given back (measured).
+//! **A nack** is `basic.nack` with requeue; a message with a group stays unsettled instead, and the source closes the
+//! channel, which gives back all that it holds, in order. A pipeline that stops nacks nothing: [`close`][onlyonce_core::Source::close]
+//! gives back.
+//!
+//! **A worker that stops, crashes or loses its connection** counts against everything that it holds, on a quorum queue of
+//! RabbitMQ 4: at the 21st time such a message is deleted, or moved to the queue's dead-letter exchange, even if no handler
+//! has ever seen it ([delivery limit][poison]; measured on 4.0.5 and 4.3.6). So the source *renews* a message when half of
+//! the limit is used up, before it hands it out: a copy at the end of the queue is confirmed, then the original is acked.
+//! Nothing has to be set for that. Where it cannot be done, since a message of a group would lose its place, or the limit
+//! is below 4, the pipeline refuses to start (`Hazard::GivesUp`) and says what to set: `x-delivery-limit=-1`, by the
+//! declaration or by a policy (a limit of 1,000 or more is as good). Not on RabbitMQ 3, which has no such default: 3.10 takes -1 for a limit that every message
+//! has passed, and deletes what is given back (measured).
+//!
+//! **A message that is not settled within `consumer_timeout`** comes again, and so does all else that the source holds: a
+//! warning says so. RabbitMQ closes the channel, but for classic queues of 4.3, which let it be, and quorum queues of 4.3,
+//! which cancel the consumer (measured on 3.10.8, 4.0.5, 4.3.6). The source closes the channel itself, a tenth of the time
+//! sooner, at most a second.
 //!
 //! **A nack with a delay**: AMQP has none. A copy of the message, with its id, headers, properties and the header
 //! `x-onlyonce-attempt`, is published to a queue `NAME.delay.MILLISECONDS` whose messages expire into the original
@@ -80,7 +96,7 @@
 //! | `content_type`, `content_encoding`, `correlation_id`, `reply_to`, `type`, `app_id`, `priority` | attributes `amqp-content-type` …, and back |
 //! | other headers | attributes (a header `amqp-type` is `header-amqp-type`, and so with the other names above); a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…` |
 //! | exchange and routing key, `CC` | attributes `amqp-exchange`, `amqp-routing-key`, `amqp-cc`; a sink routes by none of them |
-//! | `x-delivery-count`, `x-acquired-count`, `x-onlyonce-attempt`, `x-death` of this queue by rejection | [`Delivery::attempt`] |
+//! | `x-delivery-count` (from 4.3 on `x-acquired-count`) of a quorum queue's redelivery, `x-onlyonce-attempt`, `x-death` of this queue by rejection | [`Delivery::attempt`]; anywhere else the first two are what a producer wrote, and not believed |
 //! | `expiration`, `user_id`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
 //!
 //! # Order
@@ -104,8 +120,10 @@
 //!   ends the process, and the next one that gets the message. So let only those publish whom you trust, or set the
 //!   environment variable `RUST_MIN_STACK=268435456`, with which the deepest that fits into a frame is read (measured
 //!   with lapin 4.12.3 and frames of 128 KiB).
-//! - AMQP tells nothing of a queue's type, limits or policies: see what
-//!   [`inspect`](onlyonce_core::Source::inspect) calls unknown.
+//! - AMQP tells nothing of policies: see what [`inspect`](onlyonce_core::Source::inspect) calls unknown.
+//! - A group whose head fails is retried in place, and what follows it is held. When one such group fills `prefetch`, the
+//!   other groups of the queue wait for it: AMQP cannot give back one group and keep its order. A warning says so. Raise
+//!   `prefetch` above what may pile up of a group, or lower the retries.
 //! - The client logs a returned message, body included, at level WARN under the target `lapin`.
 //!
 //! # Escape hatch
@@ -129,9 +147,11 @@
 mod acks;
 mod config;
 mod connection;
-mod delay;
+mod copies;
+mod declared;
 mod error;
 pub mod headers;
+mod inspection;
 mod publisher;
 mod sink;
 mod source;

@@ -17,6 +17,8 @@ pub enum Hazard {
     ShortLease,
     /// The broker gives up on a message before the retry policy does.
     DeliveryLimit,
+    /// The broker can give up on a message that no handler failed: it counts workers that stop or crash.
+    GivesUp,
     /// There is nowhere to put what cannot be processed.
     NoDeadLetter,
     /// Order within groups was asked for, and the queue does not keep it.
@@ -89,6 +91,9 @@ fn hazards(
                 options.retry.max_attempts
             ),
         ));
+    }
+    if let Some(why) = &inspection.gives_up {
+        found.push((Hazard::GivesUp, why.clone()));
     }
     let at_source = capabilities.dead_letter && inspection.dead_letter.is_some();
     if !has_sink && !at_source && mode != Mode::AtMostOnce {

@@ -182,16 +182,6 @@ async fn a_channel_exception_is_recovered_from() {
     source.close().await.unwrap();
 }
 
-async fn receive_error(source: &RabbitSource) -> onlyonce_core::Error {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        assert!(Instant::now() < deadline, "no error came");
-        if let Err(error) = source.receive(limit(1)).await {
-            return error;
-        }
-    }
-}
-
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
 async fn what_cannot_work_is_said_at_once_and_without_secrets() {
@@ -448,7 +438,7 @@ async fn inspection_tells_what_can_be_known() {
     let mentions = |inspection: &Inspection, word: &str| {
         inspection.unknown.iter().any(|line| line.contains(word))
     };
-    assert!(mentions(&alone, "x-delivery-limit") && mentions(&alone, "dead_letter"));
+    assert!(mentions(&alone, "policies") && mentions(&alone, "consumer_timeout"));
     // A second consumer takes part of each group.
     let other = queue.source("&group_header=g");
     receive_nothing(&other).await;

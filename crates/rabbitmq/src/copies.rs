@@ -1,5 +1,6 @@
-//! Delayed retry. AMQP cannot give a message back for later, so a copy waits in a queue whose messages expire into the
-//! original queue.
+//! Copies that take a message's place. For a delayed retry one waits in a queue whose messages expire into the original
+//! queue, since AMQP cannot give a message back for later. And one at the queue's end renews a message that the broker
+//! would soon give up on.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -27,24 +28,39 @@ const STEPS: [u64; 14] = [
 ];
 const SHORT_STEPS: [u64; 3] = [100, 250, 500];
 
-pub(crate) struct Delayer {
+pub(crate) struct Copies {
     queue: String,
     publisher: Publisher,
 }
 
-impl Delayer {
+impl Copies {
     pub(crate) fn new(config: Config, queue: &str) -> Self {
         Self {
             queue: queue.to_owned(),
-            publisher: Publisher::new(config, "delayed retry", ShortString::default(), queue),
+            publisher: Publisher::new(config, "copies", ShortString::default(), queue),
         }
     }
 
+    /// Puts a copy of each at the queue's end, with the broker's counts at zero; `Ok` when the broker has confirmed it.
+    pub(crate) async fn renew(&self, originals: &[Original]) -> Vec<Result<(), Error>> {
+        let routing_key = match config::name("queue", &self.queue) {
+            Ok(name) => name,
+            Err(error) => return refuse(originals.len(), error),
+        };
+        let copies: Vec<_> = originals
+            .iter()
+            .map(|original| Outgoing {
+                routing_key: routing_key.clone(),
+                // This delivery has not been an attempt: nobody is given it.
+                properties: headers::copy(&original.properties, original.attempt - 1),
+                body: original.body.clone(),
+            })
+            .collect();
+        self.publisher.publish(&BTreeMap::new(), &copies).await
+    }
+
     /// Queues a copy of each to come back after its delay; `Ok` when the broker has confirmed the copy.
-    pub(crate) async fn publish(
-        &self,
-        originals: &[(Original, Duration)],
-    ) -> Vec<Result<(), Error>> {
+    pub(crate) async fn delay(&self, originals: &[(Original, Duration)]) -> Vec<Result<(), Error>> {
         let mut queues = BTreeMap::new();
         let mut copies = Vec::with_capacity(originals.len());
         for (original, delay) in originals {
