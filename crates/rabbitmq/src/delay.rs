@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use onlyonce_core::Error;
 
@@ -15,7 +14,7 @@ use crate::{Config, config, headers};
 /// What is kept of a delivery so that a copy can be made of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Original {
-    pub(crate) properties: BasicProperties,
+    pub(crate) properties: headers::Packed,
     pub(crate) body: Bytes,
     pub(crate) attempt: u32,
 }
@@ -53,9 +52,13 @@ impl Delayer {
                 Ok(name) => name,
                 Err(error) => return refuse(originals.len(), error),
             };
+            let properties = match original.properties.unpack() {
+                Ok(properties) => headers::copy(&properties, original.attempt),
+                Err(error) => return refuse(originals.len(), error),
+            };
             copies.push(Outgoing {
                 routing_key: name.clone(),
-                properties: headers::copy(&original.properties, original.attempt),
+                properties,
                 body: original.body.clone(),
             });
             queues

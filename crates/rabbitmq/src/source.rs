@@ -353,7 +353,7 @@ impl Shared {
         }
         let original = self.delayer.is_some().then(|| {
             Box::new(Original {
-                properties,
+                properties: headers::Packed::of(properties),
                 body,
                 attempt,
             })
@@ -544,9 +544,6 @@ async fn drive(shared: Arc<Shared>) -> Result<(), Fault> {
                 let Err(fault) = ended else { return Ok(()) };
                 let error = fault.error("the channel ended", &shared.queue);
                 tracing::warn!(queue = shared.queue, %error, "reconnecting");
-                if fault.is_unreadable() && shared.report(error, false) {
-                    return Ok(());
-                }
                 if useful || opened_at.elapsed() >= STABLE {
                     backoff.reset();
                 }

@@ -6,4 +6,6 @@ mod broker;
 mod common;
 mod conformance;
 mod faults;
+mod hostile;
 mod node;
+mod raw;
