@@ -68,10 +68,11 @@ struct Hostile {
 impl Hostile {
     fn properties(&mut self, id: &str) -> Vec<u8> {
         let room = self.most - OVERHEAD;
-        let size = match self.random.u8(..4) {
+        // Few of the largest: the broker itself takes seconds for one that is nested as deep as a frame allows.
+        let size = match self.random.u8(..30) {
             0 => room,
             1 => self.random.usize(..room),
-            _ => self.random.usize(..2_000),
+            _ => self.random.usize(..8_000),
         };
         let table = match self.random.u8(..8) {
             0 => nested(1 + size / 7, b'F'),
@@ -200,7 +201,7 @@ async fn every_message_is_handled_or_dead_lettered_whatever_its_headers() {
         let counters = pipeline.counters();
         let running = tokio::spawn(pipeline.run(record));
         let done = || store.effects().len() as u64 + counters.report().dead_lettered;
-        let deadline = Instant::now() + 4 * PATIENCE;
+        let deadline = Instant::now() + 10 * PATIENCE;
         while done() < MANY {
             assert!(Instant::now() < deadline, "{} of {MANY}", done());
             sleep(Duration::from_millis(20)).await;
@@ -235,7 +236,7 @@ async fn every_message_is_handled_or_dead_lettered_whatever_its_headers() {
     }
 }
 
-const MANY: u64 = 400;
+const MANY: u64 = 300;
 
 async fn record(body: Bytes, tx: &mut MemoryTx) {
     tx.push(body);
@@ -439,7 +440,11 @@ async fn a_worker_takes_no_more_memory_than_the_crates_page_says() {
 async fn hold(queue: &str) {
     let config = format!("{}?queue={queue}&prefetch={HELD}", url());
     let source = onlyonce_rabbitmq::RabbitSource::new(config.parse().unwrap()).unwrap();
-    let held = receive(&source, HELD).await;
+    // Not at once: the broker takes a while for messages of so many values.
+    let mut held = Vec::new();
+    while held.len() < HELD {
+        held.extend(receive(&source, (HELD - held.len()).min(20)).await);
+    }
     let malformed = held.iter().filter(|d| d.malformed.is_some()).count();
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let (_, peak) = status.split_once("VmHWM:").unwrap();
