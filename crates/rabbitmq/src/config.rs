@@ -76,6 +76,7 @@ impl Config {
         let target = self.queue.as_ref().or(self.exchange.as_ref());
         connecting
             .await
+            .map(|(connection, _)| connection)
             .map_err(|fault| fault.error("cannot connect", target.map_or("", String::as_str)))
     }
 

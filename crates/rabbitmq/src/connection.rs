@@ -1,4 +1,5 @@
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::{Channel, Connection, ConnectionProperties};
@@ -6,36 +7,41 @@ use tokio::time::{Instant, timeout};
 
 use crate::Config;
 use crate::error::Fault;
+use crate::filter::{self, Broker};
 
 /// A connection and the one channel on it. Never recovered by lapin: what dies is replaced by a new one, so that no
 /// delivery tag of the old ever reaches it.
 pub(crate) struct Link {
     pub(crate) connection: Connection,
     pub(crate) channel: Channel,
+    broker: Arc<Broker>,
     patience: Duration,
 }
 
 impl Link {
     pub(crate) async fn open(config: &Config, role: &str) -> Result<Self, Fault> {
         answer(config.timeout, async {
-            let connection = connect(config, role).await?;
+            let (connection, broker) = connect(config, role).await?;
             let channel = connection.create_channel().await?;
-            Ok(Self {
+            let link = Self {
                 connection,
                 channel,
+                broker,
                 patience: config.timeout,
-            })
+            };
+            tracing::debug!(role, version = ?link.version(), "connected");
+            Ok(link)
         })
         .await
     }
 
-    /// RabbitMQ's version, where it told one.
-    pub(crate) fn version(&self) -> Option<(u16, u16)> {
-        None
-    }
-
     pub(crate) fn is_open(&self) -> bool {
         self.channel.status().connected() && self.connection.status().connected()
+    }
+
+    /// The broker's version, major and minor number, if it told.
+    pub(crate) fn version(&self) -> Option<(u16, u16)> {
+        self.broker.version()
     }
 
     /// Closes the channel, which gives back what is not settled, in order; then the connection. The channel first and
@@ -53,10 +59,13 @@ impl Link {
     }
 }
 
-pub(crate) async fn connect(config: &Config, role: &str) -> lapin::Result<Connection> {
+pub(crate) async fn connect(
+    config: &Config,
+    role: &str,
+) -> lapin::Result<(Connection, Arc<Broker>)> {
     let name = format!("onlyonce {role}");
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    Connection::connect_uri(config.uri(), properties).await
+    filter::connector(config.uri(), properties).await
 }
 
 /// `duration` from now, or a century where that cannot be reckoned.

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use onlyonce_core::Error;
 
@@ -16,7 +15,7 @@ use crate::{Config, config, headers};
 /// What is kept of a delivery so that a copy can be made of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Original {
-    pub(crate) properties: BasicProperties,
+    pub(crate) properties: headers::Packed,
     pub(crate) body: Bytes,
     pub(crate) attempt: u32,
 }
@@ -47,15 +46,19 @@ impl Copies {
             Ok(name) => name,
             Err(error) => return refuse(originals.len(), error),
         };
-        let copies: Vec<_> = originals
-            .iter()
-            .map(|original| Outgoing {
-                routing_key: routing_key.clone(),
+        let mut copies = Vec::with_capacity(originals.len());
+        for original in originals {
+            let properties = match original.properties.unpack() {
                 // This delivery has not been an attempt: nobody is given it.
-                properties: headers::copy(&original.properties, original.attempt - 1),
+                Ok(properties) => headers::copy(&properties, original.attempt - 1),
+                Err(error) => return refuse(originals.len(), error),
+            };
+            copies.push(Outgoing {
+                routing_key: routing_key.clone(),
+                properties,
                 body: original.body.clone(),
-            })
-            .collect();
+            });
+        }
         self.publisher.publish(&BTreeMap::new(), &copies).await
     }
 
@@ -69,9 +72,13 @@ impl Copies {
                 Ok(name) => name,
                 Err(error) => return refuse(originals.len(), error),
             };
+            let properties = match original.properties.unpack() {
+                Ok(properties) => headers::copy(&properties, original.attempt),
+                Err(error) => return refuse(originals.len(), error),
+            };
             copies.push(Outgoing {
                 routing_key: name.clone(),
-                properties: headers::copy(&original.properties, original.attempt),
+                properties,
                 body: original.body.clone(),
             });
             queues

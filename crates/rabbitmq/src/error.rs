@@ -61,11 +61,6 @@ impl Fault {
             _ => None,
         }
     }
-
-    /// Whether it was a frame that the client cannot read: it would come again and again.
-    pub(crate) fn is_unreadable(&self) -> bool {
-        matches!(self, Self::Lapin(error) if matches!(error.kind(), Amqp::ParsingError(_)))
-    }
 }
 
 fn exception(error: &lapin::Error) -> Option<(u16, &str)> {
@@ -80,15 +75,10 @@ fn of_lapin(what: &str, error: &lapin::Error) -> Error {
         return of_exception(what, code, text);
     }
     match error.kind() {
-        Amqp::ParsingError(_) => Error::new(
-            ErrorKind::Message,
-            format!(
-                "{what}: a frame could not be read, as happens with a message whose headers or properties are not UTF-8; take that message out of the queue"
-            ),
-        ),
         Amqp::SerialisationError(_) => Error::new(ErrorKind::Message, what),
         Amqp::AuthProviderError(_) => Error::new(ErrorKind::Permission, what),
         Amqp::IOError(_)
+        | Amqp::ParsingError(_)
         | Amqp::RuntimeShutdownError(_)
         | Amqp::MissingHeartbeatError
         | Amqp::InvalidChannel(_)

@@ -2,13 +2,17 @@
 //! [`RabbitSink`](crate::RabbitSink) read and write them: for those who use the same queues through [`lapin`] itself.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use lapin::BasicProperties;
+use lapin::protocol::basic::{gen_properties, parse_properties};
 use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
 use onlyonce_core::{Attributes, Error, ErrorKind, Message};
 use serde_json::{Map, Value};
+
+use crate::filter::{MAX_DEPTH, RAW, UNREADABLE};
 
 /// How often a message had been delivered before it was queued to come back later.
 pub(crate) const ATTEMPT: &str = "x-onlyonce-attempt";
@@ -20,6 +24,8 @@ const DEATHS: &str = "x-death";
 /// Headers by which a broker routes to further queues: never attributes of that name, lest a copy goes there as well.
 const ROUTING: [(&str, &str); 2] = [("CC", "amqp-cc"), ("BCC", "amqp-bcc")];
 const PRIORITY: &str = "amqp-priority";
+/// How the headers begin that could not be read: `hex:…`.
+const UNREADABLE_HEADERS: &str = "amqp-unreadable-headers";
 const EXCHANGE: &str = "amqp-exchange";
 const ROUTING_KEY: &str = "amqp-routing-key";
 
@@ -87,11 +93,21 @@ pub fn read(
                         "the header {header} names the group but is a table or an array"
                     ));
                 }
-                value => message.group = Some(text(value)),
+                value => message.group = text(value),
             }
             continue;
         }
-        message.attributes.insert(attribute(header), text(value));
+        match text(value) {
+            Some(text) => drop(message.attributes.insert(attribute(header), text)),
+            None => {
+                malformed = Some(format!(
+                    "the header {header} is nested more than {MAX_DEPTH} deep"
+                ))
+            }
+        }
+    }
+    if let Some(why) = unreadable(&mut message) {
+        malformed = Some(why);
     }
     for (name, get, _) in PROPERTIES {
         if let Some(value) = get(properties) {
@@ -102,6 +118,15 @@ pub fn read(
         message.attributes.insert(PRIORITY, priority.to_string());
     }
     (message, malformed)
+}
+
+/// Why the filter in front of the client could not let it have all of the message, if that is so.
+fn unreadable(message: &mut Message) -> Option<String> {
+    let why = message.attributes.remove(UNREADABLE)?;
+    if let Some(raw) = message.attributes.remove(RAW) {
+        message.attributes.insert(UNREADABLE_HEADERS, raw);
+    }
+    Some(format!("the message could not be read whole: {why}"))
 }
 
 /// The attribute of this header. One that is called as the attribute of a property is not it: its text need not be what
@@ -187,10 +212,8 @@ fn deaths(properties: &BasicProperties, queue: &str) -> i64 {
         return 0;
     };
     let is = |table: &FieldTable, key: &str, value: &str| {
-        table
-            .inner()
-            .get(key)
-            .is_some_and(|found| text(found) == value)
+        let found = table.inner().get(key).and_then(text);
+        found.is_some_and(|found| found == value)
     };
     deaths
         .as_slice()
@@ -225,16 +248,20 @@ fn integer(value: &AMQPValue) -> Option<i64> {
     Some(number.max(0))
 }
 
-fn text(value: &AMQPValue) -> String {
-    match json(value) {
+/// `None` if it is nested too deep.
+fn text(value: &AMQPValue) -> Option<String> {
+    let mut text = match json(value, MAX_DEPTH)? {
         Value::String(text) => text,
         Value::Null => String::new(),
         other => other.to_string(),
-    }
+    };
+    text.shrink_to_fit();
+    Some(text)
 }
 
-fn json(value: &AMQPValue) -> Value {
-    match value {
+/// `None` if it is nested deeper than `depth`.
+fn json(value: &AMQPValue, depth: usize) -> Option<Value> {
+    Some(match value {
         AMQPValue::Boolean(value) => (*value).into(),
         AMQPValue::ShortShortInt(n) => (*n).into(),
         AMQPValue::ShortShortUInt(n) => (*n).into(),
@@ -244,18 +271,32 @@ fn json(value: &AMQPValue) -> Value {
         AMQPValue::LongUInt(n) => (*n).into(),
         AMQPValue::LongLongInt(n) => (*n).into(),
         AMQPValue::Timestamp(seconds) => (*seconds).into(),
-        AMQPValue::Float(n) => n.to_string().into(),
-        AMQPValue::Double(n) => n.to_string().into(),
+        AMQPValue::Float(n) => float((*n).into(), n).into(),
+        AMQPValue::Double(n) => float(*n, n).into(),
         AMQPValue::DecimalValue(n) => format!("{}e-{}", n.value, n.scale).into(),
         AMQPValue::ShortString(text) => text.as_str().into(),
         AMQPValue::LongString(text) => Attributes::text_of(text.as_bytes()).into(),
         AMQPValue::ByteArray(array) => Attributes::text_of(array.as_slice()).into(),
-        AMQPValue::FieldArray(array) => array.as_slice().iter().map(json).collect(),
+        AMQPValue::FieldArray(array) => {
+            let depth = depth.checked_sub(1)?;
+            let values = array.as_slice().iter().map(|value| json(value, depth));
+            values.collect::<Option<Vec<_>>>()?.into()
+        }
         AMQPValue::FieldTable(table) => {
-            let pairs = table.inner().iter().map(|(k, v)| (k.to_string(), json(v)));
-            pairs.collect::<Map<_, _>>().into()
+            let depth = depth.checked_sub(1)?;
+            let pairs = table.inner().iter();
+            let pairs = pairs.map(|(k, v)| Some((k.to_string(), json(v, depth)?)));
+            pairs.collect::<Option<Map<_, _>>>()?.into()
         }
         AMQPValue::Void => Value::Null,
+    })
+}
+
+/// Not all of up to 300 digits.
+fn float<T: fmt::Display + fmt::LowerExp>(value: f64, shown: &T) -> String {
+    match value.abs() {
+        0.0 | 1e-5..1e16 => shown.to_string(),
+        _ => format!("{shown:e}"),
     }
 }
 
@@ -355,6 +396,33 @@ pub(crate) fn copy(properties: &BasicProperties, attempt: u32) -> BasicPropertie
         copy = copy.with_timestamp(*timestamp);
     }
     copy
+}
+
+/// Properties to be kept for later: as on the wire, since as values they take many times as much memory.
+#[derive(Clone, Debug)]
+pub(crate) enum Packed {
+    Wire(Bytes),
+    /// Those that cannot be written, which no message brings.
+    Values(Box<BasicProperties>),
+}
+
+impl Packed {
+    pub(crate) fn of(properties: BasicProperties) -> Self {
+        let written = gen_properties(&properties)(Vec::new().into());
+        match written.map(|context| context.into_inner()) {
+            Ok((bytes, _)) => Self::Wire(bytes.into_boxed_slice().into()),
+            Err(_) => Self::Values(properties.into()),
+        }
+    }
+
+    pub(crate) fn unpack(&self) -> Result<BasicProperties, Error> {
+        match self {
+            Self::Wire(bytes) => parse_properties(&bytes[..])
+                .map(|(_, properties)| properties)
+                .map_err(|_| Error::new(ErrorKind::Message, "its properties cannot be read again")),
+            Self::Values(properties) => Ok((**properties).clone()),
+        }
+    }
 }
 
 /// How many bytes the properties take on the wire, at most.
@@ -463,6 +531,51 @@ mod tests {
             ("void", ""),
         ];
         assert_eq!(message.attributes.iter().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn headers_that_are_nested_too_deep_are_no_attributes() {
+        for (depth, taken) in [(MAX_DEPTH, true), (MAX_DEPTH + 1, false), (500, false)] {
+            let deep = |value, _| AMQPValue::FieldArray(vec![value].into());
+            let value = (0..depth).fold(AMQPValue::Void, deep);
+            let properties = with([("deep", value), ("k", long("v"))]);
+            let (message, malformed) = read(&properties, Bytes::new(), None);
+            assert_eq!(message.attributes.get("deep").is_some(), taken);
+            assert_eq!(message.attributes.get("k"), Some("v"));
+            assert_eq!(malformed.is_none(), taken, "{malformed:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_any_size_are_short_text() {
+        for (number, expected) in [
+            (0.0, "0"),
+            (-2.0, "-2"),
+            (1.5e15, "1500000000000000"),
+            (1e300, "1e300"),
+            (f64::MIN_POSITIVE, "2.2250738585072014e-308"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(text(&AMQPValue::Double(number)).unwrap(), expected);
+        }
+        assert_eq!(text(&AMQPValue::Float(0.1)).unwrap(), "0.1");
+        assert_eq!(text(&AMQPValue::Float(1e38)).unwrap(), "1e38");
+    }
+
+    #[test]
+    fn properties_are_the_same_after_they_were_packed() {
+        let inner = table([("n", AMQPValue::LongInt(-1)), ("t", long("x"))]);
+        let properties = with([
+            ("table", AMQPValue::FieldTable(inner)),
+            ("array", AMQPValue::FieldArray(vec![AMQPValue::Void].into())),
+            ("bytes", AMQPValue::ByteArray(ByteArray::from(vec![0xff]))),
+        ])
+        .with_message_id("id".into())
+        .with_timestamp(7)
+        .with_priority(3);
+        let packed = Packed::of(properties.clone());
+        assert!(matches!(packed, Packed::Wire(_)));
+        assert_eq!(packed.unpack().unwrap(), properties);
     }
 
     #[test]

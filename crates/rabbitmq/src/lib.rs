@@ -111,15 +111,18 @@
 //!
 //! # Limits
 //!
-//! - Memory: `prefetch` × size of a message; AMQP bounds no bytes. Lower it for large messages.
+//! - Memory: of each message up to `prefetch`, 24 times the bytes of its headers and properties, twice its body, and
+//!   64 KiB, at most; a few times its bytes, usually. Beside that, 9 MiB for each connection. AMQP bounds no bytes: lower
+//!   `prefetch` for large messages.
 //! - A body may be as large as the broker's `max_message_size` (16 MiB by default in RabbitMQ 4, 128 MiB before); headers
 //!   and properties of a message share one frame (128 KiB).
-//! - A message whose properties or header names are not UTF-8 cannot be read by the client and ends the channel:
-//!   `receive` then returns an error that is not retryable.
-//! - A header of tables within tables, some hundred deep (2 kB suffice), overflows the stack of the client's thread and
-//!   ends the process, and the next one that gets the message. So let only those publish whom you trust, or set the
-//!   environment variable `RUST_MIN_STACK=268435456`, with which the deepest that fits into a frame is read (measured
-//!   with lapin 4.12.3 and frames of 128 KiB).
+//! - A property, exchange or routing key that is not UTF-8 becomes `hex:` and its bytes in hexadecimal, cut to 255 bytes.
+//!   A `message_id` of more than 125 such bytes makes the message [malformed](Delivery::malformed): cut, two ids could be
+//!   one.
+//! - Headers that the client cannot take make the message malformed, so that it becomes a dead letter, with its id, its other
+//!   properties, the reason, and the first 2 KiB of its headers as the attribute `amqp-unreadable-headers`. They are those
+//!   nested more than 32 deep, with a name that is not UTF-8, that would take more than 20 times their bytes and 64 KiB in
+//!   memory (an array of 3,000 booleans does), or that exceed a frame, with what the broker adds. See [`filter`].
 //! - AMQP tells nothing of policies: see what [`inspect`](onlyonce_core::Source::inspect) calls unknown.
 //! - A group whose head fails is retried in place, and what follows it is held. When one such group fills `prefetch`, the
 //!   other groups of the queue wait for it: AMQP cannot give back one group and keep its order. A warning says so. Raise
@@ -129,12 +132,13 @@
 //! # Escape hatch
 //!
 //! [`Config::connect`] opens a plain [`lapin`] connection to the same vhost, to declare queues and for all else that is
-//! not here.
+//! not here. What it receives comes through the [`filter`] as well.
 //!
 //! [`Message::group`]: onlyonce_core::Message::group
 //! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id
 //! [`Message::published_at`]: onlyonce_core::Message::published_at
 //! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
+//! [Delivery::malformed]: onlyonce_core::Delivery::malformed
 //! [`Ordering::Delivery`]: onlyonce_core::Ordering::Delivery
 //! [Answer::LeaseLost]: onlyonce_core::Answer::LeaseLost
 //! [sac]: https://www.rabbitmq.com/docs/consumers#single-active-consumer
@@ -150,6 +154,7 @@ mod connection;
 mod copies;
 mod declared;
 mod error;
+pub mod filter;
 pub mod headers;
 mod inspection;
 mod publisher;

@@ -475,14 +475,15 @@ impl Shared {
         let renews_from = epoch.terms.renews_from;
         let is_worn =
             renews_from.is_some_and(|from| headers::returned(&properties, counts) >= from);
-        let original = Original {
-            properties,
+        let is_copied = is_worn || self.capabilities.delayed_nack;
+        let original = is_copied.then(|| Original {
+            properties: headers::Packed::of(properties),
             body,
             attempt,
-        };
-        let worn = is_worn.then(|| original.clone());
+        });
+        let worn = original.clone().filter(|_| is_worn);
         lock(&epoch.acks).delivered(Held {
-            original: self.capabilities.delayed_nack.then(|| Box::new(original)),
+            original: original.map(Box::new),
             in_group: message.group.is_some(),
             until: lease.until,
         });
@@ -680,9 +681,6 @@ async fn drive(shared: Arc<Shared>) -> Result<(), Fault> {
                         tracing::info!(queue = shared.queue, %error, "consuming anew");
                     }
                     _ => tracing::warn!(queue = shared.queue, %error, "reconnecting"),
-                }
-                if fault.is_unreadable() && shared.report(error, false) {
-                    return Ok(());
                 }
                 if useful || opened_at.elapsed() >= STABLE {
                     backoff.reset();

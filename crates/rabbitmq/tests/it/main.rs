@@ -6,5 +6,7 @@ mod broker;
 mod common;
 mod conformance;
 mod faults;
+mod hostile;
 mod node;
+mod raw;
 mod returns;
