@@ -33,6 +33,14 @@ impl Link {
         self.channel.status().connected() && self.connection.status().connected()
     }
 
+    /// The most bytes that the headers and properties of a message may take.
+    pub(crate) fn frame_max(&self) -> usize {
+        match self.connection.configuration().frame_max() {
+            0 => usize::MAX,
+            bytes => bytes as usize,
+        }
+    }
+
     /// Closes the channel, which gives back what is not settled, in order; then the connection. The channel first and
     /// never the consumer: cancelling one that holds messages breaks classic queues with a single active consumer.
     pub(crate) async fn close(&self) -> Result<(), Fault> {

@@ -62,7 +62,7 @@ impl Delayer {
                 .entry(name)
                 .or_insert_with(|| arguments(&self.queue, step));
         }
-        self.publisher.publish(&queues, &copies).await
+        self.publisher.publish(&queues, copies).await
     }
 
     pub(crate) async fn close(&self) -> Result<(), Error> {

@@ -65,7 +65,7 @@ impl Publisher {
     pub(crate) async fn publish(
         &self,
         declare: &BTreeMap<ShortString, FieldTable>,
-        batch: &[Outgoing],
+        batch: Vec<Outgoing>,
     ) -> Vec<Result<(), Error>> {
         if batch.is_empty() {
             return Vec::new();
@@ -75,6 +75,10 @@ impl Publisher {
             Ok(link) => link,
             Err(fault) => return batch.iter().map(|_| Err(self.error(&fault))).collect(),
         };
+        let batch: Vec<_> = batch
+            .into_iter()
+            .map(|message| self.fit(message, link.frame_max()))
+            .collect();
         let mut results = Vec::with_capacity(batch.len());
         while results.len() < batch.len() {
             let rest = &batch[results.len()..];
@@ -119,12 +123,26 @@ impl Publisher {
         Ok(link)
     }
 
+    /// All headers and properties of a message share a frame.
+    fn fit(&self, mut message: Outgoing, most: usize) -> Outgoing {
+        let group_header = self.config.group_header.as_deref();
+        if headers::size(&message.properties) > most {
+            message.properties = headers::fit(message.properties, most, group_header);
+            if let Some(left_out) = headers::left_out(&message.properties) {
+                tracing::warn!(
+                    queue = self.target,
+                    message = ?message.properties.message_id(),
+                    left_out,
+                    "a dead letter goes without some of its attributes: they do not fit into a frame"
+                );
+            }
+        }
+        message
+    }
+
     async fn publish_chunk(&self, link: &Link, chunk: &[Outgoing]) -> Vec<Result<(), Error>> {
         let deadline = after(self.config.timeout);
-        let most = match link.connection.configuration().frame_max() {
-            0 => usize::MAX,
-            bytes => bytes as usize,
-        };
+        let most = link.frame_max();
         // All are handed over, in order, before the first confirmation is awaited.
         let confirms: Vec<_> = chunk
             .iter()

@@ -57,7 +57,7 @@ impl Sink for RabbitSink {
         }
         let mut published = self
             .publisher
-            .publish(&BTreeMap::new(), &outgoing)
+            .publish(&BTreeMap::new(), outgoing)
             .await
             .into_iter();
         for (result, message) in results.iter_mut().zip(batch) {

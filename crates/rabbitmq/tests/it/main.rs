@@ -5,5 +5,6 @@
 mod broker;
 mod common;
 mod conformance;
+mod dead_letters;
 mod faults;
 mod node;
