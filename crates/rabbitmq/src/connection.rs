@@ -1,7 +1,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{Channel, Connection, ConnectionProperties, ConnectionStatus};
 use tokio::time::{Instant, timeout};
 
 use crate::Config;
@@ -33,6 +33,11 @@ impl Link {
         self.channel.status().connected() && self.connection.status().connected()
     }
 
+    /// Whether the broker has said that it reads nothing more from this connection for now.
+    pub(crate) fn is_blocked(&self) -> bool {
+        is_blocked(self.connection.status())
+    }
+
     /// The most bytes that the headers and properties of a message may take.
     pub(crate) fn frame_max(&self) -> usize {
         match self.connection.configuration().frame_max() {
@@ -54,6 +59,10 @@ impl Link {
         }
         closed
     }
+}
+
+pub(crate) fn is_blocked(status: &ConnectionStatus) -> bool {
+    status.connected() && status.blocked()
 }
 
 pub(crate) async fn connect(config: &Config, role: &str) -> lapin::Result<Connection> {

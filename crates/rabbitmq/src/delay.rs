@@ -36,7 +36,14 @@ impl Delayer {
     pub(crate) fn new(config: Config, queue: &str) -> Self {
         Self {
             queue: queue.to_owned(),
-            publisher: Publisher::new(config, "delayed retry", ShortString::default(), queue),
+            // Whoever delays a message goes on with others.
+            publisher: Publisher::new(
+                config,
+                "delayed retry",
+                ShortString::default(),
+                queue,
+                Duration::MAX,
+            ),
         }
     }
 
@@ -62,7 +69,16 @@ impl Delayer {
                 .entry(name)
                 .or_insert_with(|| arguments(&self.queue, step));
         }
-        self.publisher.publish(&queues, copies).await
+        self.publisher.publish(queues, copies).await
+    }
+
+    /// Ends when the broker blocks the connection; see [`Publisher::blocked`].
+    pub(crate) async fn blocked(&self) {
+        self.publisher.blocked().await;
+    }
+
+    pub(crate) fn blocked_error(&self) -> Error {
+        self.publisher.blocked_error()
     }
 
     pub(crate) async fn close(&self) -> Result<(), Error> {

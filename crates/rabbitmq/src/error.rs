@@ -9,6 +9,8 @@ pub(crate) enum Fault {
     Lapin(lapin::Error),
     /// No answer within this time.
     Silence(Duration),
+    /// The broker reads nothing from connections that publish, and nothing was sent.
+    Blocked,
     /// The broker cancelled the consumer: the queue was deleted, or its node went away.
     Cancelled,
     /// The sink was closed.
@@ -29,6 +31,10 @@ impl Fault {
             Self::Silence(time) => Error::new(
                 ErrorKind::Timeout,
                 format!("{what}: the broker did not answer within {time:?}"),
+            ),
+            Self::Blocked => Error::new(
+                ErrorKind::Throttled,
+                format!("{what}: the broker blocks publishers: memory or disk alarm"),
             ),
             Self::Cancelled => Error::new(
                 ErrorKind::Connection,
@@ -168,6 +174,7 @@ mod tests {
         }
         assert!(Fault::Silence(Duration::from_secs(1)).is_passing());
         assert!(Fault::Cancelled.is_passing());
+        assert!(Fault::Blocked.is_passing());
         assert!(!Fault::Closed.is_passing());
     }
 }

@@ -25,10 +25,11 @@ impl RabbitSink {
         let (exchange, routing_key) = config.sink_target()?;
         let name = config.queue.as_ref().or(config.exchange.as_ref());
         let name = name.cloned().unwrap_or_default();
+        let unsent = config.timeout;
         Ok(Self {
             group_header: config.group_header.clone(),
             routing_key,
-            publisher: Publisher::new(config, "sink", exchange, &name),
+            publisher: Publisher::new(config, "sink", exchange, &name, unsent),
             name,
         })
     }
@@ -42,6 +43,10 @@ impl Sink for RabbitSink {
 
     /// One batch at a time, in order; a second call waits for the first. `Ok`: the broker confirmed it, on a quorum queue
     /// by a majority. Tries once; after a retryable error the message may or may not be in the queue.
+    ///
+    /// While the broker blocks publishers (memory or disk alarm), what was sent before is waited for as long as that
+    /// lasts; what was not fails as [`Throttled`](ErrorKind::Throttled) after the time-out, unsent. If the future is
+    /// dropped, what was sent is published all the same, and the next call waits for its confirmation.
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut outgoing = Vec::with_capacity(batch.len());
@@ -57,7 +62,7 @@ impl Sink for RabbitSink {
         }
         let mut published = self
             .publisher
-            .publish(&BTreeMap::new(), outgoing)
+            .publish(BTreeMap::new(), outgoing)
             .await
             .into_iter();
         for (result, message) in results.iter_mut().zip(batch) {

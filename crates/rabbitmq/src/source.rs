@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use onlyonce_core::{
     Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Ordering,
     Receipt, Settlement, Source,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -75,6 +75,8 @@ struct Epoch {
     link: Link,
     lost: CancellationToken,
     acks: Mutex<Acks<Option<Box<Original>>>>,
+    /// Tags of which copies are under way.
+    moving: Mutex<BTreeSet<u64>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -267,6 +269,7 @@ impl Shared {
             link,
             lost: CancellationToken::new(),
             acks: Mutex::new(Acks::new()),
+            moving: Mutex::default(),
         });
         if !state.closed {
             state.epoch = Some(Arc::clone(&epoch));
@@ -412,8 +415,8 @@ impl Shared {
 
     /// A copy is confirmed in a delay queue before the original is acked.
     async fn settle_later(
-        &self,
-        epoch: &Epoch,
+        self: &Arc<Self>,
+        epoch: &Arc<Epoch>,
         wanted: Vec<(usize, u64, Duration)>,
         answers: &mut [Answer],
     ) {
@@ -427,22 +430,67 @@ impl Shared {
         let mut copied = Vec::new();
         let mut gone = Vec::new();
         for (at, tag, delay) in wanted {
+            if !lock(&epoch.moving).insert(tag) {
+                let what = "a copy of it that comes back later is under way";
+                let error = Error::new(ErrorKind::Throttled, what).on_queue(&self.queue);
+                answers[at] = Answer::Unknown(error);
+                continue;
+            }
             match lock(&epoch.acks).kept(tag).and_then(Option::as_deref) {
                 Some(original) => {
                     originals.push((original.clone(), delay));
                     copied.push((at, tag));
                 }
-                None => gone.push((at, tag, Verdict::Moved)),
+                None => {
+                    lock(&epoch.moving).remove(&tag);
+                    gone.push((at, tag, Verdict::Moved));
+                }
             }
         }
-        let mut moved = gone;
-        for ((at, tag), result) in copied.into_iter().zip(delayer.publish(&originals).await) {
+        let (answer, moved) = oneshot::channel();
+        let tags = copied.iter().map(|(_, tag)| *tag).collect();
+        let mover = Arc::clone(self).move_all(Arc::clone(epoch), tags, originals, answer);
+        tokio::spawn(mover);
+        self.settle_now(epoch, gone, answers).await;
+        let moved = tokio::select! {
+            biased;
+            moved = moved => moved.ok(),
+            () = delayer.blocked() => None,
+        };
+        let mut moved = moved.into_iter().flatten();
+        for (at, _) in copied {
+            let blocked = || Answer::Unknown(delayer.blocked_error());
+            answers[at] = moved.next().unwrap_or_else(blocked);
+        }
+    }
+
+    /// Copies to delay queues, then acks what was copied. In a task, since the copies come about once they are sent: while
+    /// the broker blocks the connection, other settlements must not wait for that.
+    async fn move_all(
+        self: Arc<Self>,
+        epoch: Arc<Epoch>,
+        tags: Vec<u64>,
+        originals: Vec<(Original, Duration)>,
+        answer: oneshot::Sender<Vec<Answer>>,
+    ) {
+        let Some(delayer) = &self.delayer else { return };
+        let results = tokio::select! {
+            () = epoch.lost.cancelled() => Vec::new(),
+            results = delayer.publish(&originals) => results,
+        };
+        let mut answers: Vec<_> = tags.iter().map(|_| Answer::LeaseLost).collect();
+        let mut moved = Vec::new();
+        for (at, result) in results.into_iter().enumerate() {
             match result {
-                Ok(()) => moved.push((at, tag, Verdict::Moved)),
+                Ok(()) => moved.push((at, tags[at], Verdict::Moved)),
+                // Nobody will ask again.
+                Err(_) if answer.is_closed() => moved.push((at, tags[at], Verdict::Requeue)),
                 Err(error) => answers[at] = Answer::Unknown(error),
             }
         }
-        self.settle_now(epoch, moved, answers).await;
+        self.settle_now(&epoch, moved, &mut answers).await;
+        lock(&epoch.moving).retain(|tag| !tags.contains(tag));
+        let _ = answer.send(answers);
     }
 
     fn cannot(&self, what: &str) -> Error {
