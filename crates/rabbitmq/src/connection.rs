@@ -1,6 +1,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, ConnectionStatus};
 use tokio::time::{Instant, timeout};
 
@@ -17,16 +18,13 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) async fn open(config: &Config, role: &str) -> Result<Self, Fault> {
-        answer(config.timeout, async {
-            let connection = connect(config, role).await?;
-            let channel = connection.create_channel().await?;
-            Ok(Self {
-                connection,
-                channel,
-                patience: config.timeout,
-            })
+        let connection = connect(config, role).await?;
+        let channel = answer(config.timeout, connection.create_channel()).await?;
+        Ok(Self {
+            connection,
+            channel,
+            patience: config.timeout,
         })
-        .await
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -65,10 +63,26 @@ pub(crate) fn is_blocked(status: &ConnectionStatus) -> bool {
     status.connected() && status.blocked()
 }
 
-pub(crate) async fn connect(config: &Config, role: &str) -> lapin::Result<Connection> {
+/// Connects to the first host that answers. What one refuses, the others would refuse too.
+pub(crate) async fn connect(config: &Config, role: &str) -> Result<Connection, Fault> {
+    let mut failed: Option<Fault> = None;
+    for uri in config.uris() {
+        if let Some(fault) = &failed {
+            let (host, error) = (&uri.authority.host, fault.error("cannot connect", ""));
+            tracing::warn!(host, %error, "trying the next host");
+        }
+        match answer(config.timeout, connect_to(uri, role)).await {
+            Err(fault) if fault.is_passing() => failed = Some(fault),
+            outcome => return outcome,
+        }
+    }
+    Err(failed.unwrap_or(Fault::Closed))
+}
+
+async fn connect_to(uri: AMQPUri, role: &str) -> lapin::Result<Connection> {
     let name = format!("onlyonce {role}");
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    Connection::connect_uri(config.uri(), properties).await
+    Connection::connect_uri(uri, properties).await
 }
 
 /// `duration` from now, or a century where that cannot be reckoned.

@@ -29,6 +29,7 @@ const SHORT_STEPS: [u64; 3] = [100, 250, 500];
 
 pub(crate) struct Delayer {
     queue: String,
+    user: String,
     publisher: Publisher,
 }
 
@@ -36,6 +37,7 @@ impl Delayer {
     pub(crate) fn new(config: Config, queue: &str) -> Self {
         Self {
             queue: queue.to_owned(),
+            user: config.user().to_owned(),
             // Whoever delays a message goes on with others.
             publisher: Publisher::new(
                 config,
@@ -62,7 +64,7 @@ impl Delayer {
             };
             copies.push(Outgoing {
                 routing_key: name.clone(),
-                properties: headers::copy(&original.properties, original.attempt),
+                properties: headers::copy(&original.properties, original.attempt, &self.user),
                 body: original.body.clone(),
             });
             queues

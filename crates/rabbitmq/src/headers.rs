@@ -25,6 +25,10 @@ const ROUTING: [(&str, &str); 2] = [("CC", "amqp-cc"), ("BCC", "amqp-bcc")];
 const PRIORITY: &str = "amqp-priority";
 const EXCHANGE: &str = "amqp-exchange";
 const ROUTING_KEY: &str = "amqp-routing-key";
+/// The user that published the message, which the broker has checked. Read only.
+pub(crate) const USER_ID: &str = "amqp-user-id";
+/// A delayed copy is published by the consumer's user: the user of its original.
+const FIRST_USER: &str = "x-onlyonce-user-id";
 /// The dedup id of a dead letter from another broker, where it is longer than a `message_id` may be.
 const DEDUP_ID: &str = "onlyonce-dedup-id";
 /// Says of a dead letter which attributes it had to go without.
@@ -38,7 +42,8 @@ type Get = fn(&BasicProperties) -> &Option<ShortString>;
 type Set = fn(BasicProperties, ShortString) -> BasicProperties;
 
 /// The text properties that are attributes, so that a copy of the message (a dead letter, say) keeps them. Not among
-/// them: `expiration`, or the copy would vanish, and `user_id`, which the broker compares with the copier's own.
+/// them: `expiration`, or the copy would vanish, and `user_id`, which the broker compares with the copier's own and which
+/// is therefore only read.
 const PROPERTIES: [(&str, Get, Set); 6] = [
     (
         "amqp-content-type",
@@ -88,7 +93,7 @@ pub fn read(
         .and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
     for (header, value) in properties.headers().iter().flat_map(|h| h.inner()) {
         let header = header.as_str();
-        if header == ATTEMPT || DELIVERY_COUNTS.contains(&header) {
+        if [ATTEMPT, FIRST_USER].contains(&header) || DELIVERY_COUNTS.contains(&header) {
             continue;
         }
         if header == DEDUP_ID
@@ -119,7 +124,21 @@ pub fn read(
     if let Some(priority) = properties.priority() {
         message.attributes.insert(PRIORITY, priority.to_string());
     }
+    if let Some(user) = properties.user_id() {
+        message.attributes.insert(USER_ID, user.as_str());
+    }
     (message, malformed)
+}
+
+/// Gives a delayed copy back the user of its original. The header that tells it is believed if `own`, who consumes and
+/// so makes the copies, published it; if not, nobody knows the user.
+pub(crate) fn read_first_user(message: &mut Message, properties: &BasicProperties, own: &str) {
+    if let Some(first) = header(properties, FIRST_USER) {
+        message.attributes.remove(USER_ID);
+        if properties.user_id().as_ref().is_some_and(|user| user.as_str() == own) {
+            message.attributes.insert(USER_ID, text(first));
+        }
+    }
 }
 
 /// The attribute of this header. One that is called as the attribute of a property is not it: its text need not be what
@@ -128,7 +147,7 @@ fn attribute(header: &str) -> Cow<'_, str> {
     if let Some((_, name)) = ROUTING.iter().find(|(name, _)| *name == header) {
         return Cow::Borrowed(*name);
     }
-    match [PRIORITY, DEDUP_ID].contains(&header) || is_property(header) {
+    match [PRIORITY, DEDUP_ID, USER_ID].contains(&header) || is_property(header) {
         true => Cow::Owned(format!("header-{header}")),
         false => Cow::Borrowed(header),
     }
@@ -265,6 +284,8 @@ pub fn write(message: &Message, group_header: Option<&str>) -> Result<BasicPrope
     }
     for (name, text) in message.attributes.iter() {
         let name = match refusal(name, text) {
+            // Of another publisher: no property of this one's.
+            None if name == USER_ID => attribute(name),
             None => Cow::Borrowed(name),
             Some(_) if dead => attribute(name),
             Some(why) => return Err(refuse(message, why)),
@@ -404,8 +425,8 @@ fn note(headers: &mut Headers, names: Vec<String>) {
 ///
 /// Without the counts of this queue, since they are in the new header; without `x-death`, by which an older RabbitMQ
 /// would take the copy's way back for an endless loop and drop it (<https://www.rabbitmq.com/docs/dlx#routing>); and
-/// without `expiration`, which would end the delay.
-pub(crate) fn copy(properties: &BasicProperties, attempt: u32) -> BasicProperties {
+/// without `expiration`, which would end the delay. The user becomes `own`, as the broker demands.
+pub(crate) fn copy(properties: &BasicProperties, attempt: u32, own: &str) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(|h| h.inner()) {
         let death = [DEATHS, "x-first-death-", "x-last-death-"];
@@ -416,6 +437,12 @@ pub(crate) fn copy(properties: &BasicProperties, attempt: u32) -> BasicPropertie
         }
     }
     headers.insert(ATTEMPT.into(), AMQPValue::LongUInt(attempt));
+    if let Some(user) = properties.user_id()
+        && header(properties, FIRST_USER).is_none()
+    {
+        let user = AMQPValue::LongString(user.as_str().into());
+        headers.insert(FIRST_USER.into(), user);
+    }
     let mut copy = BasicProperties::default()
         .with_delivery_mode(2)
         .with_headers(headers);
@@ -423,6 +450,9 @@ pub(crate) fn copy(properties: &BasicProperties, attempt: u32) -> BasicPropertie
         if let Some(value) = get(properties) {
             copy = set(copy, value.clone());
         }
+    }
+    if let (Some(_), Ok(own)) = (properties.user_id(), ShortString::try_new(own)) {
+        copy = copy.with_user_id(own);
     }
     if let Some(id) = properties.message_id() {
         copy = copy.with_message_id(id.clone());
@@ -439,7 +469,10 @@ pub(crate) fn copy(properties: &BasicProperties, attempt: u32) -> BasicPropertie
 /// How many bytes the properties take on the wire, at most.
 pub(crate) fn size(properties: &BasicProperties) -> usize {
     let texts = PROPERTIES.iter().map(|(_, get, _)| get);
-    let texts = texts.chain([&(BasicProperties::message_id as Get)]);
+    let texts = texts.chain([
+        &(BasicProperties::message_id as Get),
+        &(BasicProperties::user_id as Get),
+    ]);
     let texts: usize = texts
         .filter_map(|get| get(properties).as_ref())
         .map(|t| t.as_str().len() + 1)
@@ -754,10 +787,41 @@ mod tests {
                 ("k", long("v")),
             ]),
             4,
+            "own",
         );
         assert_eq!(attempt(&moved, "q", false), (5, true));
         let (message, _) = read(&moved, Bytes::new(), None);
         assert_eq!(message.attributes.iter().collect::<Vec<_>>(), [("k", "v")]);
+    }
+
+    #[test]
+    fn a_delayed_copy_keeps_its_first_user_as_long_as_its_publisher_is_trusted() {
+        let user = |properties: &BasicProperties, own| {
+            let mut message = read(properties, Bytes::new(), None).0;
+            read_first_user(&mut message, properties, own);
+            message.attributes.get(USER_ID).map(str::to_owned)
+        };
+        let original = BasicProperties::default().with_user_id("alice".into());
+        assert_eq!(user(&original, "worker").as_deref(), Some("alice"));
+        let again = copy(&copy(&original, 1, "worker"), 2, "worker");
+        assert_eq!(again.user_id().as_ref().unwrap().as_str(), "worker");
+        assert_eq!(user(&again, "worker").as_deref(), Some("alice"));
+        assert_eq!(user(&again, "other"), None);
+        // The header alone can be written by anyone.
+        let forged = with([(FIRST_USER, long("alice"))]);
+        assert_eq!(user(&forged, "worker"), None);
+        assert_eq!(user(&forged.with_user_id("mallory".into()), "worker"), None);
+        assert_eq!(copy(&BasicProperties::default(), 1, "worker").user_id(), &None);
+    }
+
+    #[test]
+    fn nobody_publishes_under_the_user_of_another() {
+        let message = Message::new("").with_attribute(USER_ID, "alice");
+        let written = write(&message, None).unwrap();
+        assert_eq!(written.user_id(), &None);
+        let (back, _) = read(&written, Bytes::new(), None);
+        let kept = [("header-amqp-user-id", "alice")];
+        assert_eq!(back.attributes.iter().collect::<Vec<_>>(), kept);
     }
 
     #[test]
@@ -769,7 +833,7 @@ mod tests {
             .with_timestamp(9)
             .with_delivery_mode(1)
             .with_expiration("5".into());
-        let copy = copy(&original, 1);
+        let copy = copy(&original, 1, "own");
         assert_eq!(copy.expiration(), &None);
         assert_eq!(copy.delivery_mode(), &Some(2));
         let (copied, original) = (

@@ -19,21 +19,28 @@
 //!
 //! | parameter | default | |
 //! |---|---|---|
+//! | `failover` | none | further hosts of the cluster, `host:port,host:port`, see below |
 //! | `queue` | | the queue; required for a source. Nothing is declared but delay queues |
 //! | `exchange`, `routing_key` | | for a sink, instead of `queue` |
 //! | `quorum` | `false` | it is a quorum queue, which counts deliveries: [`Delivery::attempt`] is then always filled in |
 //! | `group_header` | none | the header that carries [`Message::group`], read and written. Give a dead-letter sink the same |
 //! | `single_active_consumer` | `false` | the queue has [`x-single-active-consumer`][sac]; without `group_header` it is one group |
 //! | `prefetch` | 500 | [deliveries out at once][prefetch], and so held in memory; 1 to 65535 |
+//! | `consumer_priority` | none | a source's [priority]; [`Config::consumer_arguments`] takes other arguments of `basic.consume` |
 //! | `consumer_timeout` | `30m` | the broker's [acknowledgement time-out][timeout]; `0s` if it is switched off there |
 //! | `delayed_retry` | `true` | nacks with a delay use delay queues, see below |
 //! | `heartbeat` | `20s` | a silent connection is given up after twice as long |
-//! | `timeout` | `30s` | for connecting, a request, the confirmation of a batch |
+//! | `timeout` | `30s` | for connecting to one host, a request, the confirmation of a batch |
 //!
 //! What AMQP cannot tell (`quorum`, `single_active_consumer`, `consumer_timeout`) is believed: a false statement costs
 //! counts, order, or a lease that ends earlier than thought.
 //!
+//! **Several hosts**: every connection is made to the URL's own host, or if that does not answer within `timeout`, to the
+//! next in `failover`, in the order given. All are asked with the same user and vhost; when one refuses these, no other
+//! is asked. Nothing goes back to the first host by itself. Give workers the hosts in different orders to spread them.
+//!
 //! For TLS the system's certificates are trusted; `SSL_CERT_FILE` names others, of a private authority, say.
+//! Over plain `amqp` the password is readable on the way: a warning says so, unless the host is this machine.
 //!
 //! # Delivery semantics
 //!
@@ -98,7 +105,8 @@
 //! | other headers | attributes (a header `amqp-type` is `header-amqp-type`, and so with the other names above); a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…`, and a sink writes these as bytes |
 //! | exchange and routing key, `CC` | attributes `amqp-exchange`, `amqp-routing-key`, `amqp-cc`; a sink routes by none of them |
 //! | `x-delivery-count`, `x-acquired-count`, `x-onlyonce-attempt`, `x-death` of this queue by rejection | [`Delivery::attempt`] |
-//! | `expiration`, `user_id`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
+//! | `user_id`, which the broker [has validated][user-id] | the attribute `amqp-user-id`, for a key policy, say. Delayed copies keep it while the worker's user stays the same. A sink writes it if it is the sink's own user; that of another becomes a header and is read as `header-amqp-user-id` |
+//! | `expiration`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
 //!
 //! # Order
 //!
@@ -141,6 +149,8 @@
 //! [timeout]: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 //! [acks]: https://www.rabbitmq.com/docs/confirms
 //! [poison]: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
+//! [priority]: https://www.rabbitmq.com/docs/consumer-priority
+//! [user-id]: https://www.rabbitmq.com/docs/validated-user-id
 //! [blocked]: https://www.rabbitmq.com/docs/connection-blocked
 //! [alo]: https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering
 

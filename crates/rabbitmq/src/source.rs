@@ -91,6 +91,7 @@ impl RabbitSource {
     pub fn new(config: Config) -> Result<Self, Error> {
         let queue = config.source_queue()?.to_owned();
         config::name("queue", &queue)?;
+        config.warn_of_plain_credentials();
         let grouped = config.group_header.is_some() || config.single_active_consumer;
         let mut capabilities = Capabilities::default();
         capabilities.timed_lease = !config.consumer_timeout.is_zero();
@@ -245,9 +246,10 @@ impl Shared {
             link.channel.basic_qos(self.config.prefetch, qos).await?;
             let queue = self.queue.as_str().into();
             let options = BasicConsumeOptions::default();
-            let consume =
-                link.channel
-                    .basic_consume(queue, "".into(), options, FieldTable::default());
+            let arguments = self.config.consumer_arguments();
+            let consume = link
+                .channel
+                .basic_consume(queue, "".into(), options, arguments);
             consume.await
         })
         .await;
@@ -348,6 +350,7 @@ impl Shared {
             delivery.exchange.as_str(),
             delivery.routing_key.as_str(),
         );
+        headers::read_first_user(&mut message, &properties, self.config.user());
         if message.dedup_id.is_none() {
             message.broker_id = Some(format!("delivery {tag} of channel {}", epoch.number));
         }
