@@ -1,13 +1,14 @@
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use lapin::types::ShortString;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use onlyonce_core::{Error, Params};
 use url::Url;
 
-use crate::connection::{self, answer};
+use crate::connection;
 
 /// Names of queues, exchanges, routing keys and headers: AMQP's short strings.
 const MAX_NAME: usize = 255;
@@ -21,6 +22,8 @@ const MAX_QUEUE: usize = MAX_NAME - 24;
 #[non_exhaustive]
 pub struct Config {
     uri: AMQPUri,
+    /// Further hosts, and their ports.
+    failover: Vec<(String, u16)>,
     /// The queue: to consume from, or to publish to through the default exchange.
     pub queue: Option<String>,
     /// A sink's exchange, instead of a queue.
@@ -42,6 +45,11 @@ pub struct Config {
     /// How many messages the broker may send ahead of their settlement, and so how many are held in memory at most;
     /// 500 by default.
     pub prefetch: u16,
+    /// The source's [priority](https://www.rabbitmq.com/docs/consumer-priority): messages go to consumers of a lower one
+    /// only while those of a higher one cannot take more. None: 0.
+    pub consumer_priority: Option<i32>,
+    /// Further arguments of `basic.consume`; none by default.
+    pub consumer_arguments: FieldTable,
     /// The broker's [`consumer_timeout`](https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout), after which
     /// it closes a channel that holds an unsettled message; 30 minutes by default, as the broker's. Zero: it is
     /// switched off there.
@@ -70,17 +78,52 @@ impl Config {
     /// Opens a plain connection to the vhost. It is not shared with any source or sink, and nothing keeps it up.
     ///
     /// # Errors
-    /// The broker cannot be reached within [`timeout`](Self::timeout), or refuses.
+    /// No host can be reached within [`timeout`](Self::timeout) each, or the broker refuses.
     pub async fn connect(&self) -> Result<lapin::Connection, Error> {
-        let connecting = answer(self.timeout, connection::connect(self, "connection"));
         let target = self.queue.as_ref().or(self.exchange.as_ref());
-        connecting
+        connection::connect(self, "connection")
             .await
             .map(|(connection, _)| connection)
             .map_err(|fault| fault.error("cannot connect", target.map_or("", String::as_str)))
     }
 
-    pub(crate) fn uri(&self) -> AMQPUri {
+    /// The user by whose credentials the broker knows this client.
+    pub(crate) fn user(&self) -> &str {
+        &self.uri.authority.userinfo.username
+    }
+
+    pub(crate) fn consumer_arguments(&self) -> FieldTable {
+        let mut arguments = self.consumer_arguments.clone();
+        if let Some(priority) = self.consumer_priority {
+            arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
+        }
+        arguments
+    }
+
+    pub(crate) fn warn_of_plain_credentials(&self) {
+        if let Some(uri) = self.uris().find(|uri| sends_plain_credentials(uri)) {
+            tracing::warn!(
+                host = uri.authority.host,
+                "user and password go to another machine unencrypted; write amqps:// instead of amqp://"
+            );
+        }
+    }
+
+    /// Where to connect to, in this order.
+    pub(crate) fn uris(&self) -> impl Iterator<Item = AMQPUri> + '_ {
+        let first = self.uri();
+        let others = self.failover.iter().map({
+            let first = first.clone();
+            move |(host, port)| {
+                let mut uri = first.clone();
+                (uri.authority.host, uri.authority.port) = (host.clone(), *port);
+                uri
+            }
+        });
+        std::iter::once(first).chain(others)
+    }
+
+    fn uri(&self) -> AMQPUri {
         let mut uri = self.uri.clone();
         // AMQP counts whole seconds, and zero would switch the probes off.
         let heartbeat = self.heartbeat.as_secs().clamp(1, u16::MAX.into());
@@ -176,7 +219,9 @@ impl FromStr for Config {
     /// Another form, an unknown parameter, a value that does not parse.
     fn from_str(text: &str) -> Result<Self, Error> {
         // Their errors are not passed on: they may quote the URL, and it has a password in it.
-        let url = Url::parse(text).map_err(|_| Error::config("this is not a URL"))?;
+        let url = Url::parse(text).map_err(|_| {
+            Error::config("this is not a URL; further hosts are written `failover=host:port,…`")
+        })?;
         Self::try_from(&url)
     }
 }
@@ -189,7 +234,9 @@ impl TryFrom<&Url> for Config {
         let uri = address(url)?;
         let mut params = Params::of(url)?;
         let yes_no = "true or false";
+        let failover = params.text("failover").unwrap_or_default();
         let config = Self {
+            failover: hosts(&failover, uri.scheme.default_port())?,
             uri,
             queue: params.text("queue"),
             exchange: params.text("exchange"),
@@ -204,6 +251,8 @@ impl TryFrom<&Url> for Config {
             prefetch: params
                 .parsed("prefetch", "a number from 1 to 65535")?
                 .unwrap_or(500),
+            consumer_priority: params.parsed("consumer_priority", "a whole number")?,
+            consumer_arguments: FieldTable::default(),
             consumer_timeout: params
                 .duration("consumer_timeout")?
                 .unwrap_or(Duration::from_secs(1_800)),
@@ -231,6 +280,11 @@ fn address(url: &Url) -> Result<AMQPUri, Error> {
     let (Some(host), "amqp" | "amqps") = (host, url.scheme()) else {
         return Err(form());
     };
+    if host.contains(',') {
+        return Err(Error::config(
+            "give one host before the vhost, and further ones as `failover=host:port,…`",
+        ));
+    }
     if is_torn(url) {
         return Err(Error::config(
             "in a URL's user and password write `/`, `?`, `#` and `@` as %2f, %3f, %23 and %40, and an `@` in the vhost as %40",
@@ -248,6 +302,33 @@ fn address(url: &Url) -> Result<AMQPUri, Error> {
     Ok(uri)
 }
 
+/// `host:port,host:port`; the port may be missing.
+fn hosts(text: &str, default_port: u16) -> Result<Vec<(String, u16)>, Error> {
+    let hosts = text.split(',').filter(|_| !text.is_empty());
+    let host = |text| {
+        // Whatever else a URL may have would be ignored.
+        let url = Url::parse(&format!("amqp://{text}")).ok()?;
+        let host = url.host_str().filter(|host| !host.is_empty())?;
+        let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+        let plain = format!("{host}{port}") == text;
+        let bare = host.trim_matches(['[', ']']).to_owned();
+        plain.then(|| (bare, url.port().unwrap_or(default_port)))
+    };
+    hosts.map(host).collect::<Option<_>>().ok_or_else(|| {
+        Error::config("write further hosts like `failover=mq2.example:5672,mq3.example:5672`")
+    })
+}
+
+/// Whether a password goes over the network as it is.
+fn sends_plain_credentials(uri: &AMQPUri) -> bool {
+    let host = &uri.authority.host;
+    let loopback = match host.parse::<IpAddr>() {
+        Ok(address) => address.is_loopback(),
+        Err(_) => host == "localhost",
+    };
+    uri.scheme == AMQPScheme::AMQP && !loopback
+}
+
 /// Whether a password that is not percent-encoded seems to have ended too soon, so that its rest stands for something
 /// that is printed.
 fn is_torn(url: &Url) -> bool {
@@ -261,6 +342,7 @@ impl fmt::Debug for Config {
             .field("endpoint", &self.endpoint())
             .field("user", &self.uri.authority.userinfo.username)
             .field("password", &"(hidden)")
+            .field("failover", &self.failover)
             .field("queue", &self.queue)
             .field("exchange", &self.exchange)
             .field("routing_key", &self.routing_key)
@@ -270,6 +352,8 @@ impl fmt::Debug for Config {
             .field("delivery_limit", &self.delivery_limit)
             .field("wait_for_queue", &self.wait_for_queue)
             .field("prefetch", &self.prefetch)
+            .field("consumer_priority", &self.consumer_priority)
+            .field("consumer_arguments", &self.consumer_arguments)
             .field("consumer_timeout", &self.consumer_timeout)
             .field("delayed_retry", &self.delayed_retry)
             .field("heartbeat", &self.heartbeat)
@@ -332,6 +416,65 @@ mod tests {
         assert_eq!((six.host.as_str(), six.port), ("::1", 5673));
         let four = parse("amqp://127.0.0.1/?queue=q").uri().authority;
         assert_eq!((four.host.as_str(), four.port), ("127.0.0.1", 5672));
+    }
+
+    #[test]
+    fn further_hosts_come_after_the_first() {
+        let config =
+            parse("amqps://u:p@a.example/v?queue=q&failover=b.example:99,[::1]:7,c.example");
+        let hosts: Vec<_> = config
+            .uris()
+            .map(|uri| (uri.authority.host, uri.authority.port))
+            .collect();
+        let expected = [
+            ("a.example", 5671),
+            ("b.example", 99),
+            ("::1", 7),
+            ("c.example", 5671),
+        ];
+        assert_eq!(hosts, expected.map(|(host, port)| (host.to_owned(), port)));
+        assert!(
+            config
+                .uris()
+                .all(|uri| uri.vhost == "v" && uri.authority.userinfo.username == "u")
+        );
+        for bad in ["b,", ",b", "u@b", "b/v", "b:x", "b:99999", "b?x"] {
+            let bad = format!("amqp://h/?queue=q&failover={}", bad.replace('@', "%40"));
+            assert!(refused(&bad).contains("failover=mq2.example"), "{bad}");
+        }
+        for list in ["amqp://a:1,b:2/?queue=q", "amqp://a,b/?queue=q"] {
+            assert!(refused(list).contains("failover="), "{list}");
+        }
+    }
+
+    #[test]
+    fn credentials_that_anybody_can_read_are_noticed() {
+        let plain = |text| sends_plain_credentials(&parse(text).uri());
+        for text in ["amqp://mq.example/?queue=q", "amqp://10.0.0.1/?queue=q"] {
+            assert!(plain(text), "{text}");
+        }
+        for text in [
+            "amqps://mq.example/?queue=q",
+            "amqp://localhost/?queue=q",
+            "amqp://127.0.0.2/?queue=q",
+            "amqp://[::1]/?queue=q",
+        ] {
+            assert!(!plain(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_priority_goes_to_the_consumer() {
+        let arguments = parse("amqp://h/?queue=q&consumer_priority=-5").consumer_arguments();
+        let priority = arguments.inner().get("x-priority");
+        assert_eq!(priority, Some(&AMQPValue::LongInt(-5)));
+        assert!(
+            parse("amqp://h/?queue=q")
+                .consumer_arguments()
+                .inner()
+                .is_empty()
+        );
+        assert!(refused("amqp://h/?queue=q&consumer_priority=high").contains("whole number"));
     }
 
     #[test]

@@ -2,7 +2,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, ConnectionStatus};
 use tokio::time::{Instant, timeout};
 
 use crate::Config;
@@ -20,19 +21,16 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) async fn open(config: &Config, role: &str) -> Result<Self, Fault> {
-        answer(config.timeout, async {
-            let (connection, broker) = connect(config, role).await?;
-            let channel = connection.create_channel().await?;
-            let link = Self {
-                connection,
-                channel,
-                broker,
-                patience: config.timeout,
-            };
-            tracing::debug!(role, version = ?link.version(), "connected");
-            Ok(link)
-        })
-        .await
+        let (connection, broker) = connect(config, role).await?;
+        let channel = answer(config.timeout, connection.create_channel()).await?;
+        let link = Self {
+            connection,
+            channel,
+            broker,
+            patience: config.timeout,
+        };
+        tracing::debug!(role, version = ?link.version(), "connected");
+        Ok(link)
     }
 
     pub(crate) fn is_open(&self) -> bool {
@@ -42,6 +40,19 @@ impl Link {
     /// The broker's version, major and minor number, if it told.
     pub(crate) fn version(&self) -> Option<(u16, u16)> {
         self.broker.version()
+    }
+
+    /// Whether the broker has said that it reads nothing more from this connection for now.
+    pub(crate) fn is_blocked(&self) -> bool {
+        is_blocked(self.connection.status())
+    }
+
+    /// The most bytes that the headers and properties of a message may take.
+    pub(crate) fn frame_max(&self) -> usize {
+        match self.connection.configuration().frame_max() {
+            0 => usize::MAX,
+            bytes => bytes as usize,
+        }
     }
 
     /// Closes the channel, which gives back what is not settled, in order; then the connection. The channel first and
@@ -59,13 +70,33 @@ impl Link {
     }
 }
 
+pub(crate) fn is_blocked(status: &ConnectionStatus) -> bool {
+    status.connected() && status.blocked()
+}
+
+/// Connects to the first host that answers. What one refuses, the others would refuse too.
 pub(crate) async fn connect(
     config: &Config,
     role: &str,
-) -> lapin::Result<(Connection, Arc<Broker>)> {
+) -> Result<(Connection, Arc<Broker>), Fault> {
+    let mut failed: Option<Fault> = None;
+    for uri in config.uris() {
+        if let Some(fault) = &failed {
+            let (host, error) = (&uri.authority.host, fault.error("cannot connect", ""));
+            tracing::warn!(host, %error, "trying the next host");
+        }
+        match answer(config.timeout, connect_to(uri, role)).await {
+            Err(fault) if fault.error("", "").is_retryable() => failed = Some(fault),
+            outcome => return outcome,
+        }
+    }
+    Err(failed.unwrap_or(Fault::Closed))
+}
+
+async fn connect_to(uri: AMQPUri, role: &str) -> lapin::Result<(Connection, Arc<Broker>)> {
     let name = format!("onlyonce {role}");
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    filter::connector(config.uri(), properties).await
+    filter::connector(uri, properties).await
 }
 
 /// `duration` from now, or a century where that cannot be reckoned.

@@ -29,6 +29,7 @@ const SHORT_STEPS: [u64; 3] = [100, 250, 500];
 
 pub(crate) struct Copies {
     queue: String,
+    user: String,
     publisher: Publisher,
 }
 
@@ -36,7 +37,15 @@ impl Copies {
     pub(crate) fn new(config: Config, queue: &str) -> Self {
         Self {
             queue: queue.to_owned(),
-            publisher: Publisher::new(config, "copies", ShortString::default(), queue),
+            user: config.user().to_owned(),
+            // Whoever makes a copy goes on with other messages.
+            publisher: Publisher::new(
+                config,
+                "copies",
+                ShortString::default(),
+                queue,
+                Duration::MAX,
+            ),
         }
     }
 
@@ -50,7 +59,7 @@ impl Copies {
         for original in originals {
             let properties = match original.properties.unpack() {
                 // This delivery has not been an attempt: nobody is given it.
-                Ok(properties) => headers::copy(&properties, original.attempt - 1),
+                Ok(properties) => headers::copy(&properties, original.attempt - 1, &self.user),
                 Err(error) => return refuse(originals.len(), error),
             };
             copies.push(Outgoing {
@@ -59,7 +68,7 @@ impl Copies {
                 body: original.body.clone(),
             });
         }
-        self.publisher.publish(&BTreeMap::new(), &copies).await
+        self.publisher.publish(BTreeMap::new(), copies).await
     }
 
     /// Queues a copy of each to come back after its delay; `Ok` when the broker has confirmed the copy.
@@ -73,7 +82,7 @@ impl Copies {
                 Err(error) => return refuse(originals.len(), error),
             };
             let properties = match original.properties.unpack() {
-                Ok(properties) => headers::copy(&properties, original.attempt),
+                Ok(properties) => headers::copy(&properties, original.attempt, &self.user),
                 Err(error) => return refuse(originals.len(), error),
             };
             copies.push(Outgoing {
@@ -85,7 +94,16 @@ impl Copies {
                 .entry(name)
                 .or_insert_with(|| arguments(&self.queue, step));
         }
-        self.publisher.publish(&queues, &copies).await
+        self.publisher.publish(queues, copies).await
+    }
+
+    /// Ends when the broker blocks the connection; see [`Publisher::blocked`].
+    pub(crate) async fn blocked(&self) {
+        self.publisher.blocked().await;
+    }
+
+    pub(crate) fn blocked_error(&self) -> Error {
+        self.publisher.blocked_error()
     }
 
     pub(crate) async fn close(&self) -> Result<(), Error> {

@@ -9,6 +9,8 @@ pub(crate) enum Fault {
     Lapin(lapin::Error),
     /// No answer within this time.
     Silence(Duration),
+    /// The broker reads nothing from connections that publish, and nothing was sent.
+    Blocked,
     /// The broker cancelled the consumer: the queue was deleted, or its node went away.
     Cancelled,
     /// The queue cannot be used as the URL says, or at all.
@@ -35,6 +37,10 @@ impl Fault {
             Self::Silence(time) => Error::new(
                 ErrorKind::Timeout,
                 format!("{what}: the broker did not answer within {time:?}"),
+            ),
+            Self::Blocked => Error::new(
+                ErrorKind::Throttled,
+                format!("{what}: the broker blocks publishers: memory or disk alarm"),
             ),
             Self::Cancelled => Error::new(
                 ErrorKind::Connection,
@@ -170,6 +176,7 @@ mod tests {
             (Fault::Silence(Duration::from_secs(1)), true),
             (Fault::Cancelled, true),
             (Fault::Returned, true),
+            (Fault::Blocked, true),
             (Fault::Closed, false),
             (Fault::Unusable("a stream".into()), false),
         ] {

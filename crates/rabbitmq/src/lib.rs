@@ -19,6 +19,7 @@
 //!
 //! | parameter | default | |
 //! |---|---|---|
+//! | `failover` | none | further hosts of the cluster, `host:port,host:port`, see below |
 //! | `queue` | | the queue; required for a source. Nothing is declared but delay queues |
 //! | `exchange`, `routing_key` | | for a sink, instead of `queue` |
 //! | `quorum` | `false` | it is a quorum queue, which counts deliveries: [`Delivery::attempt`] is then always filled in |
@@ -27,16 +28,22 @@
 //! | `group_header` | none | the header that carries [`Message::group`], read and written. Give a dead-letter sink the same |
 //! | `single_active_consumer` | `false` | the queue has [`x-single-active-consumer`][sac]; without `group_header` it is one group |
 //! | `prefetch` | 500 | [deliveries out at once][prefetch], and so held in memory; 1 to 65535 |
+//! | `consumer_priority` | none | a source's [priority]; [`Config::consumer_arguments`] takes other arguments of `basic.consume` |
 //! | `consumer_timeout` | `30m` | the broker's [acknowledgement time-out][timeout]; `0s` if it is switched off there |
 //! | `delayed_retry` | `true` | nacks with a delay use delay queues, see below |
 //! | `heartbeat` | `20s` | a silent connection is given up after twice as long |
-//! | `timeout` | `30s` | for connecting, a request, the confirmation of a batch |
+//! | `timeout` | `30s` | for connecting to one host, a request, the confirmation of a batch |
 //!
 //! The source asks how the queue was declared, and refuses a stream, and a URL that says otherwise. The question is a
 //! declaration that cannot succeed: it needs the permission `configure` on the queue, and changes nothing. Without the
 //! permission the URL is believed, as it always is for policies and `consumer_timeout`.
 //!
+//! **Several hosts**: every connection is made to the URL's own host, or if that does not answer within `timeout`, to the
+//! next in `failover`, in the order given. All are asked with the same user and vhost; when one refuses these, no other
+//! is asked. Nothing goes back to the first host by itself. Give workers the hosts in different orders to spread them.
+//!
 //! For TLS the system's certificates are trusted; `SSL_CERT_FILE` names others, of a private authority, say.
+//! Over plain `amqp` the password is readable on the way: a warning says so, unless the host is this machine.
 //!
 //! # Delivery semantics
 //!
@@ -79,25 +86,43 @@
 //! go away by themselves; declaring them needs the permission `configure` on that name. With `group_header` or
 //! `single_active_consumer` there is no delayed nack, since it would break the order.
 //!
-//! **Dead letters** are for a sink: AMQP's `basic.reject` neither carries a reason nor is confirmed.
+//! **Dead letters** are for a sink: AMQP's `basic.reject` neither carries a reason nor is confirmed. A sink takes every dead
+//! letter whose body the broker takes. Headers and properties of a message share one frame (128 KiB), and may have grown:
+//! by the reason, or as JSON. What does not fit is left out, the largest attribute first; the group and the dedup id go
+//! last, and what the pipeline says of the dead letter stays. The attribute `onlyonce-left-out` names what is missing, in
+//! up to 1,000 bytes. A dead letter from another broker may have what AMQP has no place for: a dedup id of more than 255
+//! bytes travels in the header `onlyonce-dedup-id` and is read back from there; an attribute that would be read as
+//! something else, or is too long for the property of its name, gets another name (`header-amqp-type`). A body over the
+//! broker's `max_message_size`, which only another broker can deliver, cannot be dead-lettered: the pipeline logs an error
+//! that names the message, keeps it and tries again after the longest delay of its retry policy.
+//! Where delayed retries are off, it takes up prefetch meanwhile. Raise `max_message_size`, or give the pipeline another sink.
 //!
 //! **Publishing**: `Ok` means [confirmed][acks], persistent and in a queue. Messages are `mandatory`: one that no queue takes is
 //! [`Unroutable`](onlyonce_core::ErrorKind::Unroutable), alone in its batch. A nack by the broker (queue full, node in
 //! trouble) is retryable. A message that the broker refuses (over its `max_message_size`) closes the channel: it fails
 //! for good, the others of its batch are retryable.
 //!
+//! **Alarms**: a broker that is short of memory or disk [blocks connections that publish][blocked], which are those of
+//! sinks and of delayed retries, never a source's. What was sent is published when the alarm is over, even if the connection is closed
+//! by then; so it is waited for as long as the alarm lasts, and published once. `timeout` does not run meanwhile,
+//! heartbeats do. What was not sent fails after `timeout` as [`Throttled`](onlyonce_core::ErrorKind::Throttled), with
+//! "the broker blocks publishers". Delayed retries wait without holding up other settlements, and
+//! [`close`](onlyonce_core::Sink::close) waits for `timeout` at most. A connection that *breaks* during an alarm may leave
+//! a copy behind that comes besides the repeated one.
+//!
 //! **What becomes of a message**:
 //!
 //! | AMQP | onlyonce |
 //! |---|---|
-//! | `message_id` | [`Message::dedup_id`], at most 255 bytes |
+//! | `message_id` | [`Message::dedup_id`], at most 255 bytes (dead letters: see above) |
 //! | the header `group_header` | [`Message::group`] |
 //! | `timestamp` | [`Message::published_at`], in seconds |
 //! | `content_type`, `content_encoding`, `correlation_id`, `reply_to`, `type`, `app_id`, `priority` | attributes `amqp-content-type` …, and back |
-//! | other headers | attributes (a header `amqp-type` is `header-amqp-type`, and so with the other names above); a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…` |
+//! | other headers | attributes (a header `amqp-type` is `header-amqp-type`, and so with the other names above); a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…`, and a sink writes these as bytes |
 //! | exchange and routing key, `CC` | attributes `amqp-exchange`, `amqp-routing-key`, `amqp-cc`; a sink routes by none of them |
 //! | `x-delivery-count` (from 4.3 on `x-acquired-count`) of a quorum queue's redelivery, `x-onlyonce-attempt`, `x-death` of this queue by rejection | [`Delivery::attempt`]; anywhere else the first two are what a producer wrote, and not believed |
-//! | `expiration`, `user_id`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
+//! | `user_id`, which the broker [has validated][user-id] | the attribute `amqp-user-id`, for a key policy, say. Delayed copies keep it while the worker's user stays the same. A sink writes it if it is the sink's own user; that of another becomes a header and is read as `header-amqp-user-id` |
+//! | `expiration`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
 //!
 //! # Order
 //!
@@ -146,6 +171,9 @@
 //! [timeout]: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 //! [acks]: https://www.rabbitmq.com/docs/confirms
 //! [poison]: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
+//! [priority]: https://www.rabbitmq.com/docs/consumer-priority
+//! [user-id]: https://www.rabbitmq.com/docs/validated-user-id
+//! [blocked]: https://www.rabbitmq.com/docs/connection-blocked
 //! [alo]: https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering
 
 mod acks;

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,13 +9,12 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::ReadyChunks;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::FieldTable;
 use lapin::{Channel, Consumer};
 use onlyonce_core::{
     Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Ordering,
     Receipt, Settlement, Source,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -81,6 +80,8 @@ struct Epoch {
     /// Something was given back that only the channel's end gives back in its place.
     returning: CancellationToken,
     acks: Mutex<Acks<Held>>,
+    /// Tags of which copies are under way.
+    moving: Mutex<BTreeSet<u64>>,
 }
 
 /// What holds for the queue while a channel lives.
@@ -121,6 +122,7 @@ impl RabbitSource {
     pub fn new(config: Config) -> Result<Self, Error> {
         let queue = config.source_queue()?.to_owned();
         config::name("queue", &queue)?;
+        config.warn_of_plain_credentials();
         let grouped = config.is_grouped();
         let mut capabilities = Capabilities::default();
         capabilities.timed_lease = !config.consumer_timeout.is_zero();
@@ -289,9 +291,10 @@ impl Shared {
             link.channel.basic_qos(self.config.prefetch, qos).await?;
             let queue = self.queue.as_str().into();
             let options = BasicConsumeOptions::default();
-            let consume =
-                link.channel
-                    .basic_consume(queue, "".into(), options, FieldTable::default());
+            let arguments = self.config.consumer_arguments();
+            let consume = link
+                .channel
+                .basic_consume(queue, "".into(), options, arguments);
             consume.await
         })
         .await?;
@@ -308,6 +311,7 @@ impl Shared {
             lost: CancellationToken::new(),
             returning: CancellationToken::new(),
             acks: Mutex::new(Acks::new()),
+            moving: Mutex::default(),
         });
         if !state.closed {
             state.epoch = Some(Arc::clone(&epoch));
@@ -464,6 +468,7 @@ impl Shared {
             delivery.exchange.as_str(),
             delivery.routing_key.as_str(),
         );
+        headers::read_first_user(&mut message, &properties, self.config.user());
         if message.dedup_id.is_none() {
             message.broker_id = Some(format!("delivery {tag} of channel {}", epoch.number));
         }
@@ -546,8 +551,8 @@ impl Shared {
 
     /// A copy is confirmed in a delay queue before the original is acked.
     async fn settle_later(
-        &self,
-        epoch: &Epoch,
+        self: &Arc<Self>,
+        epoch: &Arc<Epoch>,
         wanted: Vec<(usize, u64, Duration)>,
         answers: &mut [Answer],
     ) {
@@ -561,23 +566,67 @@ impl Shared {
         let mut copied = Vec::new();
         let mut gone = Vec::new();
         for (at, tag, delay) in wanted {
+            if !lock(&epoch.moving).insert(tag) {
+                let what = "a copy of it that comes back later is under way";
+                let error = Error::new(ErrorKind::Throttled, what).on_queue(&self.queue);
+                answers[at] = Answer::Unknown(error);
+                continue;
+            }
             let mut acks = lock(&epoch.acks);
             match acks.kept(tag).and_then(|held| held.original.as_deref()) {
                 Some(original) => {
                     originals.push((original.clone(), delay));
                     copied.push((at, tag));
                 }
-                None => gone.push((at, tag, Verdict::Moved)),
+                None => {
+                    lock(&epoch.moving).remove(&tag);
+                    gone.push((at, tag, Verdict::Moved));
+                }
             }
         }
-        let mut moved = gone;
-        for ((at, tag), result) in copied.into_iter().zip(self.copies.delay(&originals).await) {
+        let (answer, moved) = oneshot::channel();
+        let tags = copied.iter().map(|(_, tag)| *tag).collect();
+        let mover = Arc::clone(self).move_all(Arc::clone(epoch), tags, originals, answer);
+        tokio::spawn(mover);
+        self.settle_now(epoch, gone, answers).await;
+        let moved = tokio::select! {
+            biased;
+            moved = moved => moved.ok(),
+            () = self.copies.blocked() => None,
+        };
+        let mut moved = moved.into_iter().flatten();
+        for (at, _) in copied {
+            let blocked = || Answer::Unknown(self.copies.blocked_error());
+            answers[at] = moved.next().unwrap_or_else(blocked);
+        }
+    }
+
+    /// Copies to delay queues, then acks what was copied. In a task, since the copies come about once they are sent: while
+    /// the broker blocks the connection, other settlements must not wait for that.
+    async fn move_all(
+        self: Arc<Self>,
+        epoch: Arc<Epoch>,
+        tags: Vec<u64>,
+        originals: Vec<(Original, Duration)>,
+        answer: oneshot::Sender<Vec<Answer>>,
+    ) {
+        let results = tokio::select! {
+            () = epoch.lost.cancelled() => Vec::new(),
+            results = self.copies.delay(&originals) => results,
+        };
+        let mut answers: Vec<_> = tags.iter().map(|_| Answer::LeaseLost).collect();
+        let mut moved = Vec::new();
+        for (at, result) in results.into_iter().enumerate() {
             match result {
-                Ok(()) => moved.push((at, tag, Verdict::Moved)),
+                Ok(()) => moved.push((at, tags[at], Verdict::Moved)),
+                // Nobody will ask again.
+                Err(_) if answer.is_closed() => moved.push((at, tags[at], Verdict::Requeue)),
                 Err(error) => answers[at] = Answer::Unknown(error),
             }
         }
-        self.settle_now(epoch, moved, answers).await;
+        self.settle_now(&epoch, moved, &mut answers).await;
+        lock(&epoch.moving).retain(|tag| !tags.contains(tag));
+        let _ = answer.send(answers);
     }
 
     fn cannot(&self, what: &str) -> Error {

@@ -5,6 +5,7 @@
 mod broker;
 mod common;
 mod conformance;
+mod dead_letters;
 mod faults;
 mod hostile;
 mod node;
