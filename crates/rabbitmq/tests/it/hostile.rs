@@ -11,7 +11,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use lapin::types::AMQPValue;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
-use onlyonce_core::{Action, Answer, Pipeline, Source as _};
+use onlyonce_core::{Action, Answer, Delivery, Pipeline, Source as _};
 use onlyonce_rabbitmq::filter::{FACTOR, MAX_DEPTH, SLACK};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -173,24 +173,7 @@ async fn every_message_is_handled_or_dead_lettered_whatever_its_headers() {
             Queue::declare("hostile", kind, &[]).await,
             Queue::declare("hostile.dead", kind, &[]).await,
         );
-        let mut publisher = RawPublisher::connect().await;
-        for n in 0..MANY {
-            let mut hostile = Hostile {
-                random: Rng::with_seed(seed.wrapping_add(n)),
-                // The broker takes frames of eight bytes more than it says.
-                most: publisher.frame_max,
-            };
-            let (id, key) = (n.to_string(), queue.name.as_bytes());
-            let properties = match n % 10 {
-                0 => properties(b"", id.as_bytes()),
-                _ => hostile.properties(&id),
-            };
-            publisher.publish("", key, &properties, &id).await;
-            if n % 50 == 0 {
-                publisher.confirm().await;
-            }
-        }
-        publisher.confirm().await;
+        publish_hostile(&queue, seed).await;
         let store = MemoryStore::new();
         let (stop, stopped) = oneshot::channel::<()>();
         let pipeline = Pipeline::transactional(queue.source(""), store.clone())
@@ -222,21 +205,45 @@ async fn every_message_is_handled_or_dead_lettered_whatever_its_headers() {
         let all: BTreeSet<_> = handled.union(&buried).cloned().collect();
         assert_eq!(all, (0..MANY).map(|n| n.to_string()).collect());
         assert!(handled.len() > 50 && buried.len() > 50, "one of each kind");
-        for letter in &letters {
-            let (message, body) = (&letter.message, text(&letter.message.body));
-            assert_eq!(letter.malformed, None, "{body}");
-            let reason = message.attributes.get("onlyonce-reason").unwrap();
-            let no_id = reason.contains("message_id");
-            assert!(
-                no_id || message.dedup_id.as_ref() == Some(&body),
-                "{reason}"
-            );
-        }
+        letters.iter().for_each(assert_letter);
         queue.assert_left(0).await;
     }
 }
 
 const MANY: u64 = 300;
+
+async fn publish_hostile(queue: &Queue, seed: u64) {
+    let mut publisher = RawPublisher::connect().await;
+    for n in 0..MANY {
+        let mut hostile = Hostile {
+            random: Rng::with_seed(seed.wrapping_add(n)),
+            // The broker takes frames of eight bytes more than it says.
+            most: publisher.frame_max,
+        };
+        let (id, key) = (n.to_string(), queue.name.as_bytes());
+        let properties = match n % 10 {
+            0 => properties(b"", id.as_bytes()),
+            _ => hostile.properties(&id),
+        };
+        publisher.publish("", key, &properties, &id).await;
+        if n % 50 == 0 {
+            publisher.confirm().await;
+        }
+    }
+    publisher.confirm().await;
+}
+
+/// It can be read, tells why it is there, and has its id unless that was the reason.
+fn assert_letter(letter: &Delivery) {
+    let (message, body) = (&letter.message, text(&letter.message.body));
+    assert_eq!(letter.malformed, None, "{body}");
+    let reason = message.attributes.get("onlyonce-reason").unwrap();
+    let no_id = reason.contains("message_id");
+    assert!(
+        no_id || message.dedup_id.as_ref() == Some(&body),
+        "{reason}"
+    );
+}
 
 async fn record(body: Bytes, tx: &mut MemoryTx) {
     tx.push(body);
@@ -438,12 +445,13 @@ async fn a_worker_takes_no_more_memory_than_the_crates_page_says() {
 }
 
 async fn hold(queue: &str) {
-    let config = format!("{}?queue={queue}&prefetch={HELD}", url());
+    let config = format!("{}?queue={queue}&prefetch={HELD}&heartbeat=300s", url());
     let source = onlyonce_rabbitmq::RabbitSource::new(config.parse().unwrap()).unwrap();
-    // Not at once: the broker takes a while for messages of so many values.
-    let mut held = Vec::new();
+    // The broker takes a while for messages of so many values, and may say nothing meanwhile.
+    let (mut held, deadline) = (Vec::new(), Instant::now() + 10 * PATIENCE);
     while held.len() < HELD {
-        held.extend(receive(&source, (HELD - held.len()).min(20)).await);
+        assert!(Instant::now() < deadline, "{} of {HELD}", held.len());
+        held.extend(source.receive(limit(HELD)).await.unwrap());
     }
     let malformed = held.iter().filter(|d| d.malformed.is_some()).count();
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
