@@ -55,8 +55,9 @@ impl Alarm {
     async fn raise() -> Self {
         let alarm = Self;
         ctl(&["set_vm_memory_high_watermark", "0.0001"]);
-        let connection = Connection::connect(&url(), ConnectionProperties::default());
-        let connection = connection.await.unwrap();
+        let connection = Connection::connect(&url(), ConnectionProperties::default())
+            .await
+            .unwrap();
         let channel = connection.create_channel().await.unwrap();
         let deadline = Instant::now() + PATIENCE;
         while !connection.status().blocked() {
