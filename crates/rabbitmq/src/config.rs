@@ -1,10 +1,12 @@
 use std::fmt;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use onlyonce_core::{Error, Params};
 use url::Url;
 
@@ -24,6 +26,13 @@ pub struct Config {
     uri: AMQPUri,
     /// Further hosts, and their ports.
     failover: Vec<(String, u16)>,
+    /// PEM files of the certificate by which the client shows who it is, and of its private key; read at every
+    /// connection, so that they can be renewed.
+    pub certfile: Option<PathBuf>,
+    /// The private key of [`certfile`](Self::certfile).
+    pub keyfile: Option<PathBuf>,
+    /// A PEM file of certificates to trust besides the system's.
+    pub cacertfile: Option<PathBuf>,
     /// The queue: to consume from, or to publish to through the default exchange.
     pub queue: Option<String>,
     /// A sink's exchange, instead of a queue.
@@ -87,12 +96,32 @@ impl Config {
             .map_err(|fault| fault.error("cannot connect", target.map_or("", String::as_str)))
     }
 
-    /// The user by whose credentials the broker knows this client.
-    pub(crate) fn user(&self) -> &str {
-        &self.uri.authority.userinfo.username
+    /// The user by whose credentials the broker knows this client. By a certificate it knows one that is not known here.
+    pub(crate) fn user(&self) -> Option<&str> {
+        let by_password = self.uri.query.auth_mechanism != Some(SASLMechanism::External);
+        by_password.then_some(&self.uri.authority.userinfo.username)
     }
 
-    pub(crate) fn consumer_arguments(&self) -> FieldTable {
+    /// # Errors
+    /// A file cannot be read.
+    pub(crate) fn tls(&self) -> Result<OwnedTLSConfig, Error> {
+        let identity = match (&self.certfile, &self.keyfile) {
+            (Some(cert), Some(key)) => Some(OwnedIdentity::PKCS8 {
+                pem: file("certfile", cert)?,
+                key: file("keyfile", key)?,
+            }),
+            _ => None,
+        };
+        let chain = self.cacertfile.as_deref();
+        let chain = chain.map(|path| file("cacertfile", path)).transpose()?;
+        let no_pem = |_| Error::config("`cacertfile` is not PEM");
+        Ok(OwnedTLSConfig {
+            identity,
+            cert_chain: chain.map(String::from_utf8).transpose().map_err(no_pem)?,
+        })
+    }
+
+    pub(crate) fn consume_arguments(&self) -> FieldTable {
         let mut arguments = self.consumer_arguments.clone();
         if let Some(priority) = self.consumer_priority {
             arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
@@ -101,7 +130,8 @@ impl Config {
     }
 
     pub(crate) fn warn_of_plain_credentials(&self) {
-        if let Some(uri) = self.uris().find(|uri| sends_plain_credentials(uri)) {
+        let exposed = self.uris().find(sends_plain_credentials);
+        if let Some(uri) = exposed.filter(|_| self.user().is_some()) {
             tracing::warn!(
                 host = uri.authority.host,
                 "user and password go to another machine unencrypted; write amqps:// instead of amqp://"
@@ -174,6 +204,21 @@ impl Config {
                 "`prefetch=0` would mean no bound; give 1 to 65535",
             ));
         }
+        let tls = self.uri.scheme == AMQPScheme::AMQPS;
+        let files = [&self.certfile, &self.keyfile, &self.cacertfile];
+        if !tls && files.into_iter().any(Option::is_some) {
+            return Err(Error::config(
+                "`certfile`, `keyfile` and `cacertfile` are for TLS; write amqps:// instead of amqp://",
+            ));
+        }
+        if self.certfile.is_some() != self.keyfile.is_some() {
+            return Err(Error::config("give `certfile` and `keyfile` together"));
+        }
+        if self.user().is_none() && self.certfile.is_none() {
+            return Err(Error::config(
+                "`auth_mechanism=external` needs a client certificate: `certfile` and `keyfile`",
+            ));
+        }
         if self.timeout.is_zero() {
             return Err(Error::config("`timeout` cannot be zero"));
         }
@@ -231,13 +276,10 @@ impl TryFrom<&Url> for Config {
 
     /// As [`from_str`](Self::from_str).
     fn try_from(url: &Url) -> Result<Self, Error> {
-        let uri = address(url)?;
+        let mut uri = address(url)?;
         let mut params = Params::of(url)?;
         let yes_no = "true or false";
-        let failover = params.text("failover").unwrap_or_default();
         let config = Self {
-            failover: hosts(&failover, uri.scheme.default_port())?,
-            uri,
             queue: params.text("queue"),
             exchange: params.text("exchange"),
             routing_key: params.text("routing_key"),
@@ -263,6 +305,21 @@ impl TryFrom<&Url> for Config {
             timeout: params
                 .duration("timeout")?
                 .unwrap_or(Duration::from_secs(30)),
+            failover: params
+                .text("failover")
+                .map(|text| hosts(&text, uri.scheme.default_port()))
+                .transpose()?
+                .unwrap_or_default(),
+            certfile: params.text("certfile").map(Into::into),
+            keyfile: params.text("keyfile").map(Into::into),
+            cacertfile: params.text("cacertfile").map(Into::into),
+            uri: {
+                uri.query.auth_mechanism = params
+                    .text("auth_mechanism")
+                    .map(|text| mechanism(&text))
+                    .transpose()?;
+                uri
+            },
         };
         params.finish()?;
         config.check()?;
@@ -302,9 +359,17 @@ fn address(url: &Url) -> Result<AMQPUri, Error> {
     Ok(uri)
 }
 
+fn mechanism(text: &str) -> Result<SASLMechanism, Error> {
+    match text {
+        "plain" => Ok(SASLMechanism::Plain),
+        "external" => Ok(SASLMechanism::External),
+        _ => Err(Error::config("`auth_mechanism` is `plain` or `external`")),
+    }
+}
+
 /// `host:port,host:port`; the port may be missing.
 fn hosts(text: &str, default_port: u16) -> Result<Vec<(String, u16)>, Error> {
-    let hosts = text.split(',').filter(|_| !text.is_empty());
+    let hosts = text.split(',');
     let host = |text| {
         // Whatever else a URL may have would be ignored.
         let url = Url::parse(&format!("amqp://{text}")).ok()?;
@@ -316,6 +381,12 @@ fn hosts(text: &str, default_port: u16) -> Result<Vec<(String, u16)>, Error> {
     };
     hosts.map(host).collect::<Option<_>>().ok_or_else(|| {
         Error::config("write further hosts like `failover=mq2.example:5672,mq3.example:5672`")
+    })
+}
+
+fn file(what: &str, path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| {
+        Error::config(format!("cannot read `{what}` {}", path.display())).caused_by(error)
     })
 }
 
@@ -343,6 +414,10 @@ impl fmt::Debug for Config {
             .field("user", &self.uri.authority.userinfo.username)
             .field("password", &"(hidden)")
             .field("failover", &self.failover)
+            .field("auth_mechanism", &self.uri.query.auth_mechanism)
+            .field("certfile", &self.certfile)
+            .field("keyfile", &self.keyfile)
+            .field("cacertfile", &self.cacertfile)
             .field("queue", &self.queue)
             .field("exchange", &self.exchange)
             .field("routing_key", &self.routing_key)
@@ -448,6 +523,29 @@ mod tests {
     }
 
     #[test]
+    fn a_client_certificate_takes_the_place_of_the_user() {
+        let external = "amqps://h/?queue=q&auth_mechanism=external";
+        let config = parse(&format!(
+            "{external}&certfile=/none/c.pem&keyfile=/none/k.pem"
+        ));
+        assert_eq!(config.user(), None);
+        assert_eq!(
+            config.uri().query.auth_mechanism,
+            Some(SASLMechanism::External)
+        );
+        let error = config.tls().unwrap_err();
+        assert!(
+            error.to_string().contains("`certfile` /none/c.pem"),
+            "{error}"
+        );
+        assert_eq!(parse("amqps://u:p@h/?queue=q").user(), Some("u"));
+        assert!(refused(external).contains("needs a client certificate"));
+        assert!(refused("amqps://h/?queue=q&certfile=c").contains("together"));
+        assert!(refused("amqp://h/?queue=q&cacertfile=c").contains("amqps://"));
+        assert!(refused("amqps://h/?queue=q&auth_mechanism=none").contains("`external`"));
+    }
+
+    #[test]
     fn credentials_that_anybody_can_read_are_noticed() {
         let plain = |text| sends_plain_credentials(&parse(text).uri());
         for text in ["amqp://mq.example/?queue=q", "amqp://10.0.0.1/?queue=q"] {
@@ -465,12 +563,12 @@ mod tests {
 
     #[test]
     fn a_priority_goes_to_the_consumer() {
-        let arguments = parse("amqp://h/?queue=q&consumer_priority=-5").consumer_arguments();
+        let arguments = parse("amqp://h/?queue=q&consumer_priority=-5").consume_arguments();
         let priority = arguments.inner().get("x-priority");
         assert_eq!(priority, Some(&AMQPValue::LongInt(-5)));
         assert!(
             parse("amqp://h/?queue=q")
-                .consumer_arguments()
+                .consume_arguments()
                 .inner()
                 .is_empty()
         );

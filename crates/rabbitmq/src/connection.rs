@@ -2,6 +2,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties, ConnectionStatus};
 use tokio::time::{Instant, timeout};
@@ -79,13 +80,14 @@ pub(crate) async fn connect(
     config: &Config,
     role: &str,
 ) -> Result<(Connection, Arc<Broker>), Fault> {
+    let tls = config.tls().map_err(Fault::Certificate)?;
     let mut failed: Option<Fault> = None;
     for uri in config.uris() {
         if let Some(fault) = &failed {
             let (host, error) = (&uri.authority.host, fault.error("cannot connect", ""));
             tracing::warn!(host, %error, "trying the next host");
         }
-        match answer(config.timeout, connect_to(uri, role)).await {
+        match answer(config.timeout, connect_to(uri, tls.clone(), role)).await {
             Err(fault) if fault.error("", "").is_retryable() => failed = Some(fault),
             outcome => return outcome,
         }
@@ -93,10 +95,14 @@ pub(crate) async fn connect(
     Err(failed.unwrap_or(Fault::Closed))
 }
 
-async fn connect_to(uri: AMQPUri, role: &str) -> lapin::Result<(Connection, Arc<Broker>)> {
+async fn connect_to(
+    uri: AMQPUri,
+    tls: OwnedTLSConfig,
+    role: &str,
+) -> lapin::Result<(Connection, Arc<Broker>)> {
     let name = format!("onlyonce {role}");
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    filter::connector(uri, properties).await
+    filter::connector(uri, tls, properties).await
 }
 
 /// `duration` from now, or a century where that cannot be reckoned.

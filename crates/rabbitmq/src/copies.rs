@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use onlyonce_core::Error;
+use onlyonce_core::{Error, ErrorKind};
 
 use crate::publisher::{Outgoing, Publisher};
 use crate::{Config, config, headers};
@@ -29,7 +29,7 @@ const SHORT_STEPS: [u64; 3] = [100, 250, 500];
 
 pub(crate) struct Copies {
     queue: String,
-    user: String,
+    user: Option<String>,
     publisher: Publisher,
 }
 
@@ -37,7 +37,7 @@ impl Copies {
     pub(crate) fn new(config: Config, queue: &str) -> Self {
         Self {
             queue: queue.to_owned(),
-            user: config.user().to_owned(),
+            user: config.user().map(str::to_owned),
             // Whoever makes a copy goes on with other messages.
             publisher: Publisher::new(
                 config,
@@ -59,7 +59,9 @@ impl Copies {
         for original in originals {
             let properties = match original.properties.unpack() {
                 // This delivery has not been an attempt: nobody is given it.
-                Ok(properties) => headers::copy(&properties, original.attempt - 1, &self.user),
+                Ok(properties) => {
+                    headers::copy(&properties, original.attempt - 1, self.user.as_deref())
+                }
                 Err(error) => return refuse(originals.len(), error),
             };
             copies.push(Outgoing {
@@ -82,7 +84,9 @@ impl Copies {
                 Err(error) => return refuse(originals.len(), error),
             };
             let properties = match original.properties.unpack() {
-                Ok(properties) => headers::copy(&properties, original.attempt, &self.user),
+                Ok(properties) => {
+                    headers::copy(&properties, original.attempt, self.user.as_deref())
+                }
                 Err(error) => return refuse(originals.len(), error),
             };
             copies.push(Outgoing {
@@ -106,8 +110,16 @@ impl Copies {
         self.publisher.blocked_error()
     }
 
+    /// Waits for the copies under way, then closes. If the broker blocks the connection it does not wait for ever: the
+    /// originals are given back with their channel, so nothing is lost.
     pub(crate) async fn close(&self) -> Result<(), Error> {
-        self.publisher.close().await
+        match self.publisher.close().await {
+            Err(error) if error.kind() == ErrorKind::Throttled => {
+                tracing::warn!(%error, "copies of delayed messages may come besides the messages themselves");
+                Ok(())
+            }
+            closed => closed,
+        }
     }
 }
 

@@ -21,6 +21,8 @@ pub(crate) enum Fault {
     Overdue(Duration),
     /// The sink was closed.
     Closed,
+    /// A certificate cannot be read.
+    Certificate(Error),
 }
 
 impl From<lapin::Error> for Fault {
@@ -55,6 +57,7 @@ impl Fault {
                 ErrorKind::Timeout,
                 format!("{what}: a message was not settled within {time:?}, and all that is held goes back to the queue; if a handler takes that long, raise the broker's consumer_timeout and the URL's, else lower prefetch"),
             ),
+            Self::Certificate(error) => error.clone(),
             Self::Closed => Error::new(ErrorKind::Closed, format!("{what}: it was closed")),
         }
         .on_queue(queue)

@@ -159,11 +159,16 @@ fn unreadable(message: &mut Message) -> Option<String> {
 
 /// Gives a delayed copy back the user of its original. The header that tells it is believed if `own`, who consumes and
 /// so makes the copies, published it; if not, nobody knows the user.
-pub(crate) fn read_first_user(message: &mut Message, properties: &BasicProperties, own: &str) {
+pub(crate) fn read_first_user(
+    message: &mut Message,
+    properties: &BasicProperties,
+    own: Option<&str>,
+) {
     if let Some(first) = header(properties, FIRST_USER) {
         message.attributes.remove(USER_ID);
-        let is_ours = |user: &ShortString| user.as_str() == own;
-        if properties.user_id().as_ref().is_some_and(is_ours)
+        let user = properties.user_id().as_ref().map(ShortString::as_str);
+        if user.is_some()
+            && user == own
             && let Some(first) = text(first)
         {
             message.attributes.insert(USER_ID, first);
@@ -371,7 +376,7 @@ pub fn write(message: &Message, group_header: Option<&str>) -> Result<BasicPrope
     }
     for (name, text) in message.attributes.iter() {
         let name = match refusal(name, text) {
-            // Of another publisher: no property of this one's.
+            // The broker would refuse a message under the user of another.
             None if name == USER_ID => attribute(name),
             None => Cow::Borrowed(name),
             Some(_) if dead => attribute(name),
@@ -513,7 +518,11 @@ fn note(headers: &mut Headers, names: Vec<String>) {
 /// Without the counts of this queue, since they are in the new header; without `x-death`, by which an older RabbitMQ
 /// would take the copy's way back for an endless loop and drop it (<https://www.rabbitmq.com/docs/dlx#routing>); and
 /// without `expiration`, which would end the delay. The user becomes `own`, as the broker demands.
-pub(crate) fn copy(properties: &BasicProperties, attempt: u32, own: &str) -> BasicProperties {
+pub(crate) fn copy(
+    properties: &BasicProperties,
+    attempt: u32,
+    own: Option<&str>,
+) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in properties.headers().iter().flat_map(|h| h.inner()) {
         let death = [DEATHS, "x-first-death-", "x-last-death-"];
@@ -538,7 +547,8 @@ pub(crate) fn copy(properties: &BasicProperties, attempt: u32, own: &str) -> Bas
             copy = set(copy, value.clone());
         }
     }
-    if let (Some(_), Ok(own)) = (properties.user_id(), ShortString::try_new(own)) {
+    let own = own.and_then(|own| ShortString::try_new(own).ok());
+    if let (Some(_), Some(own)) = (properties.user_id(), own) {
         copy = copy.with_user_id(own);
     }
     if let Some(id) = properties.message_id() {
@@ -943,7 +953,7 @@ mod tests {
                 ("k", long("v")),
             ]),
             4,
-            "own",
+            None,
         );
         assert_eq!(attempt(&moved, "q", false, Counts::None), (5, true));
         let (message, _) = read(&moved, Bytes::new(), None);
@@ -994,17 +1004,21 @@ mod tests {
             message.attributes.get(USER_ID).map(str::to_owned)
         };
         let original = BasicProperties::default().with_user_id("alice".into());
-        assert_eq!(user(&original, "worker").as_deref(), Some("alice"));
-        let again = copy(&copy(&original, 1, "worker"), 2, "worker");
+        assert_eq!(user(&original, Some("worker")).as_deref(), Some("alice"));
+        let again = copy(&copy(&original, 1, Some("worker")), 2, Some("worker"));
         assert_eq!(again.user_id().as_ref().unwrap().as_str(), "worker");
-        assert_eq!(user(&again, "worker").as_deref(), Some("alice"));
-        assert_eq!(user(&again, "other"), None);
+        assert_eq!(user(&again, Some("worker")).as_deref(), Some("alice"));
+        assert_eq!(user(&again, Some("other")), None);
+        assert_eq!(user(&copy(&original, 1, None), None), None);
         // The header alone can be written by anyone.
         let forged = with([(FIRST_USER, long("alice"))]);
-        assert_eq!(user(&forged, "worker"), None);
-        assert_eq!(user(&forged.with_user_id("mallory".into()), "worker"), None);
+        assert_eq!(user(&forged, Some("worker")), None);
         assert_eq!(
-            copy(&BasicProperties::default(), 1, "worker").user_id(),
+            user(&forged.with_user_id("mallory".into()), Some("worker")),
+            None
+        );
+        assert_eq!(
+            copy(&BasicProperties::default(), 1, Some("worker")).user_id(),
             &None
         );
     }
@@ -1028,7 +1042,7 @@ mod tests {
             .with_timestamp(9)
             .with_delivery_mode(1)
             .with_expiration("5".into());
-        let copy = copy(&original, 1, "own");
+        let copy = copy(&original, 1, None);
         assert_eq!(copy.expiration(), &None);
         assert_eq!(copy.delivery_mode(), &Some(2));
         let (copied, original) = (

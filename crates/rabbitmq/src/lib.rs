@@ -20,6 +20,9 @@
 //! | parameter | default | |
 //! |---|---|---|
 //! | `failover` | none | further hosts of the cluster, `host:port,host:port`, see below |
+//! | `auth_mechanism` | `plain` | `external`: the broker knows the client by its certificate, see below |
+//! | `certfile`, `keyfile` | none | PEM files of the client's certificate and its private key, for `amqps` |
+//! | `cacertfile` | none | a PEM file of certificates to trust besides the system's, for `amqps` |
 //! | `queue` | | the queue; required for a source. Nothing is declared but delay queues |
 //! | `exchange`, `routing_key` | | for a sink, instead of `queue` |
 //! | `quorum` | `false` | it is a quorum queue, which counts deliveries: [`Delivery::attempt`] is then always filled in |
@@ -42,7 +45,10 @@
 //! next in `failover`, in the order given. All are asked with the same user and vhost; when one refuses these, no other
 //! is asked. Nothing goes back to the first host by itself. Give workers the hosts in different orders to spread them.
 //!
-//! For TLS the system's certificates are trusted; `SSL_CERT_FILE` names others, of a private authority, say.
+//! For TLS the system's certificates are trusted, and those in `cacertfile`, of a private authority, say; `SSL_CERT_FILE`
+//! names others in place of the system's. A client that shows a certificate may have no password, with
+//! `auth_mechanism=external` and the broker's plugin [`rabbitmq_auth_mechanism_ssl`][external]; the user is then the
+//! certificate's. The files are read at every connection, so they can be renewed while a worker runs.
 //! Over plain `amqp` the password is readable on the way: a warning says so, unless the host is this machine.
 //!
 //! # Delivery semantics
@@ -171,6 +177,7 @@
 //! [timeout]: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 //! [acks]: https://www.rabbitmq.com/docs/confirms
 //! [poison]: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
+//! [external]: https://www.rabbitmq.com/docs/access-control#mechanisms
 //! [priority]: https://www.rabbitmq.com/docs/consumer-priority
 //! [user-id]: https://www.rabbitmq.com/docs/validated-user-id
 //! [blocked]: https://www.rabbitmq.com/docs/connection-blocked

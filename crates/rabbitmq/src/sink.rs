@@ -13,7 +13,7 @@ use crate::{Config, config, headers};
 pub struct RabbitSink {
     name: String,
     group_header: Option<String>,
-    user: String,
+    user: Option<String>,
     routing_key: ShortString,
     publisher: Publisher,
 }
@@ -31,7 +31,7 @@ impl RabbitSink {
         let unsent = config.timeout;
         Ok(Self {
             group_header: config.group_header.clone(),
-            user: config.user().to_owned(),
+            user: config.user().map(str::to_owned),
             routing_key,
             publisher: Publisher::new(config, "sink", exchange, &name, unsent),
             name,
@@ -44,7 +44,7 @@ impl RabbitSink {
         let properties = headers::write(message, self.group_header.as_deref())?;
         // The broker refuses every other user.
         let user = message.attributes.get(headers::USER_ID);
-        match user.filter(|user| *user == self.user) {
+        match user.filter(|user| Some(*user) == self.user.as_deref()) {
             Some(user) => Ok(properties.with_user_id(config::name("user", user)?)),
             None => Ok(properties),
         }

@@ -291,7 +291,7 @@ impl Shared {
             link.channel.basic_qos(self.config.prefetch, qos).await?;
             let queue = self.queue.as_str().into();
             let options = BasicConsumeOptions::default();
-            let arguments = self.config.consumer_arguments();
+            let arguments = self.config.consume_arguments();
             let consume = link
                 .channel
                 .basic_consume(queue, "".into(), options, arguments);

@@ -25,6 +25,7 @@ const CHUNK: usize = 64 << 10;
 /// Connects as [`Connection::connect_uri`] does, TLS included, with the filter in between.
 pub(crate) async fn connector(
     uri: AMQPUri,
+    tls: OwnedTLSConfig,
     properties: ConnectionProperties,
 ) -> lapin::Result<(Connection, Arc<Broker>)> {
     let tokio = Runtime::tokio_current();
@@ -32,7 +33,6 @@ pub(crate) async fn connector(
     let broker = Arc::new(Broker::default());
     let told = Arc::clone(&broker);
     let connect = async move |uri: AMQPUri, _: Runtime<_>| {
-        let tls = OwnedTLSConfig::default();
         let stream = uri.connect_with_config_async(tls.as_ref(), &tokio).await?;
         Ok::<_, lapin::Error>(AsyncTcpStream::Plain(Filtered::new(stream, &told)))
     };

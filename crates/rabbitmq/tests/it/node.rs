@@ -1,6 +1,8 @@
 //! What needs a hand on the broker itself: `./tests/run rabbitmq`. `ONLYONCE_RABBITMQ_CTL` runs rabbitmqctl against it,
 //! as `localstack/rabbitmq-4.0 ctl DIR` does. It changes the whole node, so these run one after another.
 
+mod tls;
+
 use std::process::Command;
 use std::time::Duration;
 
@@ -55,9 +57,8 @@ impl Alarm {
     async fn raise() -> Self {
         let alarm = Self;
         ctl(&["set_vm_memory_high_watermark", "0.0001"]);
-        let connection = Connection::connect(&url(), ConnectionProperties::default())
-            .await
-            .unwrap();
+        let (url, properties) = (url(), ConnectionProperties::default());
+        let connection = Connection::connect(&url, properties).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         let deadline = Instant::now() + PATIENCE;
         while !connection.status().blocked() {
