@@ -146,10 +146,16 @@ impl Question {
             }
             _ => {}
         }
-        if told.name == TYPE && told.value != Some("quorum") {
+        match told.value {
+            _ if told.name != TYPE => {}
+            Some("quorum") => {}
             // It has no delivery limit.
-            self.is_settled(LIMIT);
-            self.unset(LIMIT);
+            Some("classic") | None => {
+                self.is_settled(LIMIT);
+                self.unset(LIMIT);
+            }
+            // Nor is the rest of any use.
+            Some(_) => self.asked.clear(),
         }
         match told.argument() {
             Some(argument) => {
@@ -199,10 +205,14 @@ impl<'a> Told<'a> {
     /// The value as it has to be sent; `None` if there is none, or it is of a kind that cannot be.
     fn argument(self) -> Option<AMQPValue> {
         let value = self.value?;
-        match self.kind {
-            Some("bool") => Some(AMQPValue::Boolean(value == "true")),
-            Some("longstr") | None => Some(AMQPValue::LongString(value.into())),
-            Some(_) => value.parse().ok().map(AMQPValue::LongLongInt),
+        let number = || value.parse().ok().map(AMQPValue::LongLongInt);
+        let text = || AMQPValue::LongString(value.into());
+        match (self.kind, value) {
+            // Where another value was sent, the kind is not told.
+            (Some("bool") | None, "true" | "false") => Some(AMQPValue::Boolean(value == "true")),
+            (None, _) => number().or_else(|| Some(text())),
+            (Some("longstr"), _) => Some(text()),
+            (Some(_), _) => number(),
         }
     }
 

@@ -224,8 +224,8 @@ pub fn attempt(
 ) -> (u32, bool) {
     let counted = match counts {
         Counts::None => 0,
+        _ if is_from_elsewhere(properties, counts) => 0,
         Counts::Deliveries => number(properties, DELIVERY_COUNT),
-        Counts::Acquisitions if is_from_elsewhere(properties) => 0,
         Counts::Acquisitions => number(properties, ACQUIRED_COUNT),
     };
     let before = number(properties, ATTEMPT).saturating_add(deaths(properties, queue));
@@ -244,12 +244,18 @@ pub(crate) fn returned(properties: &BasicProperties, counts: Counts) -> u32 {
     u32::try_from(returned).unwrap_or(u32::MAX)
 }
 
-/// Whether this is the first delivery of what another queue gave up on: RabbitMQ 4.3 calls it delivered again, with the
-/// other queue's counts, which are the same then (measured with 4.3.6). Later it counts acquisitions anew.
-fn is_from_elsewhere(properties: &BasicProperties) -> bool {
+/// Whether the counts can be those of another queue, which gave up on the message. RabbitMQ calls its first delivery here
+/// delivered again, with the other queue's counts, and counts anew from then on (measured with 4.0.5 and 4.3.6). From 4.3 on the
+/// two counts are the same at first, and differ later; before, nothing tells the one from the other.
+fn is_from_elsewhere(properties: &BasicProperties, counts: Counts) -> bool {
     let reason = header(properties, "x-last-death-reason").and_then(text);
-    reason.as_deref() == Some("delivery_limit")
-        && number(properties, ACQUIRED_COUNT) == number(properties, DELIVERY_COUNT)
+    let at_first = match counts {
+        Counts::Acquisitions => {
+            number(properties, ACQUIRED_COUNT) == number(properties, DELIVERY_COUNT)
+        }
+        Counts::Deliveries | Counts::None => true,
+    };
+    at_first && reason.as_deref() == Some("delivery_limit")
 }
 
 fn number(properties: &BasicProperties, name: &str) -> i64 {

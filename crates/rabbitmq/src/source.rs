@@ -514,12 +514,6 @@ impl Shared {
         wanted: Vec<(usize, u64, Verdict)>,
         answers: &mut [Answer],
     ) {
-        if wanted
-            .iter()
-            .any(|(_, _, verdict)| *verdict == Verdict::Return)
-        {
-            epoch.returning.cancel();
-        }
         let (done, frames) = {
             let mut acks = lock(&epoch.acks);
             if epoch.lost.is_cancelled() {
@@ -533,6 +527,18 @@ impl Shared {
                 .collect();
             (done, frames)
         };
+        if wanted
+            .iter()
+            .any(|(_, _, verdict)| *verdict == Verdict::Return)
+        {
+            // At once: what waits to be handed out comes after it.
+            let mut state = lock(&self.state);
+            let live = state.epoch.as_ref().map(|live| live.number);
+            if live == Some(epoch.number) {
+                self.lose(&mut state);
+            }
+            epoch.returning.cancel();
+        }
         let mut failed = None;
         for frame in frames {
             failed = finish(frame).await.err().or(failed);
