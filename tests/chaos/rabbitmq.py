@@ -57,7 +57,10 @@ def traffic(options, rng):
         lines[number % options.publishers].append((number, message))
         if rng.randrange(100) < options.duplicates:
             duplicates += 1
-            lines[rng.randrange(options.publishers)].append((number + rng.randrange(2_000), message))
+            # Where the order counts, it must not come before its first: another publisher may be ahead.
+            ordered = options.single or grouped
+            line = number % options.publishers if ordered else rng.randrange(options.publishers)
+            lines[line].append((number + rng.randrange(2_000), message))
     for number in range(options.poison):
         body, properties = poison(number)
         line = rng.choice(lines)

@@ -55,20 +55,7 @@ fn hazards(
     has_sink: bool,
 ) -> Vec<(Hazard, String)> {
     let mut found = Vec::new();
-    let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
-    if let Some(retention) = inspection.retention
-        && records
-        && options.retention <= retention
-    {
-        found.push((
-            Hazard::ShortRetention,
-            format!(
-                "dedup records are kept for {}, but the queue can deliver a message again for {}: set retention() above that",
-                days(options.retention),
-                days(retention)
-            ),
-        ));
-    }
+    found.extend(short_retention(mode, options, inspection));
     if let (Some(lease), Some(longest)) = (inspection.lease, options.handler_timeout)
         && !capabilities.extend
         && lease <= longest
@@ -116,6 +103,23 @@ fn hazards(
         ));
     }
     found
+}
+
+fn short_retention(
+    mode: Mode,
+    options: &Options,
+    inspection: &Inspection,
+) -> Option<(Hazard, String)> {
+    let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
+    let retention = inspection.retention?;
+    (records && options.retention <= retention).then(|| {
+        let why = format!(
+            "dedup records are kept for {}, but the queue can deliver a message again for {}: set retention() above that",
+            days(options.retention),
+            days(retention)
+        );
+        (Hazard::ShortRetention, why)
+    })
 }
 
 fn days(duration: Duration) -> String {
