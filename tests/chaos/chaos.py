@@ -41,6 +41,7 @@ def run_arguments(description, transfers, kills):
     parser.add_argument("--duplicates", type=int, default=10, help="how many are sent twice, in percent")
     parser.add_argument("--poison", type=int, default=20, help="messages that nobody can process")
     parser.add_argument("--kills", type=int, default=kills)
+    parser.add_argument("--stops", type=int, default=0, help="how often a worker is told to stop, and does")
     parser.add_argument("--publishers", type=int, default=4)
     return parser
 
@@ -124,7 +125,7 @@ class Run(Scenario):
         # How many messages are not the first of their transfer.
         self.duplicates = 0
         self.hired = 0
-        self.counts = {"kills": 0, "kills_during_work": 0, "exits_at_start": 0, "exits_while_working": 0}
+        self.counts = {"kills": 0, "kills_during_work": 0, "stops": 0, "exits_at_start": 0, "exits_while_working": 0}
         self.applied = {"applied": 0, "received": 0, "duplicates": 0, "fenced": 0, "cancelled": 0, "lease_lost": 0}
         self.applied["dead_lettered"] = 0
         self.shown = 0.0
@@ -193,18 +194,28 @@ class Run(Scenario):
     def unfinished(self):
         return self.book.entries() < 2 * self.options.transfers
 
-    def kill(self):
-        """Kills one of those that have done something."""
+    def busy_worker(self):
+        """One of those that have done something, a moment later."""
         def busy():
             self.supervise()
             return [worker for worker in self.workers if worker.count("applied")]
 
         worker = self.rng.choice(ledger.until("a worker that works", busy, seconds=math.inf))
         time.sleep(self.rng.random() * 0.03)
+        return worker
+
+    def kill(self):
+        worker = self.busy_worker()
         if worker.kill():
             self.counts["kills"] += 1
             self.counts["kills_during_work"] += self.unfinished()
             self.replace(worker)
+
+    def stop(self):
+        worker = self.busy_worker()
+        worker.stop()
+        self.counts["stops"] += 1
+        self.replace(worker)
 
     def wait_for(self, transfers):
         """Waits until so many transfers are in the ledger."""
@@ -225,7 +236,7 @@ class Run(Scenario):
     def events(self):
         """When to do what: the number of applied transfers, with what happens then."""
         events = []
-        for action, count in [(self.kill, self.options.kills), *self.plan()]:
+        for action, count in [(self.kill, self.options.kills), (self.stop, self.options.stops), *self.plan()]:
             part = self.options.transfers * 0.95 / max(count, 1)
             events += [(int(part * (n + self.rng.random())), action) for n in range(count)]
         return sorted(events, key=lambda event: event[0])
@@ -252,6 +263,17 @@ class Run(Scenario):
     def end(self):
         for worker in list(self.workers):
             self.retire(worker)
+
+    def out_of_order(self, lines):
+        """How many transfers were applied before the one that stands before them in one of these lines."""
+        places = {}
+        for place, transfer in enumerate(self.book.order()):
+            places.setdefault(transfer, place)
+        count = 0
+        for line in lines:
+            applied = [places[transfer] for transfer in line if transfer in places]
+            count += sum(later < earlier for earlier, later in zip(applied, applied[1:]))
+        return count
 
     def findings(self):
         findings, audit = self.check_tables()

@@ -109,6 +109,11 @@ class Worker:
         self._reader.join()
         return code == -signal.SIGKILL
 
+    def stop(self):
+        """Has it finish what runs, and waits for a good end."""
+        self.signal(signal.SIGTERM)
+        return self.report()
+
     def report(self, seconds=60):
         """Waits for a good end."""
         try:

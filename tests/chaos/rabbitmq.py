@@ -27,6 +27,9 @@ def arguments():
     parser = chaos.run_arguments(__doc__, transfers=50_000, kills=50)
     parser.add_argument("--url", required=True, help="AMQP URL without a query")
     parser.add_argument("--groups", type=int, default=50, help="half of the transfers belong to one of so many; 0: none")
+    parser.add_argument("--single", action="store_true", help="a single active consumer; without groups the queue is one")
+    parser.add_argument("--limit", type=int, help="the queue's delivery limit; the broker's default if not given")
+    parser.add_argument("--dead-letters", action="store_true", help="the queue has a dead-letter exchange")
     parser.add_argument("--cuts", type=int, default=6)
     parser.add_argument("--restarts", type=int, default=3)
     parser.add_argument("--cut-cmd", default="", help="closes all connections; needed unless --cuts is 0")
@@ -54,7 +57,10 @@ def traffic(options, rng):
         lines[number % options.publishers].append((number, message))
         if rng.randrange(100) < options.duplicates:
             duplicates += 1
-            lines[rng.randrange(options.publishers)].append((number + rng.randrange(2_000), message))
+            # Where the order counts, it must not come before its first: another publisher may be ahead.
+            ordered = options.single or grouped
+            line = number % options.publishers if ordered else rng.randrange(options.publishers)
+            lines[line].append((number + rng.randrange(2_000), message))
     for number in range(options.poison):
         body, properties = poison(number)
         line = rng.choice(lines)
@@ -101,17 +107,20 @@ class Publisher(chaos.Publisher):
 class Run(chaos.Run):
     def __init__(self, options, folder):
         super().__init__(options, folder)
-        self.queue = rabbit.Queue(options.url, f"chaos-{os.getpid()}-{options.seed}", options.queue_type)
+        settings = (options.queue_type, options.limit, options.single, options.dead_letters)
+        self.queue = rabbit.Queue(options.url, f"chaos-{os.getpid()}-{options.seed}", *settings)
         lines, self.sent, self.duplicates = traffic(options, self.rng)
         self.publishers = [Publisher(self.queue, line) for line in lines]
         self.outage = None
         self.counts |= {"cuts": 0, "restarts": 0}
 
     def worker(self, log, *more):
-        group = {"group_header": rabbit.GROUP_HEADER} if self.options.groups else {}
+        order = {"group_header": rabbit.GROUP_HEADER} if self.options.groups else {}
+        if self.options.single:
+            order["single_active_consumer"] = "true"
         return ledger.Worker(
             self.program,
-            self.queue.of(self.queue.name, prefetch=self.options.prefetch, heartbeat="5s", **group),
+            self.queue.of(self.queue.name, prefetch=self.options.prefetch, heartbeat="5s", **order),
             self.book,
             self.queue.of(self.queue.dead),
             log,
@@ -141,10 +150,22 @@ class Run(chaos.Run):
         if self.outage and self.outage.wait(timeout=120) != 0:
             raise AssertionError(f"the command given ended with {self.outage.returncode}, see broker.log")
 
+    def lines_in_order(self):
+        """Transfers that one publisher sent one after another, of one group: none but with a single active consumer."""
+        options = self.options
+        lines = {}
+        for number in range(options.transfers if options.single else 0):
+            grouped = not options.groups or number % 2 == 0
+            key = (number % options.publishers, number % (options.groups or 1))
+            if grouped:
+                lines.setdefault(key, []).append(f"transfer-{number}")
+        return lines.values()
+
     def verdict(self):
         dead = self.queue.drained(self.queue.dead)
         expected = {poison(number)[0] for number in range(self.options.poison)}
         findings = {
+            "out_of_order": self.out_of_order(self.lines_in_order()),
             "left_in_queue": self.queue.depth(self.queue.name),
             "poison_not_set_aside": len(expected - set(dead)),
             "wrongly_set_aside": len(set(dead) - expected),

@@ -216,17 +216,11 @@ class Run(chaos.Run):
                 os.kill(process, signal.SIGCONT)
         self.counts["freezes"] += 1
 
-    def out_of_order(self):
-        """How many transfers were applied before the one that was sent before them in their group."""
-        places = {}
-        for place, transfer in enumerate(self.book.order()):
-            places.setdefault(transfer, place)
-        count = 0
-        for group in range(self.options.groups):
-            line = [f"transfer-{number}" for number in range(group, self.options.transfers, self.options.groups)]
-            applied = [places[transfer] for transfer in line if transfer in places]
-            count += sum(later < earlier for earlier, later in zip(applied, applied[1:]))
-        return count
+    def groups(self):
+        """Each group's transfers in the order in which they were sent."""
+        options = self.options
+        for group in range(options.groups):
+            yield [f"transfer-{number}" for number in range(group, options.transfers, options.groups)]
 
     def verdict(self):
         # A freeze shows in leases that workers found to be lost or, if they had done with them, in what came again.
@@ -236,7 +230,7 @@ class Run(chaos.Run):
         dead = {body for body, _ in letters}
         expected = {poison(number)[1] for number in range(self.options.poison)}
         findings = {
-            "out_of_order": self.out_of_order(),
+            "out_of_order": self.out_of_order(self.groups()),
             "left_in_queue": self.queue.waiting() + self.queue.in_flight(),
             "poison_not_set_aside": len(expected - dead),
             "wrongly_set_aside": len(dead - expected),

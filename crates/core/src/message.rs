@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -5,6 +6,9 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// Before the digits of an attribute's bytes that are not UTF-8.
+const HEX: &str = "hex:";
 
 /// Text attributes of a message, sorted by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -18,8 +22,19 @@ impl Attributes {
             Ok(text) => text.to_owned(),
             Err(_) => {
                 let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
-                format!("hex:{}", digits.collect::<String>())
+                format!("{HEX}{}", digits.collect::<String>())
             }
+        }
+    }
+
+    /// The bytes of which [`text_of`](Self::text_of) makes this text: those that `hex:…` stands for, or else its own.
+    /// Owned if they are not UTF-8.
+    #[must_use]
+    pub fn bytes_of(text: &str) -> Cow<'_, [u8]> {
+        match text.strip_prefix(HEX).and_then(unhex) {
+            // Bytes that are UTF-8 would have stayed as they are: somebody wrote this text.
+            Some(bytes) if std::str::from_utf8(&bytes).is_err() => Cow::Owned(bytes),
+            _ => Cow::Borrowed(text.as_bytes()),
         }
     }
 
@@ -48,6 +63,22 @@ impl Attributes {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+}
+
+/// The bytes of pairs of lower-case digits.
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let digit = |byte: &u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let byte = |[high, low]: &[u8; 2]| Some(digit(high)? << 4 | digit(low)?);
+    pairs
+        .iter()
+        .map(byte)
+        .collect::<Option<_>>()
+        .filter(|_| rest.is_empty())
 }
 
 impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Attributes {
@@ -213,5 +244,37 @@ impl Delivery {
     pub fn with_malformed(mut self, reason: impl Into<String>) -> Self {
         self.malformed = Some(reason.into());
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_come_back_from_their_text() {
+        for bytes in [&[0xff, 0x00, 0x1a][..], &[0x80], b"plain", b""] {
+            let text = Attributes::text_of(bytes);
+            assert_eq!(&*Attributes::bytes_of(&text), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_only_looks_like_bytes_stays_a_text() {
+        // Readable bytes, an odd digit, upper case, no digits at all.
+        for text in [
+            "hex:6869",
+            "hex:fff",
+            "hex:FF",
+            "hex:",
+            "hex:zz",
+            "hex:f\u{fc}",
+            "ff",
+        ] {
+            assert_eq!(&*Attributes::bytes_of(text), text.as_bytes(), "{text}");
+        }
+        for text in ["hex:ff", "hex:6869", "hex:FF"] {
+            assert_eq!(Attributes::text_of(&Attributes::bytes_of(text)), text);
+        }
     }
 }

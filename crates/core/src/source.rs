@@ -82,7 +82,9 @@ pub enum Ordering {
     #[default]
     None,
     /// The source delivers in order to *one* consumer at a time, but does not hold back the rest of a group while its
-    /// head is out: a message given back may come after its successors, so the pipeline retries it in place.
+    /// head is out. A head that is given back with all that follows it comes back in order, but at a price: a source whose
+    /// broker can do that only with everything at once gives back all that it holds. So the pipeline retries in place
+    /// while the lease lasts.
     Delivery,
     /// The broker withholds a group while an earlier message of it is leased or delayed, so a head that is given back
     /// with all that follows it comes back in order.
@@ -109,6 +111,9 @@ pub struct Capabilities {
     pub counts_attempts: bool,
     /// Order within a group.
     pub ordering: Ordering,
+    /// Giving back one by one costs more than giving back everything: the broker counts it twice, or loses the order. A
+    /// pipeline that stops then leaves what it has not begun to [`Source::close`].
+    pub close_gives_back: bool,
     /// How many settlements one request to the broker carries: the pipeline waits a moment, where others may follow, and
     /// passes on whole requests. `None`: any number.
     pub settle_batch: Option<usize>,
@@ -125,6 +130,9 @@ pub struct Inspection {
     pub retention: Option<Duration>,
     /// After how many deliveries the broker gives up on a message by itself.
     pub max_deliveries: Option<u32>,
+    /// Why the broker can give up on a message that no handler failed, and what to set so that it does not, for people;
+    /// `None` where it does not, as far as is known.
+    pub gives_up: Option<String>,
     /// Where the broker puts what it gives up on; `None` where it has no such place.
     pub dead_letter: Option<String>,
     /// How long the broker itself suppresses duplicates.

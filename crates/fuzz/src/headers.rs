@@ -1,6 +1,6 @@
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
-use onlyonce::rabbitmq::headers;
+use onlyonce::rabbitmq::headers::{self, Counts};
 use onlyonce::rabbitmq::lapin::BasicProperties;
 use onlyonce::rabbitmq::lapin::types::{FieldTable, ShortString, parsing::parse_field_table};
 use onlyonce::{DEAD_LETTER_REASON, ErrorKind, Message};
@@ -31,9 +31,13 @@ pub fn rabbitmq_headers(data: &[u8]) {
         let body = Bytes::copy_from_slice(head);
         let (mut message, malformed) = headers::read(&properties, body.clone(), group);
         assert_eq!(message.body, body);
-        assert!(malformed.is_none_or(|why| why.contains(GROUP)));
-        let (attempt, _) = headers::attempt(&properties, "orders", redelivered);
+        let known = |why: String| why.contains(GROUP) || why.contains("nested more than");
+        assert!(malformed.is_none_or(known));
+        let (attempt, _) = headers::attempt(&properties, "orders", redelivered, Counts::None);
         assert!(attempt > u32::from(redelivered));
+        for counts in [Counts::Deliveries, Counts::Acquisitions] {
+            assert!(headers::attempt(&properties, "orders", true, counts).0 > 0);
+        }
         message.attributes.insert(DEAD_LETTER_REASON, "no good");
         let written = headers::write(&message, group).expect("what was read can be written");
         let (again, malformed) = headers::read(&written, body, group);

@@ -10,6 +10,7 @@
 //!
 //! An input that found something goes into `corpus/TARGET`, so that it stays found.
 
+mod frames;
 mod headers;
 mod input;
 mod keys;
@@ -19,6 +20,7 @@ mod sqlite;
 mod sqs;
 mod urls;
 
+pub use frames::rabbitmq_frames;
 pub use headers::{rabbitmq_headers, rabbitmq_messages};
 pub use keys::keys;
 pub use params::params;
@@ -31,10 +33,11 @@ pub use urls::{secrets, urls};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 13] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("keys", keys),
     ("params", params),
     ("pipeline", pipeline),
+    ("rabbitmq_frames", rabbitmq_frames),
     ("rabbitmq_headers", rabbitmq_headers),
     ("rabbitmq_messages", rabbitmq_messages),
     ("secrets", secrets),

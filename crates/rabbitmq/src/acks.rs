@@ -8,6 +8,8 @@ const REMEMBERED: usize = 10_000;
 pub(crate) enum Verdict {
     Ack,
     Requeue,
+    /// It stays unsettled until the channel is closed, which gives it back in its place.
+    Return,
     /// A copy of it was queued to come back later, so this one is acked; but it counts as given back.
     Moved,
 }
@@ -25,16 +27,26 @@ pub(crate) enum Frame {
     },
 }
 
+/// What has become of one delivery.
+#[derive(Debug)]
+enum Slot<T> {
+    /// It is out, with what belongs to it.
+    Open(T),
+    /// It was given back, but the broker does not know it yet.
+    Returned(T),
+    Settled,
+}
+
 /// Which deliveries of one channel are settled; turns settlements in any order into as few frames as are safe.
 ///
-/// Each call leaves nothing unsent, so between calls every tag is either settled at the broker or open. A `multiple` ack
-/// goes only as far as every tag is settled, and requeues go out before it: so it never covers a delivery that is still
-/// out or that was given back.
+/// Each call leaves nothing unsent, so between calls every tag is either settled at the broker or unsettled there: open, or
+/// returned. A `multiple` ack goes only as far as every tag is settled, and requeues go out before it: so it never covers a
+/// delivery that is still out or that was given back.
 #[derive(Debug)]
 pub(crate) struct Acks<T> {
     /// Every tag up to this one is settled; the window begins with the next.
     settled: u64,
-    window: VecDeque<Option<T>>,
+    window: VecDeque<Slot<T>>,
     given_back: BTreeSet<u64>,
 }
 
@@ -49,7 +61,7 @@ impl<T> Acks<T> {
 
     /// Takes note of the next delivery of the channel, with what belongs to it. The broker numbers them from 1.
     pub(crate) fn delivered(&mut self, kept: T) {
-        self.window.push_back(Some(kept));
+        self.window.push_back(Slot::Open(kept));
     }
 
     /// The tag of the last delivery.
@@ -58,12 +70,30 @@ impl<T> Acks<T> {
     }
 
     pub(crate) fn any_settled(&self) -> bool {
-        self.settled > 0 || self.window.iter().any(Option::is_none)
+        let is_settled = |slot: &Slot<T>| matches!(slot, Slot::Settled);
+        self.settled > 0 || self.window.iter().any(is_settled)
     }
 
     /// What was kept for `tag`, if it is open.
     pub(crate) fn kept(&mut self, tag: u64) -> Option<&T> {
-        self.slot(tag)?.as_ref()
+        match self.slot(tag)? {
+            Slot::Open(kept) => Some(kept),
+            Slot::Returned(_) | Slot::Settled => None,
+        }
+    }
+
+    /// How many deliveries the broker takes for unsettled.
+    pub(crate) fn unsettled(&self) -> u64 {
+        let is_out = |slot: &&Slot<T>| !matches!(slot, Slot::Settled);
+        self.window.iter().filter(is_out).count() as u64
+    }
+
+    /// What was kept for the oldest delivery that the broker takes for unsettled.
+    pub(crate) fn oldest(&self) -> Option<&T> {
+        match self.window.front()? {
+            Slot::Open(kept) | Slot::Returned(kept) => Some(kept),
+            Slot::Settled => None,
+        }
     }
 
     /// Settles; says for each whether it is done as wanted, and what to send.
@@ -75,12 +105,13 @@ impl<T> Acks<T> {
         let mut acked = Vec::new();
         let mut done = Vec::new();
         for (tag, verdict) in wanted {
-            let open = self.slot(tag).and_then(Option::take).is_some();
+            let open = self.end(tag, verdict);
             done.push(open || self.was(tag, verdict));
             if !open {
                 continue;
             }
             match verdict {
+                Verdict::Return => {}
                 Verdict::Requeue => frames.push(Frame::Requeue { tag }),
                 Verdict::Ack | Verdict::Moved => acked.push(tag),
             }
@@ -102,7 +133,20 @@ impl<T> Acks<T> {
         (done, frames)
     }
 
-    fn slot(&mut self, tag: u64) -> Option<&mut Option<T>> {
+    /// Ends an open delivery; false if it is not open.
+    fn end(&mut self, tag: u64, verdict: Verdict) -> bool {
+        let Some(slot @ Slot::Open(_)) = self.slot(tag) else {
+            return false;
+        };
+        if let Slot::Open(kept) = std::mem::replace(slot, Slot::Settled)
+            && verdict == Verdict::Return
+        {
+            *slot = Slot::Returned(kept);
+        }
+        true
+    }
+
+    fn slot(&mut self, tag: u64) -> Option<&mut Slot<T>> {
         let at = tag.checked_sub(self.settled + 1)?;
         self.window.get_mut(usize::try_from(at).ok()?)
     }
@@ -121,7 +165,7 @@ impl<T> Acks<T> {
     }
 
     fn advance(&mut self) {
-        while let Some(None) = self.window.front() {
+        while let Some(Slot::Settled) = self.window.front() {
             self.window.pop_front();
             self.settled += 1;
         }
@@ -131,7 +175,7 @@ impl<T> Acks<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Verdict::{Ack, Moved, Requeue};
+    use Verdict::{Ack, Moved, Requeue, Return};
     use std::collections::BTreeMap;
 
     fn acks(deliveries: usize) -> Acks<()> {
@@ -182,6 +226,22 @@ mod tests {
                 Frame::Requeue { tag: 2 },
                 ack(4, true)
             ]
+        );
+    }
+
+    #[test]
+    fn what_is_returned_stays_unsettled_and_is_covered_by_no_ack() {
+        let mut acks = acks(4);
+        assert_eq!(
+            acks.settle([(1, Return), (2, Ack), (4, Ack)]),
+            (vec![true; 3], vec![ack(2, false), ack(4, false)])
+        );
+        assert_eq!(acks.settle([(3, Ack)]).1, [ack(3, false)]);
+        assert!(acks.oldest().is_some());
+        assert_eq!(acks.unsettled(), 1);
+        assert_eq!(
+            acks.settle([(1, Return), (1, Requeue), (1, Ack)]),
+            (vec![true, true, false], vec![])
         );
     }
 
@@ -240,7 +300,9 @@ mod tests {
                 let mut batch: Vec<_> = chosen
                     .into_iter()
                     .map(|tag| {
-                        let verdict = random.choice([Ack, Ack, Ack, Requeue, Moved]).unwrap();
+                        let verdict = random
+                            .choice([Ack, Ack, Ack, Requeue, Moved, Return])
+                            .unwrap();
                         (tag, *wanted.entry(tag).or_insert(verdict))
                     })
                     .collect();
@@ -249,17 +311,17 @@ mod tests {
                 assert!(done.into_iter().all(|done| done));
                 frames.into_iter().for_each(|frame| broker.apply(frame));
                 for (tag, state) in &broker.0 {
-                    let expected = wanted.get(tag).map(|verdict| match verdict {
-                        Moved => Ack,
-                        other => *other,
+                    let expected = wanted.get(tag).and_then(|verdict| match verdict {
+                        Moved => Some(Ack),
+                        Return => None,
+                        other => Some(*other),
                     });
                     assert_eq!(*state, expected, "seed {seed}, tag {tag}");
                 }
             }
             assert!(acks.window.len() as u64 <= acks.last());
-            let open: Vec<_> = (1..=acks.last())
-                .filter(|tag| !wanted.contains_key(tag))
-                .collect();
+            let unsettled = |tag: &u64| matches!(wanted.get(tag), None | Some(Return));
+            let open: Vec<_> = (1..=acks.last()).filter(unsettled).collect();
             assert_eq!(
                 acks.settled,
                 open.first().map_or(acks.last(), |tag| tag - 1)

@@ -1,36 +1,59 @@
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties, ConnectionStatus};
 use tokio::time::{Instant, timeout};
 
 use crate::Config;
 use crate::error::Fault;
+use crate::filter::{self, Broker};
 
 /// A connection and the one channel on it. Never recovered by lapin: what dies is replaced by a new one, so that no
 /// delivery tag of the old ever reaches it.
 pub(crate) struct Link {
     pub(crate) connection: Connection,
     pub(crate) channel: Channel,
+    broker: Arc<Broker>,
     patience: Duration,
 }
 
 impl Link {
     pub(crate) async fn open(config: &Config, role: &str) -> Result<Self, Fault> {
-        answer(config.timeout, async {
-            let connection = connect(config, role).await?;
-            let channel = connection.create_channel().await?;
-            Ok(Self {
-                connection,
-                channel,
-                patience: config.timeout,
-            })
-        })
-        .await
+        let (connection, broker) = connect(config, role).await?;
+        let channel = answer(config.timeout, connection.create_channel()).await?;
+        let link = Self {
+            connection,
+            channel,
+            broker,
+            patience: config.timeout,
+        };
+        tracing::debug!(role, version = ?link.version(), "connected");
+        Ok(link)
     }
 
     pub(crate) fn is_open(&self) -> bool {
         self.channel.status().connected() && self.connection.status().connected()
+    }
+
+    /// The broker's version, major and minor number, if it told.
+    pub(crate) fn version(&self) -> Option<(u16, u16)> {
+        self.broker.version()
+    }
+
+    /// Whether the broker has said that it reads nothing more from this connection for now.
+    pub(crate) fn is_blocked(&self) -> bool {
+        is_blocked(self.connection.status())
+    }
+
+    /// The most bytes that the headers and properties of a message may take.
+    pub(crate) fn frame_max(&self) -> usize {
+        match self.connection.configuration().frame_max() {
+            0 => usize::MAX,
+            bytes => bytes as usize,
+        }
     }
 
     /// Closes the channel, which gives back what is not settled, in order; then the connection. The channel first and
@@ -48,10 +71,38 @@ impl Link {
     }
 }
 
-pub(crate) async fn connect(config: &Config, role: &str) -> lapin::Result<Connection> {
+pub(crate) fn is_blocked(status: &ConnectionStatus) -> bool {
+    status.connected() && status.blocked()
+}
+
+/// Connects to the first host that answers. What one refuses, the others would refuse too.
+pub(crate) async fn connect(
+    config: &Config,
+    role: &str,
+) -> Result<(Connection, Arc<Broker>), Fault> {
+    let tls = config.tls().map_err(Fault::Certificate)?;
+    let mut failed: Option<Fault> = None;
+    for uri in config.uris() {
+        if let Some(fault) = &failed {
+            let (host, error) = (&uri.authority.host, fault.error("cannot connect", ""));
+            tracing::warn!(host, %error, "trying the next host");
+        }
+        match answer(config.timeout, connect_to(uri, tls.clone(), role)).await {
+            Err(fault) if fault.error("", "").is_retryable() => failed = Some(fault),
+            outcome => return outcome,
+        }
+    }
+    Err(failed.unwrap_or(Fault::Closed))
+}
+
+async fn connect_to(
+    uri: AMQPUri,
+    tls: OwnedTLSConfig,
+    role: &str,
+) -> lapin::Result<(Connection, Arc<Broker>)> {
     let name = format!("onlyonce {role}");
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    Connection::connect_uri(config.uri(), properties).await
+    filter::connector(uri, tls, properties).await
 }
 
 /// `duration` from now, or a century where that cannot be reckoned.

@@ -9,10 +9,20 @@ pub(crate) enum Fault {
     Lapin(lapin::Error),
     /// No answer within this time.
     Silence(Duration),
+    /// The broker reads nothing from connections that publish, and nothing was sent.
+    Blocked,
     /// The broker cancelled the consumer: the queue was deleted, or its node went away.
     Cancelled,
+    /// The queue cannot be used as the URL says, or at all.
+    Unusable(String),
+    /// A message was given back that has to come before others: closing gives all back in order.
+    Returned,
+    /// A message was not settled within the acknowledgement time-out.
+    Overdue(Duration),
     /// The sink was closed.
     Closed,
+    /// A certificate cannot be read.
+    Certificate(Error),
 }
 
 impl From<lapin::Error> for Fault {
@@ -30,10 +40,24 @@ impl Fault {
                 ErrorKind::Timeout,
                 format!("{what}: the broker did not answer within {time:?}"),
             ),
+            Self::Blocked => Error::new(
+                ErrorKind::Throttled,
+                format!("{what}: the broker blocks publishers: memory or disk alarm"),
+            ),
             Self::Cancelled => Error::new(
                 ErrorKind::Connection,
                 format!("{what}: the broker cancelled the consumer, as it does when the queue is deleted"),
             ),
+            Self::Unusable(why) => Error::config(format!("{what}: {why}")),
+            Self::Returned => Error::new(
+                ErrorKind::Connection,
+                format!("{what}: a message of a group was given back, and all that is held goes back with it, in order"),
+            ),
+            Self::Overdue(time) => Error::new(
+                ErrorKind::Timeout,
+                format!("{what}: a message was not settled within {time:?}, and all that is held goes back to the queue; if a handler takes that long, raise the broker's consumer_timeout and the URL's, else lower prefetch"),
+            ),
+            Self::Certificate(error) => error.clone(),
             Self::Closed => Error::new(ErrorKind::Closed, format!("{what}: it was closed")),
         }
         .on_queue(queue)
@@ -45,16 +69,6 @@ impl Fault {
             Self::Lapin(error) => exception(error),
             _ => None,
         }
-    }
-
-    /// Whether it was a frame that the client cannot read: it would come again and again.
-    pub(crate) fn is_unreadable(&self) -> bool {
-        matches!(self, Self::Lapin(error) if matches!(error.kind(), Amqp::ParsingError(_)))
-    }
-
-    /// Whether another attempt to connect and consume can get further.
-    pub(crate) fn is_passing(&self) -> bool {
-        self.error("", "").is_retryable()
     }
 }
 
@@ -70,15 +84,10 @@ fn of_lapin(what: &str, error: &lapin::Error) -> Error {
         return of_exception(what, code, text);
     }
     match error.kind() {
-        Amqp::ParsingError(_) => Error::new(
-            ErrorKind::Message,
-            format!(
-                "{what}: a frame could not be read, as happens with a message whose headers or properties are not UTF-8; take that message out of the queue"
-            ),
-        ),
         Amqp::SerialisationError(_) => Error::new(ErrorKind::Message, what),
         Amqp::AuthProviderError(_) => Error::new(ErrorKind::Permission, what),
         Amqp::IOError(_)
+        | Amqp::ParsingError(_)
         | Amqp::RuntimeShutdownError(_)
         | Amqp::MissingHeartbeatError
         | Amqp::InvalidChannel(_)
@@ -166,8 +175,15 @@ mod tests {
             let shown = error.to_string();
             assert!(shown.contains("orders") && shown.contains(text), "{shown}");
         }
-        assert!(Fault::Silence(Duration::from_secs(1)).is_passing());
-        assert!(Fault::Cancelled.is_passing());
-        assert!(!Fault::Closed.is_passing());
+        for (fault, retryable) in [
+            (Fault::Silence(Duration::from_secs(1)), true),
+            (Fault::Cancelled, true),
+            (Fault::Returned, true),
+            (Fault::Blocked, true),
+            (Fault::Closed, false),
+            (Fault::Unusable("a stream".into()), false),
+        ] {
+            assert_eq!(fault.error("", "").is_retryable(), retryable, "{fault:?}");
+        }
     }
 }

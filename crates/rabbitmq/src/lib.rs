@@ -19,21 +19,37 @@
 //!
 //! | parameter | default | |
 //! |---|---|---|
+//! | `failover` | none | further hosts of the cluster, `host:port,host:port`, see below |
+//! | `auth_mechanism` | `plain` | `external`: the broker knows the client by its certificate, see below |
+//! | `certfile`, `keyfile` | none | PEM files of the client's certificate and its private key, for `amqps` |
+//! | `cacertfile` | none | a PEM file of certificates to trust besides the system's, for `amqps` |
 //! | `queue` | | the queue; required for a source. Nothing is declared but delay queues |
 //! | `exchange`, `routing_key` | | for a sink, instead of `queue` |
 //! | `quorum` | `false` | it is a quorum queue, which counts deliveries: [`Delivery::attempt`] is then always filled in |
+//! | `delivery_limit` | none | the limit that a policy sets for a quorum queue, `-1` for no limit: AMQP does not tell policies |
+//! | `wait_for_queue` | `false` | a queue that does not exist, or is deleted, is waited for; otherwise that is an error |
 //! | `group_header` | none | the header that carries [`Message::group`], read and written. Give a dead-letter sink the same |
 //! | `single_active_consumer` | `false` | the queue has [`x-single-active-consumer`][sac]; without `group_header` it is one group |
 //! | `prefetch` | 500 | [deliveries out at once][prefetch], and so held in memory; 1 to 65535 |
+//! | `consumer_priority` | none | a source's [priority]; [`Config::consumer_arguments`] takes other arguments of `basic.consume` |
 //! | `consumer_timeout` | `30m` | the broker's [acknowledgement time-out][timeout]; `0s` if it is switched off there |
 //! | `delayed_retry` | `true` | nacks with a delay use delay queues, see below |
 //! | `heartbeat` | `20s` | a silent connection is given up after twice as long |
-//! | `timeout` | `30s` | for connecting, a request, the confirmation of a batch |
+//! | `timeout` | `30s` | for connecting to one host, a request, the confirmation of a batch |
 //!
-//! What AMQP cannot tell (`quorum`, `single_active_consumer`, `consumer_timeout`) is believed: a false statement costs
-//! counts, order, or a lease that ends earlier than thought.
+//! The source asks how the queue was declared, and refuses a stream, and a URL that says otherwise. The question is a
+//! declaration that cannot succeed: it needs the permission `configure` on the queue, and changes nothing. Without the
+//! permission the URL is believed, as it always is for policies and `consumer_timeout`.
 //!
-//! For TLS the system's certificates are trusted; `SSL_CERT_FILE` names others, of a private authority, say.
+//! **Several hosts**: every connection is made to the URL's own host, or if that does not answer within `timeout`, to the
+//! next in `failover`, in the order given. All are asked with the same user and vhost; when one refuses these, no other
+//! is asked. Nothing goes back to the first host by itself. Give workers the hosts in different orders to spread them.
+//!
+//! For TLS the system's certificates are trusted, and those in `cacertfile`, of a private authority, say; `SSL_CERT_FILE`
+//! names others in place of the system's. A client that shows a certificate may have no password, with
+//! `auth_mechanism=external` and the broker's plugin [`rabbitmq_auth_mechanism_ssl`][external]; the user is then the
+//! certificate's. The files are read at every connection, so they can be renewed while a worker runs.
+//! Over plain `amqp` the password is readable on the way: a warning says so, unless the host is this machine.
 //!
 //! # Delivery semantics
 //!
@@ -49,10 +65,23 @@
 //! channel; if the connection dies before the broker reads it, the message comes again, and the deduplication sees to it.
 //! After `close` returns `Ok`, the broker has read all of them.
 //!
-//! **A nack** is `basic.nack` with requeue. It counts as a delivery, and up to RabbitMQ 4.2 towards a quorum queue's
-//! [delivery limit][poison]: by default RabbitMQ 4 *deletes* a message after 20, unless the queue has a dead-letter
-//! exchange. So give it one, or a high `x-delivery-limit`; the pipeline's own limit comes first if it is lower. Not -1 before
-//! RabbitMQ 4: 3.10 takes it for a limit that every message has passed, and deletes what is given back (measured).
+//! **A nack** is `basic.nack` with requeue; a message with a group stays unsettled instead, and the source closes the
+//! channel, which gives back all that it holds, in order. A pipeline that stops nacks nothing: [`close`][onlyonce_core::Source::close]
+//! gives back.
+//!
+//! **A worker that stops, crashes or loses its connection** counts against everything that it holds, on a quorum queue of
+//! RabbitMQ 4: at the 21st time such a message is deleted, or moved to the queue's dead-letter exchange, even if no handler
+//! has ever seen it ([delivery limit][poison]; measured on 4.0.5 and 4.3.6). So the source *renews* a message when half of
+//! the limit is used up, before it hands it out: a copy at the end of the queue is confirmed, then the original is acked.
+//! Nothing has to be set for that. Where it cannot be done, since a message of a group would lose its place, or the limit
+//! is below 4, the pipeline refuses to start (`Hazard::GivesUp`) and says what to set: `x-delivery-limit=-1`, by the
+//! declaration or by a policy (a limit of 1,000 or more is as good). Not on RabbitMQ 3, which has no such default: 3.10 takes -1 for a limit that every message
+//! has passed, and deletes what is given back (measured).
+//!
+//! **A message that is not settled within `consumer_timeout`** comes again, and so does all else that the source holds: a
+//! warning says so. RabbitMQ closes the channel, but for classic queues of 4.3, which let it be, and quorum queues of 4.3,
+//! which cancel the consumer (measured on 3.10.8, 4.0.5, 4.3.6). The source closes the channel itself, a tenth of the time
+//! sooner, at most a second.
 //!
 //! **A nack with a delay**: AMQP has none. A copy of the message, with its id, headers, properties and the header
 //! `x-onlyonce-attempt`, is published to a queue `NAME.delay.MILLISECONDS` whose messages expire into the original
@@ -63,25 +92,43 @@
 //! go away by themselves; declaring them needs the permission `configure` on that name. With `group_header` or
 //! `single_active_consumer` there is no delayed nack, since it would break the order.
 //!
-//! **Dead letters** are for a sink: AMQP's `basic.reject` neither carries a reason nor is confirmed.
+//! **Dead letters** are for a sink: AMQP's `basic.reject` neither carries a reason nor is confirmed. A sink takes every dead
+//! letter whose body the broker takes. Headers and properties of a message share one frame (128 KiB), and may have grown:
+//! by the reason, or as JSON. What does not fit is left out, the largest attribute first; the group and the dedup id go
+//! last, and what the pipeline says of the dead letter stays. The attribute `onlyonce-left-out` names what is missing, in
+//! up to 1,000 bytes. A dead letter from another broker may have what AMQP has no place for: a dedup id of more than 255
+//! bytes travels in the header `onlyonce-dedup-id` and is read back from there; an attribute that would be read as
+//! something else, or is too long for the property of its name, gets another name (`header-amqp-type`). A body over the
+//! broker's `max_message_size`, which only another broker can deliver, cannot be dead-lettered: the pipeline logs an error
+//! that names the message, keeps it and tries again after the longest delay of its retry policy.
+//! Where delayed retries are off, it takes up prefetch meanwhile. Raise `max_message_size`, or give the pipeline another sink.
 //!
 //! **Publishing**: `Ok` means [confirmed][acks], persistent and in a queue. Messages are `mandatory`: one that no queue takes is
 //! [`Unroutable`](onlyonce_core::ErrorKind::Unroutable), alone in its batch. A nack by the broker (queue full, node in
 //! trouble) is retryable. A message that the broker refuses (over its `max_message_size`) closes the channel: it fails
 //! for good, the others of its batch are retryable.
 //!
+//! **Alarms**: a broker that is short of memory or disk [blocks connections that publish][blocked], which are those of
+//! sinks and of delayed retries, never a source's. What was sent is published when the alarm is over, even if the connection is closed
+//! by then; so it is waited for as long as the alarm lasts, and published once. `timeout` does not run meanwhile,
+//! heartbeats do. What was not sent fails after `timeout` as [`Throttled`](onlyonce_core::ErrorKind::Throttled), with
+//! "the broker blocks publishers". Delayed retries wait without holding up other settlements, and
+//! [`close`](onlyonce_core::Sink::close) waits for `timeout` at most. A connection that *breaks* during an alarm may leave
+//! a copy behind that comes besides the repeated one.
+//!
 //! **What becomes of a message**:
 //!
 //! | AMQP | onlyonce |
 //! |---|---|
-//! | `message_id` | [`Message::dedup_id`], at most 255 bytes |
+//! | `message_id` | [`Message::dedup_id`], at most 255 bytes (dead letters: see above) |
 //! | the header `group_header` | [`Message::group`] |
 //! | `timestamp` | [`Message::published_at`], in seconds |
 //! | `content_type`, `content_encoding`, `correlation_id`, `reply_to`, `type`, `app_id`, `priority` | attributes `amqp-content-type` …, and back |
-//! | other headers | attributes (a header `amqp-type` is `header-amqp-type`, and so with the other names above); a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…` |
+//! | other headers | attributes (a header `amqp-type` is `header-amqp-type`, and so with the other names above); a sink writes text. Numbers become decimal text, tables and arrays JSON, bytes that are not UTF-8 `hex:…`, and a sink writes these as bytes |
 //! | exchange and routing key, `CC` | attributes `amqp-exchange`, `amqp-routing-key`, `amqp-cc`; a sink routes by none of them |
-//! | `x-delivery-count`, `x-acquired-count`, `x-onlyonce-attempt`, `x-death` of this queue by rejection | [`Delivery::attempt`] |
-//! | `expiration`, `user_id`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
+//! | `x-delivery-count` (from 4.3 on `x-acquired-count`) of a quorum queue's redelivery, `x-onlyonce-attempt`, `x-death` of this queue by rejection | [`Delivery::attempt`]; anywhere else the first two are what a producer wrote, and not believed |
+//! | `user_id`, which the broker [has validated][user-id] | the attribute `amqp-user-id`, for a key policy, say. Delayed copies keep it while the worker's user stays the same. A sink writes it if it is the sink's own user; that of another becomes a header and is read as `header-amqp-user-id` |
+//! | `expiration`, `delivery_mode` | nothing; a sink writes persistent messages that do not expire |
 //!
 //! # Order
 //!
@@ -95,28 +142,34 @@
 //!
 //! # Limits
 //!
-//! - Memory: `prefetch` × size of a message; AMQP bounds no bytes. Lower it for large messages.
+//! - Memory: of each message up to `prefetch`, 24 times the bytes of its headers and properties, twice its body, and
+//!   64 KiB, at most; a few times its bytes, usually. Beside that, 9 MiB for each connection. AMQP bounds no bytes: lower
+//!   `prefetch` for large messages.
 //! - A body may be as large as the broker's `max_message_size` (16 MiB by default in RabbitMQ 4, 128 MiB before); headers
 //!   and properties of a message share one frame (128 KiB).
-//! - A message whose properties or header names are not UTF-8 cannot be read by the client and ends the channel:
-//!   `receive` then returns an error that is not retryable.
-//! - A header of tables within tables, some hundred deep (2 kB suffice), overflows the stack of the client's thread and
-//!   ends the process, and the next one that gets the message. So let only those publish whom you trust, or set the
-//!   environment variable `RUST_MIN_STACK=268435456`, with which the deepest that fits into a frame is read (measured
-//!   with lapin 4.12.3 and frames of 128 KiB).
-//! - AMQP tells nothing of a queue's type, limits or policies: see what
-//!   [`inspect`](onlyonce_core::Source::inspect) calls unknown.
+//! - A property, exchange or routing key that is not UTF-8 becomes `hex:` and its bytes in hexadecimal, cut to 255 bytes.
+//!   A `message_id` of more than 125 such bytes makes the message [malformed](Delivery::malformed): cut, two ids could be
+//!   one.
+//! - Headers that the client cannot take make the message malformed, so that it becomes a dead letter, with its id, its other
+//!   properties, the reason, and the first 2 KiB of its headers as the attribute `amqp-unreadable-headers`. They are those
+//!   nested more than 32 deep, with a name that is not UTF-8, that would take more than 20 times their bytes and 64 KiB in
+//!   memory (an array of 3,000 booleans does), or that exceed a frame, with what the broker adds. See [`filter`].
+//! - AMQP tells nothing of policies: see what [`inspect`](onlyonce_core::Source::inspect) calls unknown.
+//! - A group whose head fails is retried in place, and what follows it is held. When one such group fills `prefetch`, the
+//!   other groups of the queue wait for it: AMQP cannot give back one group and keep its order. A warning says so. Raise
+//!   `prefetch` above what may pile up of a group, or lower the retries.
 //! - The client logs a returned message, body included, at level WARN under the target `lapin`.
 //!
 //! # Escape hatch
 //!
 //! [`Config::connect`] opens a plain [`lapin`] connection to the same vhost, to declare queues and for all else that is
-//! not here.
+//! not here. What it receives comes through the [`filter`] as well.
 //!
 //! [`Message::group`]: onlyonce_core::Message::group
 //! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id
 //! [`Message::published_at`]: onlyonce_core::Message::published_at
 //! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
+//! [Delivery::malformed]: onlyonce_core::Delivery::malformed
 //! [`Ordering::Delivery`]: onlyonce_core::Ordering::Delivery
 //! [Answer::LeaseLost]: onlyonce_core::Answer::LeaseLost
 //! [sac]: https://www.rabbitmq.com/docs/consumers#single-active-consumer
@@ -124,14 +177,21 @@
 //! [timeout]: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
 //! [acks]: https://www.rabbitmq.com/docs/confirms
 //! [poison]: https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling
+//! [external]: https://www.rabbitmq.com/docs/access-control#mechanisms
+//! [priority]: https://www.rabbitmq.com/docs/consumer-priority
+//! [user-id]: https://www.rabbitmq.com/docs/validated-user-id
+//! [blocked]: https://www.rabbitmq.com/docs/connection-blocked
 //! [alo]: https://www.rabbitmq.com/docs/quorum-queues#activating-at-least-once-dead-lettering
 
 mod acks;
 mod config;
 mod connection;
-mod delay;
+mod copies;
+mod declared;
 mod error;
+pub mod filter;
 pub mod headers;
+mod inspection;
 mod publisher;
 mod sink;
 mod source;

@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -8,12 +10,13 @@ use futures_util::future::{MaybeDone, maybe_done};
 use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation, ConnectionStatus};
 use onlyonce_core::{Error, ErrorKind};
-use tokio::sync::Mutex;
-use tokio::time::timeout_at;
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::connection::{Link, after, answer};
+use crate::connection::{Link, after, answer, is_blocked};
 use crate::error::Fault;
 use crate::{Config, headers};
 
@@ -28,103 +31,264 @@ pub(crate) struct Outgoing {
 const CHUNK_MESSAGES: usize = 1_000;
 const CHUNK_BYTES: usize = 16 << 20;
 
+/// The time-out is measured in so many steps.
+const STEPS: u32 = 10;
+/// How often it is looked at whether the broker blocks the connection.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Publishes with confirms and mandatory routing, one batch at a time, over a connection of its own: a broker short of
 /// memory or disk stops reading from connections that publish, acks included
-/// (<https://www.rabbitmq.com/docs/connections#flow-control>).
+/// (<https://www.rabbitmq.com/docs/connection-blocked>).
+///
+/// What was sent on a blocked connection is published when the broker reads on, even if the connection is closed before.
+/// So nothing is sent twice because of that: a batch once sent is waited for as long as the connection is blocked, and
+/// no other is sent meanwhile.
 pub(crate) struct Publisher {
+    shared: Arc<Shared>,
+    _stop: DropGuard,
+}
+
+struct Shared {
     config: Config,
     role: String,
     exchange: ShortString,
     /// For errors: the queue or the exchange.
     target: String,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    link: Option<Link>,
-    closed: bool,
+    /// Whoever has it locked uses the connection.
+    link: Arc<Mutex<Option<Link>>>,
+    /// Of that connection.
+    status: StdMutex<Option<ConnectionStatus>>,
+    /// So long a batch waits while the broker blocks the connection.
+    unsent: Duration,
+    /// It was closed.
+    stop: CancellationToken,
 }
 
 impl Publisher {
-    pub(crate) fn new(config: Config, role: &str, exchange: ShortString, target: &str) -> Self {
+    /// While the broker blocks the connection, a batch that is not sent waits for `unsent`.
+    pub(crate) fn new(
+        config: Config,
+        role: &str,
+        exchange: ShortString,
+        target: &str,
+        unsent: Duration,
+    ) -> Self {
+        let stop = CancellationToken::new();
         Self {
-            config,
-            role: format!("{role} {target}"),
-            exchange,
-            target: target.to_owned(),
-            state: Mutex::default(),
+            _stop: stop.clone().drop_guard(),
+            shared: Arc::new(Shared {
+                config,
+                role: format!("{role} {target}"),
+                exchange,
+                target: target.to_owned(),
+                link: Arc::default(),
+                status: StdMutex::default(),
+                unsent,
+                stop,
+            }),
         }
     }
 
     /// Publishes each message; `Ok` when the broker confirmed that it is in a queue. Queues in `declare` are declared
     /// first.
     ///
-    /// The link is taken out meanwhile: if this future is dropped, or anything fails, the next call opens a new one.
-    /// Otherwise an answer to this batch could be taken for one to the next.
+    /// If this future is dropped after the batch was sent, a task still waits for the confirmations, and the next call
+    /// for the task.
     pub(crate) async fn publish(
         &self,
-        declare: &BTreeMap<ShortString, FieldTable>,
-        batch: &[Outgoing],
+        declare: BTreeMap<ShortString, FieldTable>,
+        batch: Vec<Outgoing>,
     ) -> Vec<Result<(), Error>> {
-        if batch.is_empty() {
+        let many = batch.len();
+        if many == 0 {
             return Vec::new();
         }
-        let mut state = self.state.lock().await;
-        let link = match self.link(&mut state, declare).await {
+        let link = match self.shared.turn(self.shared.unsent).await {
             Ok(link) => link,
-            Err(fault) => return batch.iter().map(|_| Err(self.error(&fault))).collect(),
+            Err(fault) => return self.shared.refuse(many, &fault),
         };
+        let (answer, results) = oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move { shared.run(link, declare, batch, answer).await });
+        let closed = |_| self.shared.refuse(many, &Fault::Closed);
+        results.await.unwrap_or_else(closed)
+    }
+
+    /// Ends when the broker blocks the connection.
+    pub(crate) async fn blocked(&self) {
+        while !self.shared.is_blocked() {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Why nothing is published while the broker blocks the connection.
+    pub(crate) fn blocked_error(&self) -> Error {
+        self.shared.error(&Fault::Blocked)
+    }
+
+    /// Waits for the batch under way, then closes. While the broker blocks the connection, it waits for the time-out and
+    /// gives the batch up.
+    pub(crate) async fn close(&self) -> Result<(), Error> {
+        let turn = self.shared.turn(self.shared.config.timeout).await;
+        self.shared.stop.cancel();
+        let closed = match turn.map(|mut link| link.take()) {
+            // The broker would not read the request; it is closed when the broker reads on.
+            Ok(Some(link)) if !link.is_blocked() => link.close().await,
+            Ok(_) => Ok(()),
+            Err(fault) => Err(fault),
+        };
+        closed.map_err(|fault| self.shared.error(&fault))
+    }
+}
+
+type Results = Vec<Result<(), Error>>;
+
+impl Shared {
+    /// Waits for the batch under way, but while the broker blocks the connection only so long.
+    async fn turn(&self, blocked: Duration) -> Result<OwnedMutexGuard<Option<Link>>, Fault> {
+        let mut turn = pin!(Arc::clone(&self.link).lock_owned());
+        loop {
+            match timeout(blocked, turn.as_mut()).await {
+                Ok(link) => return Ok(link),
+                Err(_) if self.is_blocked() => return Err(Fault::Blocked),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Publishes a batch and answers, unless the publisher is closed meanwhile.
+    async fn run(
+        &self,
+        mut link: OwnedMutexGuard<Option<Link>>,
+        declare: BTreeMap<ShortString, FieldTable>,
+        batch: Vec<Outgoing>,
+        answer: oneshot::Sender<Results>,
+    ) {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {}
+            results = self.publish(&mut link, declare, batch, &answer) => {
+                drop(link);
+                // If nobody waits for it, nobody needs it.
+                let _ = answer.send(results);
+            }
+        }
+    }
+
+    /// The link is taken out meanwhile: if anything fails, the next call opens a new one. Otherwise an answer to this
+    /// batch could be taken for one to the next.
+    async fn publish(
+        &self,
+        kept: &mut Option<Link>,
+        declare: BTreeMap<ShortString, FieldTable>,
+        batch: Vec<Outgoing>,
+        answer: &oneshot::Sender<Results>,
+    ) -> Results {
+        let link = match self.link(kept, declare).await {
+            Ok(link) => link,
+            Err(fault) => return self.refuse(batch.len(), &fault),
+        };
+        let most = link.frame_max();
+        let batch: Vec<_> = batch.into_iter().map(|m| self.fit(m, most)).collect();
         let mut results = Vec::with_capacity(batch.len());
-        while results.len() < batch.len() {
+        // What has not been sent when nobody waits for it any more is not sent.
+        while results.len() < batch.len() && !answer.is_closed() {
             let rest = &batch[results.len()..];
-            results.extend(self.publish_chunk(&link, &rest[..chunk(rest)]).await);
+            results.extend(match self.unblocked(&link).await {
+                Ok(()) => self.publish_chunk(&link, &rest[..chunk(rest)]).await,
+                Err(fault) => self.refuse(rest.len(), &fault),
+            });
         }
         // After a timeout the channel is open, but answers are still to come.
         let late =
             |r: &Result<(), Error>| r.as_ref().is_err_and(|e| e.kind() == ErrorKind::Timeout);
         if link.is_open() && !results.iter().any(late) {
-            state.link = Some(link);
+            *kept = Some(link);
         }
         results
     }
 
     async fn link(
         &self,
-        state: &mut State,
-        declare: &BTreeMap<ShortString, FieldTable>,
+        kept: &mut Option<Link>,
+        declare: BTreeMap<ShortString, FieldTable>,
     ) -> Result<Link, Fault> {
-        if state.closed {
-            return Err(Fault::Closed);
+        if let Some(link) = kept {
+            self.unblocked(link).await?;
         }
-        let link = match state.link.take().filter(Link::is_open) {
+        let link = match kept.take().filter(Link::is_open) {
             Some(link) => link,
-            None => {
-                let link = Link::open(&self.config, &self.role).await?;
-                let confirm = link.channel.confirm_select(ConfirmSelectOptions::default());
-                answer(self.config.timeout, confirm).await?;
-                link
-            }
+            None => self.open().await?,
         };
         let durable = QueueDeclareOptions {
             durable: true,
             ..QueueDeclareOptions::default()
         };
         for (queue, arguments) in declare {
-            let request = link
-                .channel
-                .queue_declare(queue.clone(), durable, arguments.clone());
+            let request = link.channel.queue_declare(queue, durable, arguments);
             answer(self.config.timeout, request).await?;
         }
         Ok(link)
     }
 
-    async fn publish_chunk(&self, link: &Link, chunk: &[Outgoing]) -> Vec<Result<(), Error>> {
-        let deadline = after(self.config.timeout);
-        let most = match link.connection.configuration().frame_max() {
-            0 => usize::MAX,
-            bytes => bytes as usize,
-        };
+    async fn open(&self) -> Result<Link, Fault> {
+        let link = Link::open(&self.config, &self.role).await?;
+        let confirm = link.channel.confirm_select(ConfirmSelectOptions::default());
+        answer(self.config.timeout, confirm).await?;
+        *self.status() = Some(link.connection.status().clone());
+        Ok(link)
+    }
+
+    fn status(&self) -> MutexGuard<'_, Option<ConnectionStatus>> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the broker blocks the connection, as far as it has said so: it does at the first message that it reads.
+    fn is_blocked(&self) -> bool {
+        self.status().as_ref().is_some_and(is_blocked)
+    }
+
+    /// Waits until the broker does not block this connection.
+    async fn unblocked(&self, link: &Link) -> Result<(), Fault> {
+        let deadline = after(self.unsent);
+        while link.is_blocked() {
+            if Instant::now() >= deadline {
+                return Err(Fault::Blocked);
+            }
+            sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Ends when the time-out has passed, not counting the time in which the broker blocks this connection: what it does
+    /// not read, it does not answer.
+    async fn silence(&self, link: &Link) {
+        let mut steps = 0;
+        while steps < STEPS {
+            sleep(self.config.timeout / STEPS).await;
+            steps = if link.is_blocked() { 0 } else { steps + 1 };
+        }
+    }
+
+    /// All headers and properties of a message share a frame.
+    fn fit(&self, mut message: Outgoing, most: usize) -> Outgoing {
+        let group_header = self.config.group_header.as_deref();
+        if headers::size(&message.properties) > most {
+            message.properties = headers::fit(message.properties, most, group_header);
+            if let Some(left_out) = headers::left_out(&message.properties) {
+                tracing::warn!(
+                    queue = self.target,
+                    message = ?message.properties.message_id(),
+                    left_out,
+                    "a dead letter goes without some of its attributes: they do not fit into a frame"
+                );
+            }
+        }
+        message
+    }
+
+    async fn publish_chunk(&self, link: &Link, chunk: &[Outgoing]) -> Results {
+        let most = link.frame_max();
         // All are handed over, in order, before the first confirmation is awaited.
         let confirms: Vec<_> = chunk
             .iter()
@@ -133,28 +297,32 @@ impl Publisher {
                 fits.then(|| start(confirm(&link.channel, self.exchange.clone(), message)))
             })
             .collect();
+        let mut silence = pin!(maybe_done(self.silence(link)));
         let mut returned = Vec::new();
         let mut faults = Vec::with_capacity(chunk.len());
         let mut results = Vec::with_capacity(chunk.len());
         for confirm in confirms {
-            let outcome = match confirm {
-                None => {
-                    Err(self.too_large("its headers and properties exceed the broker's frame size"))
+            let Some(confirm) = confirm else {
+                let why = "its headers and properties exceed the broker's frame size";
+                results.push(Err(self.too_large(why)));
+                continue;
+            };
+            let outcome = tokio::select! {
+                biased;
+                outcome = finish(confirm) => outcome.map_err(Fault::Lapin),
+                () = silence.as_mut() => Err(Fault::Silence(self.config.timeout)),
+            };
+            let outcome = match outcome {
+                Ok(Confirmation::Ack(message)) => {
+                    returned.extend(message);
+                    Ok(())
                 }
-                Some(confirm) => match timeout_at(deadline, finish(confirm)).await {
-                    Ok(Ok(Confirmation::Ack(message))) => {
-                        returned.extend(message);
-                        Ok(())
-                    }
-                    Ok(Ok(_)) => Err(self.nacked()),
-                    Ok(Err(error)) => {
-                        let fault = Fault::Lapin(error);
-                        let error = self.error(&fault);
-                        faults.push((results.len(), fault));
-                        Err(error)
-                    }
-                    Err(_) => Err(self.error(&Fault::Silence(self.config.timeout))),
-                },
+                Ok(_) => Err(self.nacked()),
+                Err(fault) => {
+                    let error = self.error(&fault);
+                    faults.push((results.len(), fault));
+                    Err(error)
+                }
             };
             results.push(outcome);
         }
@@ -222,14 +390,8 @@ impl Publisher {
         }
     }
 
-    /// Waits for the batch under way, then closes.
-    pub(crate) async fn close(&self) -> Result<(), Error> {
-        let mut state = self.state.lock().await;
-        state.closed = true;
-        match state.link.take() {
-            Some(link) => link.close().await.map_err(|fault| self.error(&fault)),
-            None => Ok(()),
-        }
+    fn refuse(&self, many: usize, fault: &Fault) -> Results {
+        (0..many).map(|_| Err(self.error(fault))).collect()
     }
 
     fn error(&self, fault: &Fault) -> Error {

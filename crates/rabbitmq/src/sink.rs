@@ -2,16 +2,18 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
+use lapin::BasicProperties;
 use lapin::types::ShortString;
 use onlyonce_core::{Error, ErrorKind, Message, Sink};
 
 use crate::publisher::{Outgoing, Publisher};
-use crate::{Config, headers};
+use crate::{Config, config, headers};
 
 /// Publishes to a queue or an exchange, confirmed by the broker. See the [crate's page](crate).
 pub struct RabbitSink {
     name: String,
     group_header: Option<String>,
+    user: Option<String>,
     routing_key: ShortString,
     publisher: Publisher,
 }
@@ -25,12 +27,27 @@ impl RabbitSink {
         let (exchange, routing_key) = config.sink_target()?;
         let name = config.queue.as_ref().or(config.exchange.as_ref());
         let name = name.cloned().unwrap_or_default();
+        config.warn_of_plain_credentials();
+        let unsent = config.timeout;
         Ok(Self {
             group_header: config.group_header.clone(),
+            user: config.user().map(str::to_owned),
             routing_key,
-            publisher: Publisher::new(config, "sink", exchange, &name),
+            publisher: Publisher::new(config, "sink", exchange, &name, unsent),
             name,
         })
+    }
+}
+
+impl RabbitSink {
+    fn properties(&self, message: &Message) -> Result<BasicProperties, Error> {
+        let properties = headers::write(message, self.group_header.as_deref())?;
+        // The broker refuses every other user.
+        let user = message.attributes.get(headers::USER_ID);
+        match user.filter(|user| Some(*user) == self.user.as_deref()) {
+            Some(user) => Ok(properties.with_user_id(config::name("user", user)?)),
+            None => Ok(properties),
+        }
     }
 }
 
@@ -42,11 +59,15 @@ impl Sink for RabbitSink {
 
     /// One batch at a time, in order; a second call waits for the first. `Ok`: the broker confirmed it, on a quorum queue
     /// by a majority. Tries once; after a retryable error the message may or may not be in the queue.
+    ///
+    /// While the broker blocks publishers (memory or disk alarm), what was sent before is waited for as long as that
+    /// lasts; what was not fails as [`Throttled`](ErrorKind::Throttled) after the time-out, unsent. If the future is
+    /// dropped, what was sent is published all the same, and the next call waits for its confirmation.
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         let mut results = Vec::with_capacity(batch.len());
         let mut outgoing = Vec::with_capacity(batch.len());
         for message in batch {
-            let properties = headers::write(message, self.group_header.as_deref());
+            let properties = self.properties(message);
             results.push(properties.map(|properties| {
                 outgoing.push(Outgoing {
                     routing_key: self.routing_key.clone(),
@@ -57,7 +78,7 @@ impl Sink for RabbitSink {
         }
         let mut published = self
             .publisher
-            .publish(&BTreeMap::new(), &outgoing)
+            .publish(BTreeMap::new(), outgoing)
             .await
             .into_iter();
         for (result, message) in results.iter_mut().zip(batch) {

@@ -1,4 +1,5 @@
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,29 +8,30 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::ReadyChunks;
-use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions,
-};
-use lapin::types::FieldTable;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::{Channel, Consumer};
 use onlyonce_core::{
     Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Ordering,
     Receipt, Settlement, Source,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::acks::{Acks, Frame, Verdict};
 use crate::connection::{Backoff, Link, after, answer};
-use crate::delay::{Delayer, Original};
+use crate::copies::{Copies, Original};
 use crate::error::Fault;
+use crate::headers::{self, Counts};
+use crate::inspection::Queue;
 use crate::publisher::{finish, start};
-use crate::{Config, config, headers};
+use crate::{Config, config};
 
 /// How long a channel on which nothing was settled must have lived for the next reconnection to be quick again.
 const STABLE: Duration = Duration::from_secs(10);
+/// When all that may be out is out, and nothing was settled for so long, a warning says so.
+const STUCK: Duration = Duration::from_secs(30);
 /// Deliveries taken from the client in one go.
 const CHUNK: usize = 1_000;
 /// So much sooner than the broker, a lease ends here: at most, and in parts of the lease.
@@ -49,7 +51,7 @@ struct Shared {
     queue: String,
     config: Config,
     capabilities: Capabilities,
-    delayer: Option<Delayer>,
+    copies: Copies,
     state: Mutex<State>,
     /// Something in `state` changed that a `receive` may wait for.
     changed: Notify,
@@ -73,8 +75,39 @@ struct State {
 struct Epoch {
     number: u64,
     link: Link,
+    terms: Terms,
     lost: CancellationToken,
-    acks: Mutex<Acks<Option<Box<Original>>>>,
+    /// Something was given back that only the channel's end gives back in its place.
+    returning: CancellationToken,
+    acks: Mutex<Acks<Held>>,
+    /// Tags of which copies are under way.
+    moving: Mutex<BTreeSet<u64>>,
+}
+
+/// What holds for the queue while a channel lives.
+#[derive(Clone, Copy, Debug)]
+struct Terms {
+    /// Which headers count what the queue delivers again.
+    counts: Counts,
+    /// From how many returns on a message is renewed.
+    renews_from: Option<u32>,
+}
+
+/// What belongs to a delivery that is out.
+#[derive(Debug)]
+struct Held {
+    /// To make a copy of.
+    original: Option<Box<Original>>,
+    in_group: bool,
+    until: Option<Instant>,
+}
+
+/// A delivery on its way to the first `receive`.
+struct Arrived {
+    delivery: Delivery,
+    tag: u64,
+    /// What the broker would soon give up on.
+    worn: Option<Original>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -89,25 +122,24 @@ impl RabbitSource {
     pub fn new(config: Config) -> Result<Self, Error> {
         let queue = config.source_queue()?.to_owned();
         config::name("queue", &queue)?;
-        let grouped = config.group_header.is_some() || config.single_active_consumer;
+        config.warn_of_plain_credentials();
+        let grouped = config.is_grouped();
         let mut capabilities = Capabilities::default();
         capabilities.timed_lease = !config.consumer_timeout.is_zero();
         capabilities.counts_attempts = config.quorum;
         capabilities.delayed_nack = config.delayed_retry && !grouped;
+        capabilities.close_gives_back = true;
         if grouped {
             capabilities.ordering = Ordering::Delivery;
         }
-        let delayer = capabilities
-            .delayed_nack
-            .then(|| Delayer::new(config.clone(), &queue));
         let stop = CancellationToken::new();
         Ok(Self {
             _stop: stop.clone().drop_guard(),
             shared: Arc::new(Shared {
+                copies: Copies::new(config.clone(), &queue),
                 queue,
                 config,
                 capabilities,
-                delayer,
                 state: Mutex::default(),
                 changed: Notify::new(),
                 stop,
@@ -156,7 +188,9 @@ impl Source for RabbitSource {
             }
             match &settlement.action {
                 Action::Ack => now.push((at, tag, Verdict::Ack)),
-                Action::Nack { delay } if delay.is_zero() => now.push((at, tag, Verdict::Requeue)),
+                Action::Nack { delay } if delay.is_zero() => {
+                    now.push((at, tag, epoch.give_back(tag)));
+                }
                 Action::Nack { delay } => later.push((at, tag, *delay)),
                 Action::DeadLetter { .. } => {
                     answers[at] = Answer::Unknown(self.shared.cannot("dead-letter with a reason"))
@@ -193,9 +227,7 @@ impl Source for RabbitSource {
             Some(driver) => driver.await.unwrap_or(Ok(())),
             None => Ok(()),
         };
-        if let Some(delayer) = &self.shared.delayer {
-            delayer.close().await?;
-        }
+        self.shared.copies.close().await?;
         outcome.map_err(|fault| fault.error("cannot close the channel", &self.shared.queue))
     }
 }
@@ -231,26 +263,15 @@ impl Shared {
     }
 
     /// A channel that consumes; `None` if the source was closed meanwhile.
-    async fn open(&self) -> Result<Option<(Link, Consumer)>, Fault> {
+    async fn open(&self) -> Result<Option<(Link, Terms, Consumer)>, Fault> {
         let role = format!("source {}", self.queue);
         let link = tokio::select! {
             () = self.stop.cancelled() => return Ok(None),
             link = Link::open(&self.config, &role) => link?,
         };
         // Not to be dropped half-way: lapin would keep connection and consumer open, with messages that nobody sees.
-        let consumer = answer(self.config.timeout, async {
-            let qos = BasicQosOptions { global: false };
-            link.channel.basic_qos(self.config.prefetch, qos).await?;
-            let queue = self.queue.as_str().into();
-            let options = BasicConsumeOptions::default();
-            let consume =
-                link.channel
-                    .basic_consume(queue, "".into(), options, FieldTable::default());
-            consume.await
-        })
-        .await;
-        match consumer {
-            Ok(consumer) => Ok(Some((link, consumer))),
+        match self.consume(&link).await {
+            Ok((terms, consumer)) => Ok(Some((link, terms, consumer))),
             Err(fault) => {
                 // The fault tells more than whether this worked.
                 let _ = link.close().await;
@@ -259,14 +280,38 @@ impl Shared {
         }
     }
 
-    fn begin(&self, link: Link) -> Arc<Epoch> {
+    async fn consume(&self, link: &Link) -> Result<(Terms, Consumer), Fault> {
+        let queue = Queue::look(&self.config, &self.queue, link).await?;
+        let terms = Terms {
+            counts: queue.counts(),
+            renews_from: queue.renews_from(),
+        };
+        let consumer = answer(self.config.timeout, async {
+            let qos = BasicQosOptions { global: false };
+            link.channel.basic_qos(self.config.prefetch, qos).await?;
+            let queue = self.queue.as_str().into();
+            let options = BasicConsumeOptions::default();
+            let arguments = self.config.consume_arguments();
+            let consume = link
+                .channel
+                .basic_consume(queue, "".into(), options, arguments);
+            consume.await
+        })
+        .await?;
+        Ok((terms, consumer))
+    }
+
+    fn begin(&self, link: Link, terms: Terms) -> Arc<Epoch> {
         let mut state = lock(&self.state);
         state.epochs += 1;
         let epoch = Arc::new(Epoch {
             number: state.epochs,
             link,
+            terms,
             lost: CancellationToken::new(),
+            returning: CancellationToken::new(),
             acks: Mutex::new(Acks::new()),
+            moving: Mutex::default(),
         });
         if !state.closed {
             state.epoch = Some(Arc::clone(&epoch));
@@ -286,8 +331,13 @@ impl Shared {
 
     /// The life of one channel: `Ok` when the source was closed and the channel with it, else why it ended. And whether
     /// anything was settled on it.
-    async fn live(&self, link: Link, consumer: Consumer) -> (Result<(), Fault>, bool) {
-        let epoch = self.begin(link);
+    async fn live(
+        &self,
+        link: Link,
+        terms: Terms,
+        consumer: Consumer,
+    ) -> (Result<(), Fault>, bool) {
+        let epoch = self.begin(link, terms);
         let mut deliveries = consumer.ready_chunks(CHUNK);
         let ended = self.read(&epoch, &mut deliveries).await;
         self.lose(&mut lock(&self.state));
@@ -298,18 +348,23 @@ impl Shared {
         (ended.and(closed), useful)
     }
 
-    /// Reads deliveries until the source is closed.
+    /// Reads deliveries until the source is closed, or the channel has to be.
     async fn read(&self, epoch: &Epoch, chunks: &mut ReadyChunks<Consumer>) -> Result<(), Fault> {
+        let until_overdue = epoch.overdue(self.lease());
+        let stuck = self.warn_when_stuck(epoch);
+        tokio::pin!(until_overdue, stuck);
         loop {
-            let chunk = tokio::select! {
-                () = self.stop.cancelled() => return Ok(()),
-                chunk = chunks.next() => chunk.ok_or(Fault::Cancelled)?,
+            let next = async {
+                let chunk = chunks.next().await.ok_or(Fault::Cancelled)?;
+                self.arrived(epoch, chunk).await
             };
-            let received = Instant::now();
-            let deliveries: Vec<_> = chunk
-                .into_iter()
-                .map(|delivery| Ok(self.delivery(epoch, delivery?, received)))
-                .collect::<Result<_, Fault>>()?;
+            let deliveries = tokio::select! {
+                () = self.stop.cancelled() => return Ok(()),
+                () = epoch.returning.cancelled() => return Err(Fault::Returned),
+                never = &mut stuck => match never {},
+                () = &mut until_overdue => return Err(Fault::Overdue(self.config.consumer_timeout)),
+                deliveries = next => deliveries?,
+            };
             let mut state = lock(&self.state);
             if state
                 .epoch
@@ -322,10 +377,73 @@ impl Shared {
         }
     }
 
+    async fn warn_when_stuck(&self, epoch: &Epoch) -> Infallible {
+        let mut before = None;
+        loop {
+            tokio::time::sleep(STUCK).await;
+            let acks = lock(&epoch.acks);
+            let unsettled = acks.unsettled();
+            let now = Some((acks.last(), unsettled));
+            drop(acks);
+            if unsettled == u64::from(self.config.prefetch) && now == before {
+                tracing::warn!(
+                    queue = self.queue,
+                    prefetch = self.config.prefetch,
+                    "all that may be held is held, and nothing was settled for {STUCK:?}: the rest of the queue waits. A group that fails holds what follows it: raise prefetch above what piles up, or lower the retries"
+                );
+            }
+            before = now;
+        }
+    }
+
+    /// Reads what came, and renews of it what the broker would soon give up on: before anything of it runs, so that a
+    /// handler that ends the process cannot keep the others from being renewed.
+    async fn arrived(
+        &self,
+        epoch: &Epoch,
+        chunk: Vec<lapin::Result<lapin::message::Delivery>>,
+    ) -> Result<Vec<Delivery>, Fault> {
+        let received = Instant::now();
+        let arrived: Vec<_> = chunk
+            .into_iter()
+            .map(|delivery| Ok(self.delivery(epoch, delivery?, received)))
+            .collect::<Result<_, Fault>>()?;
+        let worn: Vec<_> = arrived.iter().filter_map(|it| it.worn.clone()).collect();
+        if worn.is_empty() {
+            return Ok(arrived.into_iter().map(|it| it.delivery).collect());
+        }
+        let mut renewed = self.copies.renew(&worn).await.into_iter();
+        let mut moved = Vec::new();
+        let mut kept = Vec::new();
+        for Arrived {
+            delivery,
+            tag,
+            worn,
+        } in arrived
+        {
+            match worn.and_then(|_| renewed.next()) {
+                Some(Ok(())) => moved.push((moved.len(), tag, Verdict::Moved)),
+                Some(Err(error)) => {
+                    tracing::warn!(queue = self.queue, message = delivery.message.label(), %error, "the broker will soon give up on this message, and no copy could take its place");
+                    kept.push(delivery);
+                }
+                None => kept.push(delivery),
+            }
+        }
+        tracing::info!(
+            queue = self.queue,
+            messages = moved.len(),
+            "renewed, since workers that stop or crash count towards the queue's delivery limit"
+        );
+        let mut answers: Vec<_> = moved.iter().map(|_| Answer::LeaseLost).collect();
+        self.settle_now(epoch, moved, &mut answers).await;
+        Ok(kept)
+    }
+
     /// How long a delivery is held at most: the broker's clock runs from when it sent it.
-    fn lease(&self) -> Duration {
+    fn lease(&self) -> Option<Duration> {
         let timeout = self.config.consumer_timeout;
-        timeout - MARGIN.min(timeout / MARGIN_PART)
+        (!timeout.is_zero()).then(|| timeout - MARGIN.min(timeout / MARGIN_PART))
     }
 
     fn delivery(
@@ -333,11 +451,16 @@ impl Shared {
         epoch: &Epoch,
         delivery: lapin::message::Delivery,
         received: Instant,
-    ) -> Delivery {
+    ) -> Arrived {
         let tag = delivery.delivery_tag;
         let properties = delivery.properties;
         let body = Bytes::from(delivery.data);
-        let (attempt, counted) = headers::attempt(&properties, &self.queue, delivery.redelivered);
+        let counts = match delivery.redelivered {
+            true => epoch.terms.counts,
+            false => Counts::None,
+        };
+        let (attempt, counted) =
+            headers::attempt(&properties, &self.queue, delivery.redelivered, counts);
         let group_header = self.config.group_header.as_deref();
         let (mut message, malformed) = headers::read(&properties, body.clone(), group_header);
         headers::read_origin(
@@ -345,24 +468,30 @@ impl Shared {
             delivery.exchange.as_str(),
             delivery.routing_key.as_str(),
         );
+        headers::read_first_user(&mut message, &properties, self.config.user());
         if message.dedup_id.is_none() {
             message.broker_id = Some(format!("delivery {tag} of channel {}", epoch.number));
         }
         if group_header.is_none() && self.config.single_active_consumer {
             message.group = Some(self.queue.clone());
         }
-        let original = self.delayer.is_some().then(|| {
-            Box::new(Original {
-                properties,
-                body,
-                attempt,
-            })
-        });
-        lock(&epoch.acks).delivered(original);
         let mut lease = Lease::default().tied_to(epoch.lost.clone());
-        if !self.config.consumer_timeout.is_zero() {
-            lease.until = received.checked_add(self.lease());
-        }
+        lease.until = self.lease().and_then(|lease| received.checked_add(lease));
+        let renews_from = epoch.terms.renews_from;
+        let is_worn =
+            renews_from.is_some_and(|from| headers::returned(&properties, counts) >= from);
+        let is_copied = is_worn || self.capabilities.delayed_nack;
+        let original = is_copied.then(|| Original {
+            properties: headers::Packed::of(properties),
+            body,
+            attempt,
+        });
+        let worn = original.clone().filter(|_| is_worn);
+        lock(&epoch.acks).delivered(Held {
+            original: original.map(Box::new),
+            in_group: message.group.is_some(),
+            until: lease.until,
+        });
         let receipt = Receipt::Tag {
             epoch: epoch.number,
             tag,
@@ -370,7 +499,11 @@ impl Shared {
         let mut delivery = Delivery::new(message, receipt, lease);
         delivery.attempt = (counted || self.config.quorum).then_some(attempt);
         delivery.malformed = malformed;
-        delivery
+        Arrived {
+            delivery,
+            tag,
+            worn,
+        }
     }
 
     /// Marks and hands all frames to the connection before anything is awaited: so the frames of concurrent calls keep
@@ -394,6 +527,18 @@ impl Shared {
                 .collect();
             (done, frames)
         };
+        if wanted
+            .iter()
+            .any(|(_, _, verdict)| *verdict == Verdict::Return)
+        {
+            // At once: what waits to be handed out comes after it.
+            let mut state = lock(&self.state);
+            let live = state.epoch.as_ref().map(|live| live.number);
+            if live == Some(epoch.number) {
+                self.lose(&mut state);
+            }
+            epoch.returning.cancel();
+        }
         let mut failed = None;
         for frame in frames {
             failed = finish(frame).await.err().or(failed);
@@ -412,37 +557,82 @@ impl Shared {
 
     /// A copy is confirmed in a delay queue before the original is acked.
     async fn settle_later(
-        &self,
-        epoch: &Epoch,
+        self: &Arc<Self>,
+        epoch: &Arc<Epoch>,
         wanted: Vec<(usize, u64, Duration)>,
         answers: &mut [Answer],
     ) {
-        let Some(delayer) = &self.delayer else {
+        if !self.capabilities.delayed_nack {
             for (at, ..) in wanted {
                 answers[at] = Answer::Unknown(self.cannot("delay a delivery that is given back"));
             }
             return;
-        };
+        }
         let mut originals = Vec::new();
         let mut copied = Vec::new();
         let mut gone = Vec::new();
         for (at, tag, delay) in wanted {
-            match lock(&epoch.acks).kept(tag).and_then(Option::as_deref) {
+            if !lock(&epoch.moving).insert(tag) {
+                let what = "a copy of it that comes back later is under way";
+                let error = Error::new(ErrorKind::Throttled, what).on_queue(&self.queue);
+                answers[at] = Answer::Unknown(error);
+                continue;
+            }
+            let mut acks = lock(&epoch.acks);
+            match acks.kept(tag).and_then(|held| held.original.as_deref()) {
                 Some(original) => {
                     originals.push((original.clone(), delay));
                     copied.push((at, tag));
                 }
-                None => gone.push((at, tag, Verdict::Moved)),
+                None => {
+                    lock(&epoch.moving).remove(&tag);
+                    gone.push((at, tag, Verdict::Moved));
+                }
             }
         }
-        let mut moved = gone;
-        for ((at, tag), result) in copied.into_iter().zip(delayer.publish(&originals).await) {
+        let (answer, moved) = oneshot::channel();
+        let tags = copied.iter().map(|(_, tag)| *tag).collect();
+        let mover = Arc::clone(self).move_all(Arc::clone(epoch), tags, originals, answer);
+        tokio::spawn(mover);
+        self.settle_now(epoch, gone, answers).await;
+        let moved = tokio::select! {
+            biased;
+            moved = moved => moved.ok(),
+            () = self.copies.blocked() => None,
+        };
+        let mut moved = moved.into_iter().flatten();
+        for (at, _) in copied {
+            let blocked = || Answer::Unknown(self.copies.blocked_error());
+            answers[at] = moved.next().unwrap_or_else(blocked);
+        }
+    }
+
+    /// Copies to delay queues, then acks what was copied. In a task, since the copies come about once they are sent: while
+    /// the broker blocks the connection, other settlements must not wait for that.
+    async fn move_all(
+        self: Arc<Self>,
+        epoch: Arc<Epoch>,
+        tags: Vec<u64>,
+        originals: Vec<(Original, Duration)>,
+        answer: oneshot::Sender<Vec<Answer>>,
+    ) {
+        let results = tokio::select! {
+            () = epoch.lost.cancelled() => Vec::new(),
+            results = self.copies.delay(&originals) => results,
+        };
+        let mut answers: Vec<_> = tags.iter().map(|_| Answer::LeaseLost).collect();
+        let mut moved = Vec::new();
+        for (at, result) in results.into_iter().enumerate() {
             match result {
-                Ok(()) => moved.push((at, tag, Verdict::Moved)),
+                Ok(()) => moved.push((at, tags[at], Verdict::Moved)),
+                // Nobody will ask again.
+                Err(_) if answer.is_closed() => moved.push((at, tags[at], Verdict::Requeue)),
                 Err(error) => answers[at] = Answer::Unknown(error),
             }
         }
-        self.settle_now(epoch, moved, answers).await;
+        self.settle_now(&epoch, moved, &mut answers).await;
+        lock(&epoch.moving).retain(|tag| !tags.contains(tag));
+        let _ = answer.send(answers);
     }
 
     fn cannot(&self, what: &str) -> Error {
@@ -450,55 +640,53 @@ impl Shared {
     }
 
     async fn inspect(&self) -> Result<Inspection, Error> {
-        let fault = |fault: Fault| fault.error("cannot inspect the queue", &self.queue);
+        let error = |fault: Fault| self.error(&fault, "cannot inspect the queue");
         let link = Link::open(&self.config, &format!("inspection {}", self.queue))
             .await
-            .map_err(fault)?;
-        let passive = QueueDeclareOptions {
-            passive: true,
-            ..QueueDeclareOptions::default()
-        };
-        let request =
-            link.channel
-                .queue_declare(self.queue.as_str().into(), passive, FieldTable::default());
-        let queue = answer(self.config.timeout, request).await;
-        let closed = link.close().await;
-        let queue = queue.map_err(fault)?;
-        closed.map_err(fault)?;
+            .map_err(error)?;
         let own = u32::from(lock(&self.state).epoch.is_some());
-        Ok(self.inspection(queue.consumer_count().saturating_sub(own)))
+        let queue = Queue::look(&self.config, &self.queue, &link).await;
+        let inspection = queue.map(|queue| queue.inspection(own));
+        let closed = link.close().await;
+        let inspection = inspection.map_err(error)?;
+        closed.map_err(error)?;
+        Ok(inspection)
     }
 
-    fn inspection(&self, other_consumers: u32) -> Inspection {
-        let mut inspection = Inspection::default();
-        let config = &self.config;
-        let unknown = &mut inspection.unknown;
-        unknown.push(
-            "max_deliveries: AMQP does not tell. A quorum queue of RabbitMQ 4 deletes a message after 20 failed deliveries unless it has a dead-letter exchange or a higher x-delivery-limit (-1, for none, is for RabbitMQ 4 alone: 3.x deletes every message that comes back)".into(),
-        );
-        unknown.push(
-            "dead_letter, retention: AMQP does not tell a queue's arguments and policies".into(),
-        );
-        if !config.consumer_timeout.is_zero() {
-            inspection.lease = Some(config.consumer_timeout);
-            unknown.push(
-                "lease: taken from the URL's consumer_timeout; AMQP does not tell the broker's"
-                    .into(),
-            );
+    /// The error of failing to do `what`; a queue that does not exist is waited for where the URL says so.
+    fn error(&self, fault: &Fault, what: &str) -> Error {
+        let error = fault.error(what, &self.queue);
+        match error.kind() {
+            ErrorKind::NotFound if self.config.wait_for_queue => error.retryable(true),
+            _ => error,
         }
-        if config.single_active_consumer {
-            inspection.ordered = Some(true);
-            unknown.push(
-                "ordered: by the URL's single_active_consumer; AMQP does not tell the queue's"
-                    .into(),
-            );
-        } else if config.group_header.is_some() {
-            if other_consumers > 0 {
-                inspection.ordered = Some(false);
+    }
+}
+
+impl Epoch {
+    /// How a delivery goes back at once. One of a group has to come before its successors: only the channel's end puts it
+    /// there on every kind of queue, and with it all that is unsettled.
+    fn give_back(&self, tag: u64) -> Verdict {
+        match lock(&self.acks).kept(tag) {
+            Some(held) if held.in_group => Verdict::Return,
+            _ => Verdict::Requeue,
+        }
+    }
+
+    /// Waits until the lease of the oldest delivery that is not settled has ended. Nobody may settle it any more, so only
+    /// the channel's end gives it back; not every broker ends the channel by itself.
+    async fn overdue(&self, lease: Option<Duration>) {
+        let Some(lease) = lease else {
+            return std::future::pending().await;
+        };
+        loop {
+            let oldest = lock(&self.acks).oldest().and_then(|held| held.until);
+            match oldest {
+                Some(until) if until <= Instant::now() => return,
+                Some(until) => sleep_until(until).await,
+                None => tokio::time::sleep(lease).await,
             }
-            unknown.push("ordered: only while this is the queue's one consumer, unless the queue has x-single-active-consumer".into());
         }
-        inspection
     }
 }
 
@@ -535,25 +723,28 @@ async fn drive(shared: Arc<Shared>) -> Result<(), Fault> {
     loop {
         match shared.open().await {
             Ok(None) => return Ok(()),
-            Ok(Some((link, consumer))) => {
+            Ok(Some((link, terms, consumer))) => {
                 let opened_at = Instant::now();
-                let (ended, useful) = shared.live(link, consumer).await;
+                let (ended, useful) = shared.live(link, terms, consumer).await;
                 if shared.stop.is_cancelled() {
                     return ended;
                 }
                 let Err(fault) = ended else { return Ok(()) };
                 let error = fault.error("the channel ended", &shared.queue);
-                tracing::warn!(queue = shared.queue, %error, "reconnecting");
-                if fault.is_unreadable() && shared.report(error, false) {
-                    return Ok(());
+                match fault {
+                    Fault::Returned => {
+                        tracing::info!(queue = shared.queue, %error, "consuming anew");
+                    }
+                    _ => tracing::warn!(queue = shared.queue, %error, "reconnecting"),
                 }
                 if useful || opened_at.elapsed() >= STABLE {
                     backoff.reset();
                 }
             }
             Err(fault) => {
-                let error = fault.error("cannot consume", &shared.queue);
-                if shared.report(error, fault.is_passing()) {
+                let error = shared.error(&fault, "cannot consume");
+                let go_on = error.is_retryable();
+                if shared.report(error, go_on) {
                     return Ok(());
                 }
             }

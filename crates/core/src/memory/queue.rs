@@ -179,6 +179,7 @@ impl Source for MemoryQueue {
             dead_letter: true,
             counts_attempts: true,
             ordering: Ordering::Group,
+            close_gives_back: false,
             settle_batch: None,
         }
     }
@@ -238,6 +239,7 @@ impl Source for MemoryQueue {
             lease: Some(state.options.lease),
             retention: state.options.retention,
             max_deliveries: state.options.max_deliveries,
+            gives_up: None,
             dead_letter: Some(format!("{}.dead-letters", self.shared.name)),
             dedup_window: None,
             ordered: Some(true),

@@ -17,6 +17,8 @@ pub enum Hazard {
     ShortLease,
     /// The broker gives up on a message before the retry policy does.
     DeliveryLimit,
+    /// The broker can give up on a message that no handler failed: it counts workers that stop or crash.
+    GivesUp,
     /// There is nowhere to put what cannot be processed.
     NoDeadLetter,
     /// Order within groups was asked for, and the queue does not keep it.
@@ -53,20 +55,7 @@ fn hazards(
     has_sink: bool,
 ) -> Vec<(Hazard, String)> {
     let mut found = Vec::new();
-    let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
-    if let Some(retention) = inspection.retention
-        && records
-        && options.retention <= retention
-    {
-        found.push((
-            Hazard::ShortRetention,
-            format!(
-                "dedup records are kept for {}, but the queue can deliver a message again for {}: set retention() above that",
-                days(options.retention),
-                days(retention)
-            ),
-        ));
-    }
+    found.extend(short_retention(mode, options, inspection));
     if let (Some(lease), Some(longest)) = (inspection.lease, options.handler_timeout)
         && !capabilities.extend
         && lease <= longest
@@ -90,6 +79,9 @@ fn hazards(
             ),
         ));
     }
+    if let Some(why) = &inspection.gives_up {
+        found.push((Hazard::GivesUp, why.clone()));
+    }
     let at_source = capabilities.dead_letter && inspection.dead_letter.is_some();
     if !has_sink && !at_source && mode != Mode::AtMostOnce {
         found.push((
@@ -111,6 +103,23 @@ fn hazards(
         ));
     }
     found
+}
+
+fn short_retention(
+    mode: Mode,
+    options: &Options,
+    inspection: &Inspection,
+) -> Option<(Hazard, String)> {
+    let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
+    let retention = inspection.retention?;
+    (records && options.retention <= retention).then(|| {
+        let why = format!(
+            "dedup records are kept for {}, but the queue can deliver a message again for {}: set retention() above that",
+            days(options.retention),
+            days(retention)
+        );
+        (Hazard::ShortRetention, why)
+    })
 }
 
 fn days(duration: Duration) -> String {

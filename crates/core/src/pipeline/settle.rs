@@ -122,7 +122,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
         tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
     }
 
-    /// Releases claims, then gives the messages back, so that a failure is never taken for work in progress.
+    /// Releases claims, then gives the messages back, so that a failure is never taken for work in progress. In a drain the
+    /// source may do that better, when it is closed.
     pub(crate) async fn give_back_stage(
         &self,
         mut receiver: UnboundedReceiver<Vec<(Flight, Duration)>>,
@@ -131,8 +132,11 @@ impl<Tx: Send + 'static> Engine<Tx> {
         while receiver.recv_many(&mut batches, BATCH).await > 0 {
             let batch: Vec<_> = batches.drain(..).flatten().collect();
             self.release(batch.iter().map(|(flight, _)| flight)).await;
+            let source_does = self.capabilities.close_gives_back && self.stop.is_cancelled();
             for (flight, delay) in batch {
-                self.settle(flight, Action::Nack { delay });
+                if !(source_does && delay.is_zero()) {
+                    self.settle(flight, Action::Nack { delay });
+                }
             }
         }
     }

@@ -180,6 +180,7 @@ bounded! {
     keys = 20_000
     params = 100_000
     pipeline = 1_000
+    rabbitmq_frames = 20_000
     rabbitmq_headers = 20_000
     rabbitmq_messages = 50_000
     secrets = 10_000

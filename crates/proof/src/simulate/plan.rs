@@ -118,6 +118,7 @@ impl Plan {
         plan.messages = messages(rng, &plan);
         // Last, so that seeds known by now keep the rest of their plans.
         plan.capabilities.settle_batch = rng.bool().then(|| rng.usize(1..=4));
+        plan.capabilities.close_gives_back = rng.bool();
         cut.apply(&mut plan);
         plan
     }

@@ -182,16 +182,6 @@ async fn a_channel_exception_is_recovered_from() {
     source.close().await.unwrap();
 }
 
-async fn receive_error(source: &RabbitSource) -> onlyonce_core::Error {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        assert!(Instant::now() < deadline, "no error came");
-        if let Err(error) = source.receive(limit(1)).await {
-            return error;
-        }
-    }
-}
-
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
 async fn what_cannot_work_is_said_at_once_and_without_secrets() {
@@ -415,7 +405,8 @@ async fn a_delayed_retry_keeps_the_message_and_its_count() {
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
 async fn a_delayed_retry_is_refused_where_it_would_break_the_order() {
-    let queue = Queue::declare("nodelay", Kind::Quorum, &[]).await;
+    let single = [("x-single-active-consumer", AMQPValue::Boolean(true))];
+    let queue = Queue::declare("nodelay", Kind::Quorum, &single).await;
     queue.fill(1).await;
     for more in [
         "&group_header=g",
@@ -448,7 +439,7 @@ async fn inspection_tells_what_can_be_known() {
     let mentions = |inspection: &Inspection, word: &str| {
         inspection.unknown.iter().any(|line| line.contains(word))
     };
-    assert!(mentions(&alone, "x-delivery-limit") && mentions(&alone, "dead_letter"));
+    assert!(mentions(&alone, "policies") && mentions(&alone, "consumer_timeout"));
     // A second consumer takes part of each group.
     let other = queue.source("&group_header=g");
     receive_nothing(&other).await;
@@ -497,6 +488,115 @@ async fn what_other_clients_send_can_be_read() {
     assert_eq!(message.dedup_id, None);
     assert!(held[0].malformed.as_ref().unwrap().contains("group"));
     ack(&source, &held).await;
+    source.close().await.unwrap();
+}
+
+/// The port of a host that answers nobody.
+async fn closed_port() -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn the_next_host_is_taken_when_one_does_not_answer() {
+    let queue = Queue::declare("failover", Kind::Classic, &[]).await;
+    let mut first = url::Url::parse(&url()).unwrap();
+    first.set_port(Some(closed_port().await)).unwrap();
+    // One that refuses, one that accepts and says nothing, and the broker.
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = silent
+        .local_addr()
+        .map(|address| (silent, address))
+        .unwrap();
+    let url = format!(
+        "{first}?queue={}&timeout=1s&failover={},{}",
+        queue.name,
+        silent.1,
+        address()
+    );
+    let config: Config = url.parse().unwrap();
+    let sink = RabbitSink::new(config.clone()).unwrap();
+    assert!(sink.publish(&[numbered(0)]).await[0].is_ok());
+    let source = RabbitSource::new(config).unwrap();
+    assert_eq!(drain(&source, 1).await, ["0"]);
+    sink.close().await.unwrap();
+    source.close().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn credentials_that_one_host_refuses_are_shown_to_no_other() {
+    let queue = Queue::declare("refusing", Kind::Classic, &[]).await;
+    let mut url = url::Url::parse(&url()).unwrap();
+    url.set_password(Some("wrong")).unwrap();
+    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let more = other.local_addr().unwrap();
+    let config: Config = format!("{url}?queue={}&failover={more}", queue.name)
+        .parse()
+        .unwrap();
+    let error = config.connect().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+    let silent = tokio::time::timeout(Duration::from_millis(200), other.accept()).await;
+    assert!(silent.is_err(), "the next host was asked");
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn a_consumer_of_a_higher_priority_comes_first() {
+    let queue = Queue::declare("priority", Kind::Quorum, &[]).await;
+    let (low, high) = (
+        queue.source("&consumer_priority=1"),
+        queue.source("&consumer_priority=2"),
+    );
+    assert_silent(&low).await;
+    assert_silent(&high).await;
+    queue.fill(10).await;
+    let all = receive(&high, 10).await;
+    assert_silent(&low).await;
+    ack(&high, &all).await;
+    low.close().await.unwrap();
+    high.close().await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn the_validated_user_can_be_read_and_outlives_a_delay() {
+    let queue = Queue::declare("user", Kind::Classic, &[]).await;
+    let user = url::Url::parse(&url()).unwrap();
+    let user = match user.username() {
+        "" => "guest",
+        user => user,
+    };
+    let sink = queue.sink("");
+    let message = numbered(0).with_attribute("amqp-user-id", user);
+    let other = numbered(1).with_attribute("amqp-user-id", "somebody else");
+    for result in sink.publish(&[message, other]).await {
+        result.unwrap();
+    }
+    let source = queue.source("");
+    let held = receive(&source, 2).await;
+    let read = |delivery: &Delivery, name| delivery.message.attributes.get(name).map(str::to_owned);
+    assert_eq!(read(&held[0], "amqp-user-id").as_deref(), Some(user));
+    assert_eq!(read(&held[1], "amqp-user-id"), None);
+    assert_eq!(
+        read(&held[1], "header-amqp-user-id").as_deref(),
+        Some("somebody else")
+    );
+    let later = Action::Nack {
+        delay: Duration::from_millis(100),
+    };
+    for answer in settle(&source, &held, &later).await {
+        assert!(answer.is_applied(), "{answer:?}");
+    }
+    let mut again = receive(&source, 2).await;
+    again.sort_by_key(|delivery| delivery.message.dedup_id.clone());
+    for name in ["amqp-user-id", "header-amqp-user-id"] {
+        assert_eq!(read(&again[0], name), read(&held[0], name));
+        assert_eq!(read(&again[1], name), read(&held[1], name));
+    }
+    ack(&source, &again).await;
+    sink.close().await.unwrap();
     source.close().await.unwrap();
 }
 

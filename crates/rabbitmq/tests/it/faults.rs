@@ -45,6 +45,7 @@ impl Worker {
         let (stop, stopped) = oneshot::channel();
         let pipeline = Pipeline::transactional(source, store.clone())
             .allow(Hazard::NoDeadLetter)
+            .allow(Hazard::GivesUp)
             .claim_lease(Duration::from_secs(5))
             .shutdown(async {
                 let _ = stopped.await;
@@ -66,12 +67,25 @@ impl Worker {
     async fn finish(self, queue: &Queue, many: usize) -> Report {
         self.stop.send(()).unwrap();
         let report = timeout(LONG, self.running).await.unwrap().unwrap().unwrap();
+        settle_duplicates(&self.store, queue).await;
         let mut effects: Vec<usize> = self.store.effects().iter().map(number).collect();
         effects.sort_unstable();
         assert_eq!(effects, (0..many).collect::<Vec<_>>());
         queue.assert_left(0).await;
         report
     }
+}
+
+/// Acks that vanished leave messages that come back when the broker has noticed, which can be after the worker stopped.
+async fn settle_duplicates(store: &MemoryStore, queue: &Queue) {
+    let source = RabbitSource::new(queue.config("")).unwrap();
+    let duplicates = Pipeline::transactional(source, store.clone())
+        .allow(Hazard::NoDeadLetter)
+        .stop_when_idle(Duration::from_secs(1));
+    timeout(LONG, duplicates.run(record))
+        .await
+        .unwrap()
+        .unwrap();
 }
 
 async fn record(body: Bytes, tx: &mut MemoryTx) {

@@ -5,5 +5,9 @@
 mod broker;
 mod common;
 mod conformance;
+mod dead_letters;
 mod faults;
+mod hostile;
 mod node;
+mod raw;
+mod returns;

@@ -1,13 +1,22 @@
 //! What needs a hand on the broker itself: `./tests/run rabbitmq`. `ONLYONCE_RABBITMQ_CTL` runs rabbitmqctl against it,
 //! as `localstack/rabbitmq-4.0 ctl DIR` does. It changes the whole node, so these run one after another.
 
+mod tls;
+
 use std::process::Command;
 use std::time::Duration;
 
 use crate::common::*;
-use onlyonce_core::{Action, Answer, Sink as _, Source as _};
-use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout};
+use bytes::Bytes;
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Connection, ConnectionProperties};
+use onlyonce_core::memory::{MemoryStore, MemoryTx};
+use onlyonce_core::{
+    Action, Answer, Context, Counters, ErrorKind, Failure, Hazard, Pipeline, RetryPolicy,
+    Sink as _, Source as _,
+};
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::{Instant, sleep, timeout};
 
 static NODE: Mutex<()> = Mutex::const_new(());
 
@@ -39,6 +48,187 @@ impl Drop for Restore {
     fn drop(&mut self) {
         set_consumer_timeout(1_800_000, 60_000);
     }
+}
+
+/// A memory alarm, until it is dropped: the broker reads nothing more from connections that publish.
+struct Alarm;
+
+impl Alarm {
+    async fn raise() -> Self {
+        let alarm = Self;
+        ctl(&["set_vm_memory_high_watermark", "0.0001"]);
+        let (url, properties) = (url(), ConnectionProperties::default());
+        let connection = Connection::connect(&url, properties).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while !connection.status().blocked() {
+            assert!(Instant::now() < deadline, "no alarm");
+            // To no queue.
+            let (options, none) = (BasicPublishOptions::default(), BasicProperties::default());
+            let publish = channel.basic_publish("".into(), "none".into(), options, b"", none);
+            publish.await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+        alarm
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    }
+}
+
+/// Longer than any time-out and heartbeat in [`SHORT`].
+const ALARM: Duration = Duration::from_secs(12);
+const SHORT: &str = "&timeout=1s&heartbeat=1s";
+
+async fn until(counters: &Counters, is: impl Fn(onlyonce_core::Report) -> bool) {
+    let deadline = Instant::now() + 2 * PATIENCE;
+    while !is(counters.report()) {
+        assert!(Instant::now() < deadline, "{:?}", counters.report());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn an_alarm_doubles_no_dead_letter() {
+    let _node = NODE.lock().await;
+    for kind in [Kind::Classic, Kind::Quorum] {
+        let queue = Queue::declare("alarm", kind, &[]).await;
+        let dead = Queue::declare("alarm.dead", kind, &[]).await;
+        queue.fill(10).await;
+        let alarm = Alarm::raise().await;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let source = queue.source("");
+        let pipeline = Pipeline::transactional(source, MemoryStore::new())
+            .dead_letter(dead.sink(SHORT))
+            .shutdown(async {
+                let _ = stopped.await;
+            });
+        let counters = pipeline.counters();
+        let fail = |_: Bytes, _: &mut MemoryTx| async { Err::<(), _>(Failure::dead_letter("no")) };
+        let running = tokio::spawn(pipeline.run(fail));
+        until(&counters, |report| report.failed == 10).await;
+        sleep(ALARM).await;
+        assert_eq!(counters.report().dead_lettered, 0, "there was no alarm");
+        drop(alarm);
+        until(&counters, |report| report.dead_lettered == 10).await;
+        stop.send(()).unwrap();
+        running.await.unwrap().unwrap();
+        queue.assert_left(0).await;
+        assert_settled(&dead, 10).await;
+    }
+}
+
+/// Asserts that so many messages are there, and that no more come.
+async fn assert_settled(queue: &Queue, many: u32) {
+    queue.assert_left(many).await;
+    sleep(Duration::from_secs(2)).await;
+    queue.assert_left(many).await;
+}
+
+async fn fail_first(context: Context, body: Bytes, tx: &mut MemoryTx) -> Result<(), Failure> {
+    let fails = body.len() == 1;
+    if fails && context.attempt == 1 {
+        return Err(Failure::retry("not yet"));
+    }
+    tx.push(body);
+    Ok(())
+}
+
+/// Nor does it hold up the acks of other messages: only publishers are blocked.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn an_alarm_doubles_no_delayed_copy() {
+    let _node = NODE.lock().await;
+    for kind in [Kind::Classic, Kind::Quorum] {
+        let queue = Queue::declare("alarm.delay", kind, &[]).await;
+        // The first ten fail: those whose number has one digit.
+        queue.fill(60).await;
+        let alarm = Alarm::raise().await;
+        let second = Duration::from_secs(1);
+        let retry = RetryPolicy::default().delays(second, second);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let store = MemoryStore::new();
+        let pipeline = Pipeline::transactional(queue.source(SHORT), store.clone())
+            .retry(retry.in_place(Duration::ZERO))
+            .allow(Hazard::NoDeadLetter)
+            .shutdown(async {
+                let _ = stopped.await;
+            });
+        let counters = pipeline.counters();
+        let running = tokio::spawn(pipeline.run(fail_first));
+        until(&counters, |report| report.settled == 50).await;
+        sleep(ALARM).await;
+        assert_eq!(counters.report().received, 60, "there was no alarm");
+        drop(alarm);
+        until(&counters, |report| report.applied == 60).await;
+        assert_settled(&queue, 0).await;
+        assert_eq!(counters.report().received, 70, "one copy of each");
+        stop.send(()).unwrap();
+        running.await.unwrap().unwrap();
+        assert_eq!(store.effects().len(), 60);
+        queue.assert_left(0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn a_publish_that_is_dropped_during_an_alarm_is_made_once() {
+    let _node = NODE.lock().await;
+    let queue = Queue::declare("alarm.drop", Kind::Classic, &[]).await;
+    let sink = queue.sink(SHORT);
+    let alarm = Alarm::raise().await;
+    let short = Duration::from_millis(500);
+    let first = [numbered(0)];
+    assert!(timeout(short, sink.publish(&first)).await.is_err());
+    for _ in 0..3 {
+        let error = sink.publish(&[numbered(1)]).await.remove(0).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.is_retryable()),
+            (ErrorKind::Throttled, true)
+        );
+        assert!(
+            error.to_string().contains("memory or disk alarm"),
+            "{error}"
+        );
+    }
+    drop(alarm);
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = sink.publish(&[numbered(1)]).await.remove(0) {
+        assert!(error.is_retryable() && Instant::now() < deadline, "{error}");
+    }
+    assert_settled(&queue, 2).await;
+    sink.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn closing_during_an_alarm_ends() {
+    let _node = NODE.lock().await;
+    let queue = Queue::declare("alarm.close", Kind::Classic, &[]).await;
+    let (sink, idle) = (queue.sink(SHORT), queue.sink(SHORT));
+    assert!(idle.publish(&[numbered(0)]).await[0].is_ok());
+    let alarm = Alarm::raise().await;
+    let (batch, begun) = ([numbered(1)], Instant::now());
+    let close = async {
+        sleep(Duration::from_millis(500)).await;
+        sink.close().await
+    };
+    let (published, closed) = tokio::join!(sink.publish(&batch), close);
+    assert_eq!(closed.unwrap_err().kind(), ErrorKind::Throttled);
+    assert_eq!(published[0].as_ref().unwrap_err().kind(), ErrorKind::Closed);
+    idle.close().await.unwrap();
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    drop(alarm);
+    // What was sent is not taken back.
+    assert_settled(&queue, 2).await;
 }
 
 #[tokio::test]

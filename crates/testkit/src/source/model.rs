@@ -20,6 +20,8 @@ struct Held {
     consumer: usize,
     /// No later delivery of the same message has been seen.
     newest: bool,
+    /// Its consumer gave back another one, and may have given back this one with it.
+    went_back: bool,
 }
 
 struct History<'a> {
@@ -81,6 +83,7 @@ impl History<'_> {
                 delivery,
                 consumer,
                 newest,
+                went_back: false,
             });
         }
     }
@@ -122,14 +125,30 @@ impl History<'_> {
             }
             Answer::LeaseLost => {
                 let timed = source.capabilities().timed_lease;
-                assert!(timed || !held.newest, "{text} cannot have expired");
+                assert!(
+                    timed || !held.newest || held.went_back,
+                    "{text} cannot have expired"
+                );
                 return;
             }
-            Answer::Applied => {}
+            Answer::Applied => self.goes_back_with(&held, &action),
             Answer::Unknown(error) => panic!("{action:?} of {text}: {error}"),
         }
         if held.newest && action == Action::Ack {
             self.alive.remove(&text);
+        }
+    }
+
+    /// A source that cannot give back one message of a group in its place gives back all that it holds.
+    fn goes_back_with(&mut self, given_back: &Held, action: &Action) {
+        let source = &self.consumers[given_back.consumer];
+        let alone = source.capabilities().ordering != Ordering::Delivery
+            || given_back.delivery.message.group.is_none();
+        if *action == Action::Ack || alone {
+            return;
+        }
+        for held in &mut self.held {
+            held.went_back |= held.consumer == given_back.consumer;
         }
     }
 

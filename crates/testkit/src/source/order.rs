@@ -57,7 +57,7 @@ pub async fn group_waits_while_its_head_is_leased(harness: &dyn SourceHarness) {
 /// A head that is given back with all that follows it comes back before them.
 pub async fn failed_head_comes_back_first(harness: &dyn SourceHarness) {
     let source = harness.source().await;
-    if source.capabilities().ordering != Ordering::Group {
+    if source.capabilities().ordering == Ordering::None {
         return;
     }
     let sent = grouped("a", 5);

@@ -90,6 +90,21 @@ impl Queue {
             .unwrap();
     }
 
+    pub(crate) async fn declare_stream(&self) {
+        let mut arguments = FieldTable::default();
+        arguments.insert(
+            "x-queue-type".into(),
+            AMQPValue::LongString("stream".into()),
+        );
+        let durable = QueueDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
+        let name = self.name.as_str().into();
+        let declare = self.channel.queue_declare(name, durable, arguments);
+        declare.await.unwrap();
+    }
+
     pub(crate) fn config(&self, more: &str) -> Config {
         format!("{}?queue={}{more}", url(), self.name)
             .parse()
@@ -271,4 +286,14 @@ pub(crate) async fn drain(source: &RabbitSource, many: usize) -> Vec<String> {
         all.extend(bodies(&some));
     }
     all
+}
+
+pub(crate) async fn receive_error(source: &RabbitSource) -> onlyonce_core::Error {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < deadline, "no error came");
+        if let Err(error) = source.receive(limit(1)).await {
+            return error;
+        }
+    }
 }

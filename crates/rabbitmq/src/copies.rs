@@ -1,13 +1,13 @@
-//! Delayed retry. AMQP cannot give a message back for later, so a copy waits in a queue whose messages expire into the
-//! original queue.
+//! Copies that take a message's place. For a delayed retry one waits in a queue whose messages expire into the original
+//! queue, since AMQP cannot give a message back for later. And one at the queue's end renews a message that the broker
+//! would soon give up on.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use onlyonce_core::Error;
+use onlyonce_core::{Error, ErrorKind};
 
 use crate::publisher::{Outgoing, Publisher};
 use crate::{Config, config, headers};
@@ -15,7 +15,7 @@ use crate::{Config, config, headers};
 /// What is kept of a delivery so that a copy can be made of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Original {
-    pub(crate) properties: BasicProperties,
+    pub(crate) properties: headers::Packed,
     pub(crate) body: Bytes,
     pub(crate) attempt: u32,
 }
@@ -27,24 +27,54 @@ const STEPS: [u64; 14] = [
 ];
 const SHORT_STEPS: [u64; 3] = [100, 250, 500];
 
-pub(crate) struct Delayer {
+pub(crate) struct Copies {
     queue: String,
+    user: Option<String>,
     publisher: Publisher,
 }
 
-impl Delayer {
+impl Copies {
     pub(crate) fn new(config: Config, queue: &str) -> Self {
         Self {
             queue: queue.to_owned(),
-            publisher: Publisher::new(config, "delayed retry", ShortString::default(), queue),
+            user: config.user().map(str::to_owned),
+            // Whoever makes a copy goes on with other messages.
+            publisher: Publisher::new(
+                config,
+                "copies",
+                ShortString::default(),
+                queue,
+                Duration::MAX,
+            ),
         }
     }
 
+    /// Puts a copy of each at the queue's end, with the broker's counts at zero; `Ok` when the broker has confirmed it.
+    pub(crate) async fn renew(&self, originals: &[Original]) -> Vec<Result<(), Error>> {
+        let routing_key = match config::name("queue", &self.queue) {
+            Ok(name) => name,
+            Err(error) => return refuse(originals.len(), error),
+        };
+        let mut copies = Vec::with_capacity(originals.len());
+        for original in originals {
+            let properties = match original.properties.unpack() {
+                // This delivery has not been an attempt: nobody is given it.
+                Ok(properties) => {
+                    headers::copy(&properties, original.attempt - 1, self.user.as_deref())
+                }
+                Err(error) => return refuse(originals.len(), error),
+            };
+            copies.push(Outgoing {
+                routing_key: routing_key.clone(),
+                properties,
+                body: original.body.clone(),
+            });
+        }
+        self.publisher.publish(BTreeMap::new(), copies).await
+    }
+
     /// Queues a copy of each to come back after its delay; `Ok` when the broker has confirmed the copy.
-    pub(crate) async fn publish(
-        &self,
-        originals: &[(Original, Duration)],
-    ) -> Vec<Result<(), Error>> {
+    pub(crate) async fn delay(&self, originals: &[(Original, Duration)]) -> Vec<Result<(), Error>> {
         let mut queues = BTreeMap::new();
         let mut copies = Vec::with_capacity(originals.len());
         for (original, delay) in originals {
@@ -53,20 +83,43 @@ impl Delayer {
                 Ok(name) => name,
                 Err(error) => return refuse(originals.len(), error),
             };
+            let properties = match original.properties.unpack() {
+                Ok(properties) => {
+                    headers::copy(&properties, original.attempt, self.user.as_deref())
+                }
+                Err(error) => return refuse(originals.len(), error),
+            };
             copies.push(Outgoing {
                 routing_key: name.clone(),
-                properties: headers::copy(&original.properties, original.attempt),
+                properties,
                 body: original.body.clone(),
             });
             queues
                 .entry(name)
                 .or_insert_with(|| arguments(&self.queue, step));
         }
-        self.publisher.publish(&queues, &copies).await
+        self.publisher.publish(queues, copies).await
     }
 
+    /// Ends when the broker blocks the connection; see [`Publisher::blocked`].
+    pub(crate) async fn blocked(&self) {
+        self.publisher.blocked().await;
+    }
+
+    pub(crate) fn blocked_error(&self) -> Error {
+        self.publisher.blocked_error()
+    }
+
+    /// Waits for the copies under way, then closes. If the broker blocks the connection it does not wait for ever: the
+    /// originals are given back with their channel, so nothing is lost.
     pub(crate) async fn close(&self) -> Result<(), Error> {
-        self.publisher.close().await
+        match self.publisher.close().await {
+            Err(error) if error.kind() == ErrorKind::Throttled => {
+                tracing::warn!(%error, "copies of delayed messages may come besides the messages themselves");
+                Ok(())
+            }
+            closed => closed,
+        }
     }
 }
 
