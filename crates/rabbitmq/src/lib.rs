@@ -39,7 +39,8 @@
 //!
 //! The source asks how the queue was declared, and refuses a stream, and a URL that says otherwise. The question is a
 //! declaration that cannot succeed: it needs the permission `configure` on the queue, and changes nothing. Without the
-//! permission the URL is believed, as it always is for policies and `consumer_timeout`.
+//! permission the URL is believed, as it always is for policies and `consumer_timeout`. The broker and the client log each
+//! refusal as an error (`PRECONDITION_FAILED … onlyonce-asks`, target `lapin::channel`): three or more for each connection.
 //!
 //! **Several hosts**: every connection is made to the URL's own host, or if that does not answer within `timeout`, to the
 //! next in `failover`, in the order given. All are asked with the same user and vhost; when one refuses these, no other

@@ -451,7 +451,10 @@ async fn hold(queue: &str) {
     let (mut held, deadline) = (Vec::new(), Instant::now() + 10 * PATIENCE);
     while held.len() < HELD {
         assert!(Instant::now() < deadline, "{} of {HELD}", held.len());
-        held.extend(source.receive(limit(HELD)).await.unwrap());
+        match source.receive(limit(HELD)).await {
+            Ok(more) => held.extend(more),
+            Err(error) => assert!(error.is_retryable(), "{error}"),
+        }
     }
     let malformed = held.iter().filter(|d| d.malformed.is_some()).count();
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
