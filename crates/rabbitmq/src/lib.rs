@@ -149,7 +149,7 @@
 //! - A body may be as large as the broker's `max_message_size` (16 MiB by default in RabbitMQ 4, 128 MiB before); headers
 //!   and properties of a message share one frame (128 KiB).
 //! - A property, exchange or routing key that is not UTF-8 becomes `hex:` and its bytes in hexadecimal, cut to 255 bytes.
-//!   A `message_id` of more than 125 such bytes makes the message [malformed](Delivery::malformed): cut, two ids could be
+//!   A `message_id` of more than 125 such bytes makes the message [malformed](onlyonce_core::Delivery::malformed): cut, two ids could be
 //!   one.
 //! - Headers that the client cannot take make the message malformed, so that it becomes a dead letter, with its id, its other
 //!   properties, the reason, and the first 2 KiB of its headers as the attribute `amqp-unreadable-headers`. They are those

@@ -727,7 +727,11 @@ async fn drive(shared: Arc<Shared>) -> Result<(), Fault> {
                 let opened_at = Instant::now();
                 let (ended, useful) = shared.live(link, terms, consumer).await;
                 if shared.stop.is_cancelled() {
-                    return ended;
+                    // What was to be closed anyway is closed.
+                    return match ended {
+                        Err(Fault::Returned | Fault::Overdue(_)) => Ok(()),
+                        ended => ended,
+                    };
                 }
                 let Err(fault) = ended else { return Ok(()) };
                 let error = fault.error("the channel ended", &shared.queue);
