@@ -57,18 +57,11 @@ impl Copies {
         };
         let mut copies = Vec::with_capacity(originals.len());
         for original in originals {
-            let properties = match original.properties.unpack() {
-                // This delivery has not been an attempt: nobody is given it.
-                Ok(properties) => {
-                    headers::copy(&properties, original.attempt - 1, self.user.as_deref())
-                }
+            // This delivery has not been an attempt: nobody is given it.
+            match self.copy(original, routing_key.clone(), original.attempt - 1) {
+                Ok(copy) => copies.push(copy),
                 Err(error) => return refuse(originals.len(), error),
-            };
-            copies.push(Outgoing {
-                routing_key: routing_key.clone(),
-                properties,
-                body: original.body.clone(),
-            });
+            }
         }
         self.publisher.publish(BTreeMap::new(), copies).await
     }
@@ -83,22 +76,29 @@ impl Copies {
                 Ok(name) => name,
                 Err(error) => return refuse(originals.len(), error),
             };
-            let properties = match original.properties.unpack() {
-                Ok(properties) => {
-                    headers::copy(&properties, original.attempt, self.user.as_deref())
-                }
+            match self.copy(original, name.clone(), original.attempt) {
+                Ok(copy) => copies.push(copy),
                 Err(error) => return refuse(originals.len(), error),
-            };
-            copies.push(Outgoing {
-                routing_key: name.clone(),
-                properties,
-                body: original.body.clone(),
-            });
+            }
             queues
                 .entry(name)
                 .or_insert_with(|| arguments(&self.queue, step));
         }
         self.publisher.publish(queues, copies).await
+    }
+
+    fn copy(
+        &self,
+        original: &Original,
+        routing_key: ShortString,
+        attempts: u32,
+    ) -> Result<Outgoing, Error> {
+        let properties = original.properties.unpack()?;
+        Ok(Outgoing {
+            routing_key,
+            properties: headers::copy(&properties, attempts, self.user.as_deref()),
+            body: original.body.clone(),
+        })
     }
 
     /// Ends when the broker blocks the connection; see [`Publisher::blocked`].

@@ -76,8 +76,8 @@
 //! the limit is used up, before it hands it out: a copy at the end of the queue is confirmed, then the original is acked.
 //! Nothing has to be set for that. Where it cannot be done, since a message of a group would lose its place, or the limit
 //! is below 4, the pipeline refuses to start (`Hazard::GivesUp`) and says what to set: `x-delivery-limit=-1`, by the
-//! declaration or by a policy (a limit of 1,000 or more is as good). Not on RabbitMQ 3, which has no such default: 3.10 takes -1 for a limit that every message
-//! has passed, and deletes what is given back (measured).
+//! declaration or by a policy (a limit of 1,000 or more is as good). Not on RabbitMQ 3, which has no such default: 3.10 takes
+//! -1 for a limit that every message has passed, and deletes what is given back (measured).
 //!
 //! **A message that is not settled within `consumer_timeout`** comes again, and so does all else that the source holds: a
 //! warning says so. RabbitMQ closes the channel, but for classic queues of 4.3, which let it be, and quorum queues of 4.3,

@@ -30,7 +30,7 @@ use crate::{Config, config};
 
 /// How long a channel on which nothing was settled must have lived for the next reconnection to be quick again.
 const STABLE: Duration = Duration::from_secs(10);
-/// When all that may be out is out, and nothing was settled for so long, a warning says so.
+/// A warning says when the prefetch is full and nothing was settled for so long.
 const STUCK: Duration = Duration::from_secs(30);
 /// Deliveries taken from the client in one go.
 const CHUNK: usize = 1_000;
@@ -69,6 +69,14 @@ struct State {
     driver: Option<JoinHandle<Result<(), Fault>>>,
     driving: bool,
     closed: bool,
+}
+
+impl State {
+    /// Whether this channel is the one that lives now.
+    fn is_live(&self, epoch: &Epoch) -> bool {
+        let live = self.epoch.as_ref();
+        live.is_some_and(|live| live.number == epoch.number)
+    }
 }
 
 /// The life of one channel. Delivery tags mean nothing outside it.
@@ -366,11 +374,7 @@ impl Shared {
                 deliveries = next => deliveries?,
             };
             let mut state = lock(&self.state);
-            if state
-                .epoch
-                .as_ref()
-                .is_some_and(|live| live.number == epoch.number)
-            {
+            if state.is_live(epoch) {
                 state.ready.extend(deliveries);
                 self.changed.notify_waiters();
             }
@@ -533,8 +537,7 @@ impl Shared {
         {
             // At once: what waits to be handed out comes after it.
             let mut state = lock(&self.state);
-            let live = state.epoch.as_ref().map(|live| live.number);
-            if live == Some(epoch.number) {
+            if state.is_live(epoch) {
                 self.lose(&mut state);
             }
             epoch.returning.cancel();

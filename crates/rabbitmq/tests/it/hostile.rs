@@ -197,14 +197,17 @@ async fn every_message_is_handled_or_dead_lettered_whatever_its_headers() {
             counters.report().dead_lettered.try_into().unwrap(),
         )
         .await;
-        let buried: BTreeSet<_> = letters.iter().map(|d| text(&d.message.body)).collect();
+        let set_aside: BTreeSet<_> = letters.iter().map(|d| text(&d.message.body)).collect();
         assert_eq!(
-            handled.len() + buried.len(),
+            handled.len() + set_aside.len(),
             store.effects().len() + letters.len()
         );
-        let all: BTreeSet<_> = handled.union(&buried).cloned().collect();
+        let all: BTreeSet<_> = handled.union(&set_aside).cloned().collect();
         assert_eq!(all, (0..MANY).map(|n| n.to_string()).collect());
-        assert!(handled.len() > 50 && buried.len() > 50, "one of each kind");
+        assert!(
+            handled.len() > 50 && set_aside.len() > 50,
+            "one of each kind"
+        );
         letters.iter().for_each(assert_letter);
         queue.assert_left(0).await;
     }
