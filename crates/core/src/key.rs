@@ -30,7 +30,7 @@ fn digest(parts: &[&[u8]]) -> [u8; 16] {
 }
 
 impl KeyDigest {
-    /// The digest of `key` within `scope` (consumer and queue).
+    /// The digest of `key` within `scope`.
     #[must_use]
     pub fn new(scope: &Scope, key: &DedupKey) -> Self {
         Self(digest(&[
@@ -70,7 +70,7 @@ impl fmt::Debug for Fingerprint {
 pub struct Scope {
     /// The consumer's name.
     pub consumer: String,
-    /// The queue's name.
+    /// The queue's [identity](crate::Inspection::identity).
     pub queue: String,
 }
 

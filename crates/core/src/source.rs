@@ -123,6 +123,10 @@ pub struct Capabilities {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Inspection {
+    /// Which queue it is, wherever it is looked at from: the same after restarts, through every client and endpoint of one
+    /// queue, different for two queues, those of one name included. Dedup keys are unique within it, so a pipeline with a
+    /// store does not start without it. It never changes and holds no secret.
+    pub identity: Option<String>,
     /// How long a delivery is leased.
     pub lease: Option<Duration>,
     /// How long after its publication a message can still be delivered again, a redrive from
@@ -151,7 +155,7 @@ pub struct Inspection {
 /// All methods may be called concurrently. None blocks the thread. Each tries once: the caller retries.
 #[async_trait]
 pub trait Source: Send + Sync + 'static {
-    /// The queue's name, for keys, logs and errors. It never changes and holds no secret.
+    /// The queue's name, for logs and errors. It never changes and holds no secret.
     fn name(&self) -> &str;
 
     /// What this source can do.

@@ -84,6 +84,10 @@ impl Config {
         format!("{scheme}://{}:{}/{vhost}", authority.host, authority.port)
     }
 
+    pub(crate) fn vhost(&self) -> &str {
+        &self.uri.vhost
+    }
+
     /// Opens a plain connection to the vhost. It is not shared with any source or sink, and nothing keeps it up.
     ///
     /// # Errors

@@ -71,19 +71,20 @@ pub(crate) enum Look {
     Empty(Option<Duration>),
 }
 
-/// The id of the queue of this name.
-pub(crate) fn queue_id(session: &mut Session, name: &str) -> Result<i64, Failure> {
+/// The id and the identity of the queue of this name.
+pub(crate) fn queue(session: &mut Session, name: &str) -> Result<(i64, String), Failure> {
     let conn = &session.conn;
     conn.execute(
-        "INSERT INTO onlyonce_queue (name) VALUES (?1) ON CONFLICT DO NOTHING",
+        "INSERT INTO onlyonce_queue (name, identity) VALUES (?1, lower(hex(randomblob(16))))
+         ON CONFLICT DO NOTHING",
         [name],
     )?;
-    let id = conn.query_row(
-        "SELECT id FROM onlyonce_queue WHERE name = ?1",
+    let queue = conn.query_row(
+        "SELECT id, identity FROM onlyonce_queue WHERE name = ?1",
         [name],
-        |row| row.get(0),
+        |row| Ok((row.get(0)?, row.get(1)?)),
     )?;
-    Ok(id)
+    Ok(queue)
 }
 
 /// Publishes each message that is not too large.

@@ -30,6 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 pub struct SqliteQueue {
     database: Database,
     name: String,
+    identity: String,
     dead: String,
     rules: Arc<Rules>,
     durable_acks: bool,
@@ -53,13 +54,14 @@ impl SqliteQueue {
         let database = Database::open(config).await?;
         let dead = format!("{name}{DEAD}");
         let names = (name.clone(), dead.clone());
-        let ids = database.work(true, move |session| {
-            let queue = messages::queue_id(session, &names.0)?;
-            Ok((queue, messages::queue_id(session, &names.1)?))
+        let queues = database.work(true, move |session| {
+            let queue = messages::queue(session, &names.0)?;
+            Ok((queue, messages::queue(session, &names.1)?))
         });
-        let (queue, dead_id) = ids.await?;
+        let ((queue, identity), (dead_id, _)) = queues.await?;
         Ok(Self {
             database,
+            identity: format!("sqlite:{identity}/{name}"),
             name,
             dead,
             rules: Arc::new(Rules {
@@ -207,6 +209,7 @@ impl Source for SqliteQueue {
 
     async fn inspect(&self) -> Result<Inspection, Error> {
         let mut inspection = Inspection::default();
+        inspection.identity = Some(self.identity.clone());
         inspection.lease = Some(self.rules.lease);
         inspection.retention = self.rules.retention;
         inspection.max_deliveries = self.rules.max_deliveries;

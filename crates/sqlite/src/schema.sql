@@ -41,8 +41,9 @@ CREATE TABLE IF NOT EXISTS onlyonce_segment (
 ) STRICT;
 
 CREATE TABLE IF NOT EXISTS onlyonce_queue (
-    id   INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE
+    id       INTEGER PRIMARY KEY,
+    name     TEXT NOT NULL UNIQUE,
+    identity TEXT NOT NULL            -- random, so that a queue of this name in another file is another
 ) STRICT;
 
 -- Where each queued message stands. Apart from the bodies, so that a lease does not rewrite a large row.

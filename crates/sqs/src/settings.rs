@@ -96,6 +96,7 @@ impl Settings {
         let fifo = config.is_fifo();
         let redrive = self.redrive();
         let mut inspection = Inspection::default();
+        inspection.identity = self.text(&Attribute::QueueArn).map(str::to_owned);
         inspection.lease = Some(match config.visibility_timeout {
             Some(asked) => asked,
             None => self.visibility(config.name())?,

@@ -34,6 +34,10 @@
 //!     async fn sink(&self) -> Arc<dyn Sink> {
 //!         Arc::new(self.0.clone())
 //!     }
+//!     async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+//!         let other = MemoryQueue::new("orders");
+//!         (Arc::new(other.clone()), Arc::new(other))
+//!     }
 //!     fn lease(&self) -> Duration {
 //!         Duration::from_secs(1)
 //!     }

@@ -92,6 +92,8 @@ macro_rules! __source_checks {
             bad_receipt_affects_only_itself
             acks_settle_nothing_but_themselves
             dead_letter_keeps_its_reason
+            identity_is_told_and_stays
+            namesake_is_another_queue
             inspect_tells_the_lease
             expired_lease_redelivers
             extend_keeps_the_lease

@@ -49,6 +49,8 @@ pub struct MemoryQueue {
 
 struct Shared {
     name: String,
+    /// Another queue of this name has another.
+    id: u64,
     state: Mutex<State>,
     /// Wakes all who wait in `receive`: something may be ready, or be ready sooner than they thought.
     changed: Notify,
@@ -59,6 +61,7 @@ impl MemoryQueue {
     pub fn new(name: impl Into<String>) -> Self {
         Self::consumer_of(Arc::new(Shared {
             name: name.into(),
+            id: fastrand::u64(..),
             state: Mutex::new(State::new()),
             changed: Notify::new(),
         }))
@@ -236,6 +239,7 @@ impl Source for MemoryQueue {
     async fn inspect(&self) -> Result<Inspection, Error> {
         let (_, state) = self.now();
         Ok(Inspection {
+            identity: Some(format!("memory:{:x}/{}", self.shared.id, self.shared.name)),
             lease: Some(state.options.lease),
             retention: state.options.retention,
             max_deliveries: state.options.max_deliveries,

@@ -69,9 +69,19 @@ impl<Tx: Transaction> Builder<Tx> {
 
 impl<Tx: Transaction, L> Builder<Tx, L> {
     /// The consumer's name. Two consumers of one queue keep separate dedup records; all workers of one consumer must use
-    /// the same name. Default: `default`.
+    /// the same name, and go on using it: under another one, nothing has taken effect yet. Default: `default`.
     pub fn consumer(mut self, name: impl Into<String>) -> Self {
         self.setup.options.consumer = name.into();
+        self
+    }
+
+    /// The identity of the queue, in place of [what the source tells](crate::Inspection::identity): for a queue that was
+    /// moved to another place and is to keep its dedup records. Give what it was there; the log says it at each start, and
+    /// [`Source::inspect`] at any time. All workers of one consumer must use the same.
+    ///
+    /// Two queues under one identity share their keys: of two messages with one key, only one takes effect.
+    pub fn identity(mut self, identity: impl Into<String>) -> Self {
+        self.setup.options.identity = Some(identity.into());
         self
     }
 

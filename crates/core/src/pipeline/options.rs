@@ -21,6 +21,8 @@ pub enum Uncertain {
 
 pub(crate) struct Options {
     pub(crate) consumer: String,
+    /// Of the queue, in place of what the source tells.
+    pub(crate) identity: Option<String>,
     pub(crate) key: KeyPolicy,
     pub(crate) concurrency: usize,
     pub(crate) prefetch_messages: usize,
@@ -40,6 +42,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             consumer: "default".into(),
+            identity: None,
             key: KeyPolicy::default(),
             concurrency: 64,
             prefetch_messages: 1_000,

@@ -85,8 +85,9 @@ pub(crate) async fn run<Tx: Transaction>(
         &inspection,
         setup.sink.is_some(),
     )?;
-    show(setup.source.name(), &inspection);
-    let (engine, receivers) = build(setup, handler, &inspection);
+    let identity = identity(&setup, &inspection)?;
+    show(setup.source.name(), &identity, &inspection);
+    let (engine, receivers) = build(setup, handler, &inspection, identity);
     engine.check_states(missing)?;
     let _teardown = Teardown(&engine);
     let mut tasks = start(&engine, receivers);
@@ -124,12 +125,25 @@ async fn inspect(source: &dyn Source) -> Result<Inspection, Error> {
     }
 }
 
+/// Within what the dedup keys are unique, beside the consumer.
+fn identity<Tx>(setup: &Setup<Tx>, inspection: &Inspection) -> Result<String, Error> {
+    let given = setup.options.identity.clone();
+    match given.or_else(|| inspection.identity.clone()) {
+        Some(identity) if !identity.is_empty() => Ok(identity),
+        _ if setup.store.is_none() => Ok(String::new()),
+        _ => Err(Error::config(
+            "the source does not tell the queue's identity, without which the dedup keys of two queues could not be told apart: give it to the builder with identity(…)",
+        )
+        .on_queue(setup.source.name())),
+    }
+}
+
 /// What could not be read could not be checked either.
-fn show(queue: &str, inspection: &Inspection) {
+fn show(queue: &str, identity: &str, inspection: &Inspection) {
     for unknown in &inspection.unknown {
         tracing::warn!(queue, unknown, "a setting that was not checked");
     }
-    tracing::info!(queue, settings = ?inspection.settings, "the queue's settings");
+    tracing::info!(queue, identity, settings = ?inspection.settings, "the queue's settings");
 }
 
 fn stage_ended(ended: Result<(), tokio::task::JoinError>) -> Error {
@@ -180,11 +194,11 @@ fn build<Tx: Transaction>(
     setup: Setup<Tx>,
     handler: Callable<Tx>,
     inspection: &Inspection,
+    identity: String,
 ) -> (Arc<Engine<Tx>>, Receivers) {
     let (stages, heads, late, receivers) = channels();
     let options = setup.options;
     let capabilities = setup.source.capabilities();
-    let queue = setup.source.name().to_owned();
     let lease = inspection.lease.unwrap_or(DEFAULT_LEASE).min(LONGEST_DELAY);
     let engine = Engine {
         mode: setup.mode,
@@ -196,11 +210,11 @@ fn build<Tx: Transaction>(
         on_duplicate: setup.on_duplicate,
         states: setup.states,
         owner: Owner::random(),
-        queue: queue.as_str().into(),
+        queue: setup.source.name().into(),
         consumer: options.consumer.as_str().into(),
         scope: Scope {
             consumer: options.consumer.clone(),
-            queue,
+            queue: identity,
         },
         counters: setup.counters,
         budget: Budget::new(options.prefetch_messages, options.prefetch_bytes),

@@ -48,6 +48,7 @@ impl Source for Scripted {
     }
     async fn inspect(&self) -> Result<Inspection, Error> {
         let mut inspection = Inspection::default();
+        inspection.identity = Some("orders".into());
         inspection.dead_letter = Some("orders.dead".into());
         Ok(inspection)
     }

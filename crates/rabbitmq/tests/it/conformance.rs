@@ -13,6 +13,7 @@ use onlyonce_testkit::source_suite;
 /// Sources go through a proxy that can cut their connections; sinks go straight to the broker.
 struct Harness {
     queue: Queue,
+    kind: Kind,
     proxy: Proxy,
     parameters: String,
 }
@@ -23,6 +24,7 @@ impl Harness {
         let queue = Queue::declare("conformance", kind, &[]).await;
         Self {
             queue,
+            kind,
             proxy: crate::common::proxy().await,
             parameters: format!(
                 "&consumer_timeout=0s&quorum={}{parameters}",
@@ -42,6 +44,15 @@ impl SourceHarness for Harness {
     async fn sink(&self) -> Arc<dyn Sink> {
         let config: Config = self.queue.config(&self.parameters);
         Arc::new(RabbitSink::new(config).unwrap())
+    }
+
+    async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+        let config = self
+            .queue
+            .in_another_vhost(self.kind, &self.parameters)
+            .await;
+        let sink = RabbitSink::new(config.clone()).unwrap();
+        (Arc::new(RabbitSource::new(config).unwrap()), Arc::new(sink))
     }
 
     fn lease(&self) -> Duration {

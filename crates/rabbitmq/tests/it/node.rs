@@ -1,9 +1,7 @@
-//! What needs a hand on the broker itself: `./tests/run rabbitmq`. `ONLYONCE_RABBITMQ_CTL` runs rabbitmqctl against it,
-//! as `localstack/rabbitmq-4.0 ctl DIR` does. It changes the whole node, so these run one after another.
+//! What needs a hand on the broker itself: `./tests/run rabbitmq`. It changes the whole node, so these run one after another.
 
 mod tls;
 
-use std::process::Command;
 use std::time::Duration;
 
 use crate::common::*;
@@ -19,19 +17,6 @@ use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 static NODE: Mutex<()> = Mutex::const_new(());
-
-fn ctl(arguments: &[&str]) -> String {
-    let set = std::env::var_os("ONLYONCE_RABBITMQ_CTL").is_some();
-    assert!(
-        set,
-        "set ONLYONCE_RABBITMQ_CTL to `localstack/rabbitmq-4.0 ctl DIR`"
-    );
-    let mut shell = Command::new("sh");
-    shell.args(["-c", "$ONLYONCE_RABBITMQ_CTL \"$@\"", "sh"]);
-    let output = shell.args(arguments).output().unwrap();
-    assert!(output.status.success(), "{arguments:?}: {output:?}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
 
 /// Sets the acknowledgement time-out of new channels, and how often it is looked at.
 fn set_consumer_timeout(millis: u32, tick: u32) {

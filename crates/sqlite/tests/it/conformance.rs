@@ -27,7 +27,11 @@ impl Queue {
     }
 
     async fn open(&self, name: &str) -> Arc<SqliteQueue> {
-        let mut config = Config::new(self.dir.path().join("queue.db")).queue(name);
+        self.open_in("queue.db", name).await
+    }
+
+    async fn open_in(&self, file: &str, name: &str) -> Arc<SqliteQueue> {
+        let mut config = Config::new(self.dir.path().join(file)).queue(name);
         config.lease = LEASE;
         Arc::new(SqliteQueue::open(&config).await.unwrap())
     }
@@ -41,6 +45,11 @@ impl SourceHarness for Queue {
 
     async fn sink(&self) -> Arc<dyn Sink> {
         self.open("orders").await
+    }
+
+    async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+        let other = self.open_in("other.db", "orders").await;
+        (other.clone(), other)
     }
 
     fn lease(&self) -> Duration {

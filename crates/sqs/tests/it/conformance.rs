@@ -39,6 +39,12 @@ impl SourceHarness for Harness {
         Arc::new(SqsSink::new(self.queue.config()).unwrap())
     }
 
+    async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+        let config = self.queue.in_another_region().await;
+        let sink = SqsSink::new(config.clone()).unwrap();
+        (Arc::new(SqsSource::new(config).unwrap()), Arc::new(sink))
+    }
+
     fn lease(&self) -> Duration {
         Duration::from_secs(2)
     }

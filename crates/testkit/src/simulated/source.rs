@@ -376,6 +376,8 @@ impl Source for Consumer {
         let queue = self.channel().queue.clone();
         let mut inspection = queue.inspect().await?;
         let able = self.able();
+        // One queue, whose keys a seed gives again.
+        inspection.identity = Some(self.name().into());
         inspection.lease = able.timed_lease.then_some(self.broker.settings.lease);
         inspection.dead_letter = inspection.dead_letter.filter(|_| able.dead_letter);
         inspection.ordered = Some(able.ordering != Ordering::None);

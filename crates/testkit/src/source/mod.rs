@@ -1,5 +1,6 @@
 //! The checks of a [`Source`] and its [`Sink`]: see [`source_suite!`](crate::source_suite).
 
+mod identity;
 mod leases;
 mod lifecycle;
 mod messages;
@@ -8,6 +9,7 @@ mod order;
 mod settling;
 mod tools;
 
+pub use identity::*;
 pub use leases::*;
 pub use lifecycle::*;
 pub use messages::*;
@@ -33,6 +35,10 @@ pub trait SourceHarness: Send + Sync {
 
     /// A new publisher to the queue.
     async fn sink(&self) -> Arc<dyn Sink>;
+
+    /// A consumer of another queue that has the same name, in another place (another virtual host, region or file), and a
+    /// publisher to it.
+    async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>);
 
     /// For how long the queue leases a delivery: short, since checks wait for its end, but long enough for a few calls.
     /// Without timed leases: the time scale of the checks, a second say.

@@ -32,6 +32,11 @@ impl SourceHarness for Queue {
         Arc::new(self.0.clone())
     }
 
+    async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+        let other = MemoryQueue::new("orders");
+        (Arc::new(other.clone()), Arc::new(other))
+    }
+
     fn lease(&self) -> Duration {
         LEASE
     }

@@ -1,5 +1,7 @@
 //! What the broker tests share.
 
+use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use lapin::options::{
@@ -27,6 +29,20 @@ pub(crate) fn url() -> String {
 pub(crate) fn address() -> String {
     let url = url::Url::parse(&url()).unwrap();
     format!("{}:{}", url.host_str().unwrap(), url.port().unwrap_or(5672))
+}
+
+/// Runs rabbitmqctl against the broker and returns what it prints.
+pub(crate) fn ctl(arguments: &[&str]) -> String {
+    let set = std::env::var_os("ONLYONCE_RABBITMQ_CTL").is_some();
+    assert!(
+        set,
+        "set ONLYONCE_RABBITMQ_CTL to `localstack/rabbitmq-4.0 ctl DIR`"
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "$ONLYONCE_RABBITMQ_CTL \"$@\"", "sh"]);
+    let output = shell.args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A proxy to the broker.
@@ -109,6 +125,31 @@ impl Queue {
         format!("{}?queue={}{more}", url(), self.name)
             .parse()
             .unwrap()
+    }
+
+    /// A queue of the same name in another vhost.
+    pub(crate) async fn in_another_vhost(&self, kind: Kind, more: &str) -> Config {
+        const VHOST: &str = "elsewhere";
+        static MADE: OnceLock<()> = OnceLock::new();
+        let mut url = url::Url::parse(&url()).unwrap();
+        MADE.get_or_init(|| {
+            if !ctl(&["list_vhosts"]).lines().any(|vhost| vhost == VHOST) {
+                ctl(&["add_vhost", VHOST]);
+            }
+            let all = [".*"; 3];
+            let user = url.username();
+            ctl(&[&["set_permissions", "-p", VHOST, user], &all[..]].concat());
+        });
+        url.set_path(VHOST);
+        let connection = Connection::connect(url.as_str(), ConnectionProperties::default());
+        let connection = connection.await.unwrap();
+        let elsewhere = Self {
+            name: self.name.clone(),
+            channel: connection.create_channel().await.unwrap(),
+            _connection: connection,
+        };
+        elsewhere.declare_again(kind, &[]).await;
+        format!("{url}?queue={}{more}", self.name).parse().unwrap()
     }
 
     pub(crate) fn source(&self, more: &str) -> RabbitSource {

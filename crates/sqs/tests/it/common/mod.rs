@@ -98,6 +98,19 @@ impl Queue {
         self.url.parse().unwrap()
     }
 
+    /// A queue of the same name in another region.
+    pub(crate) async fn in_another_region(&self) -> Config {
+        let mut config: Config = format!("sqs://{}?region=eu-west-3", self.name)
+            .parse()
+            .unwrap();
+        config.endpoint = self.config().endpoint;
+        let fifo = (Attribute::FifoQueue, "true".to_owned());
+        let fifo = self.name.ends_with(".fifo").then_some(fifo);
+        let client = config.connect().await.unwrap();
+        create(&client, &self.name, fifo.as_slice()).await;
+        config
+    }
+
     pub(crate) fn through(&self, proxy: &Proxy) -> Config {
         let mut config = self.config();
         config.endpoint = Some(format!("http://127.0.0.1:{}", proxy.port()));

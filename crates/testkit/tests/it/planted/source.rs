@@ -41,6 +41,8 @@ enum Bug {
     DelayIsIgnored,
     /// A dead letter is deleted.
     DeadLetterIsDeleted,
+    /// The queue's identity is its bare name.
+    NameIsIdentity,
     /// The reason is lost on the way to the dead-letter queue.
     ReasonIsLost,
     /// Extending answers without doing anything.
@@ -299,6 +301,9 @@ impl Source for Buggy {
         if self.bug == Bug::InspectGuesses {
             inspection.lease = Some(Duration::from_secs(30));
         }
+        if self.bug == Bug::NameIsIdentity {
+            inspection.identity = Some("orders".into());
+        }
         Ok(inspection)
     }
 
@@ -392,6 +397,11 @@ impl SourceHarness for Planted {
         self.open()
     }
 
+    async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+        let other = Self::new(self.bug, self.noticed_by).open();
+        (other.clone(), other)
+    }
+
     fn lease(&self) -> Duration {
         LEASE
     }
@@ -483,6 +493,9 @@ plant! {
     ]
     dead_letter_is_deleted: DeadLetterIsDeleted [
         dead_letter_keeps_its_reason
+    ]
+    name_is_identity: NameIsIdentity [
+        namesake_is_another_queue
     ]
     reason_is_lost: ReasonIsLost [
         dead_letter_keeps_its_reason
