@@ -1,6 +1,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ struct Shared {
     capabilities: Capabilities,
     copies: Copies,
     state: Mutex<State>,
+    /// How often all that may be held was held, and nothing was settled.
+    stalls: AtomicU64,
     /// Something in `state` changed that a `receive` may wait for.
     changed: Notify,
     stop: CancellationToken,
@@ -149,10 +152,20 @@ impl RabbitSource {
                 config,
                 capabilities,
                 state: Mutex::default(),
+                stalls: AtomicU64::new(0),
                 changed: Notify::new(),
                 stop,
             }),
         })
+    }
+}
+
+impl RabbitSource {
+    /// For how many half minutes so far the source has held all that it may without one settlement, so that the rest of the
+    /// queue waited: a group that fails has filled the prefetch, or handlers are slow. Each is also a warning in the log.
+    #[must_use]
+    pub fn stalls(&self) -> u64 {
+        self.shared.stalls.load(Relaxed)
     }
 }
 
@@ -390,6 +403,7 @@ impl Shared {
             let now = Some((acks.last(), unsettled));
             drop(acks);
             if unsettled == u64::from(self.config.prefetch) && now == before {
+                self.stalls.fetch_add(1, Relaxed);
                 tracing::warn!(
                     queue = self.queue,
                     prefetch = self.config.prefetch,

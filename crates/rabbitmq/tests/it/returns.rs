@@ -369,3 +369,35 @@ async fn a_queue_that_is_deleted_is_waited_for_where_the_url_says_so() {
     assert_eq!(drain(&patient, 2).await, numbers(0..2));
     patient.close().await.unwrap();
 }
+
+/// What cannot be had on RabbitMQ is said and counted: a group that fails fills the prefetch, and the others wait.
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn a_group_that_fills_the_prefetch_is_counted() {
+    let queue = Queue::declare("stalls", Kind::Classic, &[]).await;
+    let source = Arc::new(queue.source("&group_header=x-group&prefetch=5"));
+    let sink = queue.sink("&group_header=x-group");
+    let messages: Vec<_> = (0..10)
+        .map(|n| numbered(n).with_group(if n < 8 { "fails" } else { "waits" }))
+        .collect();
+    for result in sink.publish(&messages).await {
+        result.unwrap();
+    }
+    let pipeline = Pipeline::idempotent(source.clone(), MemoryStore::new())
+        .retry(
+            RetryPolicy::default()
+                .max_attempts(1_000)
+                .in_place(PATIENCE * 10),
+        )
+        .allow(Hazard::NoDeadLetter)
+        .run(|| async { Err::<(), _>(Failure::retry("always")) });
+    let counted = async {
+        while source.stalls() == 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        ended = pipeline => panic!("it has work: {ended:?}"),
+        counted = tokio::time::timeout(PATIENCE * 4, counted) => counted.unwrap(),
+    }
+}
