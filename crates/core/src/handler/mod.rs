@@ -8,5 +8,5 @@ pub(crate) use extract::States;
 pub use extract::{Context, FromMessage, Json, Parts, Rejection, State};
 pub(crate) use failure::OnFailure;
 pub use failure::{Failure, HandlerError, IntoOutcome, Outcome};
-pub(crate) use service::{Callable, TxSlot, callable};
+pub(crate) use service::{Callable, TxSlot, callable, within};
 pub use service::{Handler, HandlerService, NoTx, Request, TxFn, WithTx};

@@ -4,10 +4,12 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
 
+use tokio::time::timeout;
 use tower_service::Service;
 
-use crate::BoxError;
+use crate::{BoxError, Error, ErrorKind};
 
 use super::{Failure, FromMessage, HandlerError, IntoOutcome, Outcome, Parts};
 
@@ -21,6 +23,8 @@ pub(crate) type TxSlot<Tx> = Arc<tokio::sync::Mutex<Tx>>;
 pub struct Request<Tx> {
     /// The message and its context.
     pub parts: Parts,
+    /// How long the handler may take, from when it is called: a layer before it may wait as it likes.
+    pub(crate) limit: Option<Duration>,
     pub(crate) tx: Option<TxSlot<Tx>>,
 }
 
@@ -95,7 +99,7 @@ macro_rules! handlers {
             $($arg: FromMessage + Send,)*
         {
             async fn call(self: Arc<Self>, request: Request<Tx>) -> Result<Outcome, Failure> {
-                let Request { parts: _parts, tx } = request;
+                let Request { parts: _parts, tx, .. } = request;
                 let args = ($($arg::from_message(&_parts)?,)*);
                 let slot = tx.ok_or_else(|| Failure::dead_letter("no transaction in this mode"))?;
                 let mut tx = slot.lock().await;
@@ -163,8 +167,29 @@ where
 
     fn call(&mut self, request: Request<Tx>) -> Self::Future {
         let handler = self.handler.clone();
-        Box::pin(async move { handler.call(request).await.map_err(HandlerError) })
+        Box::pin(async move {
+            let limit = request.limit;
+            within(limit, handler.call(request))
+                .await
+                .map_err(HandlerError)
+        })
     }
+}
+
+/// Drops what takes longer than `limit`, which is a failure.
+pub(crate) async fn within<T>(
+    limit: Option<Duration>,
+    run: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let Some(limit) = limit else {
+        return run.await;
+    };
+    timeout(limit, run).await.unwrap_or_else(|_| {
+        Err(Failure::retry(Error::new(
+            ErrorKind::Timeout,
+            format!("the handler took longer than its time-out of {limit:?} (handler_timeout)"),
+        )))
+    })
 }
 
 /// The handler with all its layers, its types forgotten.

@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// No more messages are remembered; whose last record is oldest is forgotten first.
@@ -7,7 +8,11 @@ const MOST: usize = 10_000;
 /// What makes attempts of a broker's count of deliveries: a delivery with `k` runs counts as `k`, not as one, so that what
 /// was given back without having run has lost nothing, and retries in place are not forgotten.
 #[derive(Default)]
-pub(crate) struct Attempts(Mutex<Memory>);
+pub(crate) struct Attempts {
+    memory: Mutex<Memory>,
+    /// Whether anything was ever recorded.
+    any: AtomicBool,
+}
 
 /// Two generations, so that forgetting the oldest needs no list of their ages.
 #[derive(Default)]
@@ -31,15 +36,22 @@ enum Known {
     Ambiguous,
 }
 
+/// A delivery: its place in the order of arrival, and the broker's count of it, if it counts.
+type Counted = (u64, Option<u32>);
+
 impl Known {
     /// What is to be added to the count of this delivery. A broker's count grows with each delivery of a message; one that
-    /// does not is another message's.
-    fn more(self, delivery: u64, delivered: u32) -> Option<i64> {
-        match self {
-            Self::Delivery { seq, more, .. } if seq == delivery => Some(more),
-            Self::Delivery {
-                count, runs, more, ..
-            } if count < delivered => Some(more.saturating_add(i64::from(runs) - 1)),
+    /// does not is another message's. Where the broker does not count, each delivery counts as the first.
+    fn more(self, (delivery, delivered): Counted) -> Option<i64> {
+        match (self, delivered) {
+            (Self::Delivery { seq, more, .. }, _) if seq == delivery => Some(more),
+            (Self::Delivery { runs, more, .. }, None) => Some(more.saturating_add(runs.into())),
+            (
+                Self::Delivery {
+                    count, runs, more, ..
+                },
+                Some(delivered),
+            ) if count < delivered => Some(more.saturating_add(i64::from(runs) - 1)),
             _ => None,
         }
     }
@@ -47,37 +59,38 @@ impl Known {
 
 impl Attempts {
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that the delivery `seq` of the message `id`, of which the broker has counted `count`, has had so many
-    /// runs.
-    pub(crate) fn record(&self, id: &str, (seq, count): (u64, u32), runs: u32) {
+    /// Remembers that this delivery of the message `id` has had so many runs.
+    pub(crate) fn record(&self, id: &str, delivery: Counted, runs: u32) {
         let mut memory = self.memory();
         let more = match memory.remove(id) {
-            Some(known) => known.more(seq, count),
+            Some(known) => known.more(delivery),
             None => Some(0),
         };
+        let (seq, count) = delivery;
         let known = more.map_or(Known::Ambiguous, |more| Known::Delivery {
             seq,
-            count,
+            count: count.unwrap_or(1),
             runs,
             more,
         });
         memory.insert(id, known);
+        self.any.store(true, Relaxed);
     }
 
-    /// What is to be added to the broker's `count` of the delivery `seq` of the message `id`.
-    pub(crate) fn more(&self, id: &str, (seq, count): (u64, u32)) -> i64 {
+    /// What is to be added to the broker's count of this delivery of the message `id`, or to 1 where it does not count.
+    pub(crate) fn more(&self, id: &str, delivery: Counted) -> i64 {
         // Nothing is known at a first delivery, and most are: they need not wait for the lock.
-        if count <= 1 {
+        if !self.any.load(Relaxed) || delivery.1.is_some_and(|count| count <= 1) {
             return 0;
         }
         let mut memory = self.memory();
         let Some(known) = memory.get_mut(id) else {
             return 0;
         };
-        known.more(seq, count).unwrap_or_else(|| {
+        known.more(delivery).unwrap_or_else(|| {
             *known = Known::Ambiguous;
             0
         })
@@ -117,25 +130,25 @@ mod tests {
     #[test]
     fn a_delivery_counts_as_its_runs() {
         let attempts = Attempts::default();
-        assert_eq!(attempts.more("a", (1, 2)), 0, "nothing is known");
+        assert_eq!(attempts.more("a", (1, Some(2))), 0, "nothing is known");
         for runs in 1..=5 {
-            attempts.record("a", (0, 1), runs);
-            assert_eq!(attempts.more("a", (1, 2)), i64::from(runs) - 1);
+            attempts.record("a", (0, Some(1)), runs);
+            assert_eq!(attempts.more("a", (1, Some(2))), i64::from(runs) - 1);
         }
-        attempts.record("a", (1, 2), 0);
-        assert_eq!(attempts.more("a", (1, 2)), 4, "its own are not added");
-        assert_eq!(attempts.more("a", (2, 3)), 3);
+        attempts.record("a", (1, Some(2)), 0);
+        assert_eq!(attempts.more("a", (1, Some(2))), 4, "its own are not added");
+        assert_eq!(attempts.more("a", (2, Some(3))), 3);
         // The third was some other worker's.
-        attempts.record("a", (3, 4), 1);
-        assert_eq!(attempts.more("a", (4, 5)), 3);
-        assert_eq!(attempts.more("b", (5, 5)), 0, "another message");
+        attempts.record("a", (3, Some(4)), 1);
+        assert_eq!(attempts.more("a", (4, Some(5))), 3);
+        assert_eq!(attempts.more("b", (5, Some(5))), 0, "another message");
     }
 
     #[test]
     fn what_never_ran_has_no_attempts() {
         let attempts = Attempts::default();
         for count in 1..100 {
-            let delivery = (u64::from(count), count);
+            let delivery = (u64::from(count), Some(count));
             assert_eq!(attempts.more("a", delivery), 1 - i64::from(count));
             attempts.record("a", delivery, 0);
         }
@@ -144,42 +157,42 @@ mod tests {
     #[test]
     fn two_messages_with_one_id_adjust_nothing_for_good() {
         let recorded = Attempts::default();
-        recorded.record("a", (0, 3), 0);
-        recorded.record("a", (1, 3), 0);
+        recorded.record("a", (0, Some(3)), 0);
+        recorded.record("a", (1, Some(3)), 0);
         let looked_up = Attempts::default();
-        looked_up.record("a", (0, 3), 0);
-        assert_eq!(looked_up.more("a", (1, 2)), 0);
+        looked_up.record("a", (0, Some(3)), 0);
+        assert_eq!(looked_up.more("a", (1, Some(2))), 0);
         for attempts in [recorded, looked_up] {
-            attempts.record("a", (2, 8), 9);
+            attempts.record("a", (2, Some(8)), 9);
             attempts.forget("a");
-            attempts.record("a", (3, 9), 9);
-            assert_eq!(attempts.more("a", (4, 10)), 0);
+            attempts.record("a", (3, Some(9)), 9);
+            assert_eq!(attempts.more("a", (4, Some(10))), 0);
         }
     }
 
     #[test]
     fn what_is_settled_is_forgotten() {
         let attempts = Attempts::default();
-        attempts.record("a", (0, 1), 5);
+        attempts.record("a", (0, Some(1)), 5);
         attempts.forget("a");
-        assert_eq!(attempts.more("a", (1, 2)), 0);
+        assert_eq!(attempts.more("a", (1, Some(2))), 0);
         assert!(attempts.memory().recent.is_empty());
     }
 
     #[test]
     fn so_many_are_remembered_and_no_more() {
         let attempts = Attempts::default();
-        attempts.record("often", (0, 1), 2);
+        attempts.record("often", (0, Some(1)), 2);
         let most = u32::try_from(MOST).unwrap();
         for n in 1..=3 * most {
-            attempts.record(&n.to_string(), (u64::from(n), 1), 3);
+            attempts.record(&n.to_string(), (u64::from(n), Some(1)), 3);
             if n % 1_000 == 0 {
-                attempts.record("often", (u64::from(n), n), 1);
+                attempts.record("often", (u64::from(n), Some(n)), 1);
             }
             let memory = attempts.memory();
             assert!(memory.recent.len() + memory.older.len() <= MOST);
         }
-        let more = |id: &str| attempts.more(id, (u64::MAX, u32::MAX));
+        let more = |id: &str| attempts.more(id, (u64::MAX, Some(u32::MAX)));
         assert_eq!(more("1"), 0, "the oldest is forgotten");
         assert_eq!(more(&(3 * most).to_string()), 2);
         assert_eq!(more("often"), 1, "it was recorded again");
@@ -188,7 +201,23 @@ mod tests {
     #[test]
     fn no_count_is_too_high() {
         let attempts = Attempts::default();
-        attempts.record("a", (0, u32::MAX - 1), u32::MAX);
-        assert_eq!(attempts.more("a", (1, u32::MAX)), i64::from(u32::MAX) - 1);
+        attempts.record("a", (0, Some(u32::MAX - 1)), u32::MAX);
+        assert_eq!(
+            attempts.more("a", (1, Some(u32::MAX))),
+            i64::from(u32::MAX) - 1
+        );
+    }
+
+    #[test]
+    fn runs_add_up_where_the_broker_does_not_count() {
+        let attempts = Attempts::default();
+        assert_eq!(attempts.more("a", (0, None)), 0);
+        attempts.record("a", (0, None), 1);
+        attempts.record("a", (0, None), 2);
+        assert_eq!(attempts.more("a", (1, None)), 2);
+        attempts.record("a", (1, None), 3);
+        assert_eq!(attempts.more("a", (1, None)), 2, "its own are not added");
+        assert_eq!(attempts.more("a", (2, None)), 5);
+        assert_eq!(attempts.more("b", (3, None)), 0, "another message");
     }
 }

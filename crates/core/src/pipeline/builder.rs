@@ -14,7 +14,7 @@ use crate::{
 };
 
 use super::options::Options;
-use super::run::{Setup, run};
+use super::run::{About, Setup, run};
 use super::{Counters, Hazard, Mode, Report, RetryPolicy, Uncertain};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -139,7 +139,8 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         self
     }
 
-    /// A handler that takes longer is cancelled and counts as failed. Default: no limit but the lease, which is
+    /// A handler that takes longer, from when it is called, is cancelled and counts as failed; a layer before it may wait
+    /// as it likes. The same goes for [`on_duplicate`](Self::on_duplicate). Default: no limit but the lease, which is
     /// extended.
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.setup.options.handler_timeout = Some(limit);
@@ -213,7 +214,8 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
 
     /// Runs the pipeline until it is told to stop or cannot go on.
     ///
-    /// Ends with a drain: running handlers finish, everything else is given back in order, the source is closed.
+    /// Ends with a drain: running handlers finish, everything else is given back in order, the source is closed. That takes
+    /// no longer than [`drain_timeout`](Self::drain_timeout) and a little over a minute, whatever hangs.
     /// Dropping the future loses no message: what is not settled comes again when its lease ends.
     ///
     /// # Errors
@@ -229,6 +231,10 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         <L::Service as Service<Request<Tx>>>::Future: Send,
     {
         let handler = callable(self.layers.layer(HandlerService::new(handler)));
-        run(self.setup, (handler, H::missing), self.shutdown).await
+        let about = About {
+            name: std::any::type_name::<H>(),
+            missing: H::missing,
+        };
+        run(self.setup, (handler, about), self.shutdown).await
     }
 }

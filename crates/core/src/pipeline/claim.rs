@@ -120,7 +120,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             Claimed::New { token, uncertain } => {
                 let key = claim.key;
                 flight.lease.claimed(Held { key, token }, until);
-                flight.uncertain = uncertain;
+                flight.uncertain = uncertain && !flight.marked_in_vain;
                 return Some(flight);
             }
             Claimed::Done { outcome } if self.on_duplicate.is_some() => {
@@ -133,7 +133,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
             Claimed::Busy { retry_in } => self.postpone(flight, retry_in.max(BUSY_AT_LEAST)),
             Claimed::Conflict => {
                 add(&self.counters.conflicts, 1);
-                self.dead_letter(flight, CONFLICT);
+                flight.doomed = Some(CONFLICT.into());
+                return Some(flight);
             }
         }
         None

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::sleep;
 
@@ -94,8 +96,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
         if flight.acked {
             add(&self.counters.lost, 1);
         } else {
+            // In place, where the verdict is known: another worker would run it again.
             flight.doomed = Some(reason);
-            self.postpone(flight, self.options.retry.max_delay);
+            self.put_off(flight, self.options.retry.max_delay, Duration::MAX);
         }
     }
 

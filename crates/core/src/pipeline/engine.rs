@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedSender;
-use tokio::sync::oneshot;
+use tokio::sync::{RwLock, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -55,6 +55,8 @@ pub(crate) struct Engine<Tx> {
     pub(crate) transactions: Option<Arc<dyn TransactionalStore<Tx = Tx>>>,
     pub(crate) sink: Option<Arc<dyn Sink>>,
     pub(crate) handler: Callable<Tx>,
+    /// For people.
+    pub(crate) handler_name: &'static str,
     pub(crate) on_duplicate: Option<OnDuplicate>,
     pub(crate) states: States,
     pub(crate) owner: Owner,
@@ -66,6 +68,8 @@ pub(crate) struct Engine<Tx> {
     pub(crate) keys: Arc<Keys>,
     pub(crate) keeper: Arc<Keeper>,
     pub(crate) attempts: Attempts,
+    /// Held by all that run: by one alone, or by any number.
+    pub(crate) running: RwLock<()>,
     pub(crate) lanes: Arc<Lanes>,
     pub(crate) stages: Stages,
     /// Stop receiving.
@@ -106,6 +110,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
             unsettled: 0,
             acked: false,
             uncertain: false,
+            marked_in_vain: false,
+            marked: None,
             replay: None,
             doomed: None,
             turn: None,
@@ -117,11 +123,17 @@ impl<Tx: Send + 'static> Engine<Tx> {
         })
     }
 
-    /// A run begins. Its number is settled only now: an earlier delivery may have ended after this one came.
-    pub(crate) fn begin(&self, flight: &mut InFlight) {
-        let delivery = (flight.seq, flight.count());
+    /// Settles which attempt the next run is. Only when it is about to begin: an earlier delivery may have ended after this
+    /// one came.
+    pub(crate) fn number(&self, flight: &mut InFlight) {
+        let delivery = (flight.seq, flight.delivery.attempt);
         let more = flight.id().map(|id| self.attempts.more(id, delivery));
         flight.more = more.unwrap_or_default();
+    }
+
+    /// A run begins.
+    pub(crate) fn begin(&self, flight: &mut InFlight) {
+        self.number(flight);
         flight.begun = true;
         // The first run counts as its delivery, whatever becomes of it.
         if flight.retries > 0 {
@@ -136,7 +148,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         if let Some(id) = flight.id()
             && flight.recorded != Some(runs)
         {
-            let delivery = (flight.seq, flight.count());
+            let delivery = (flight.seq, flight.delivery.attempt);
             self.attempts.record(id, delivery, runs);
             flight.recorded = Some(runs);
         }
@@ -197,7 +209,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// The broker has done with it what it was told.
     pub(crate) fn settled(&self, flight: &InFlight, action: &Action) {
         let returns = matches!(action, Action::Nack { .. });
-        let known = flight.recorded.is_some() || flight.count() > 1;
+        let known = flight.recorded.is_some() || flight.more != 0 || flight.count() > 1;
         if let Some(id) = flight.id()
             && known
             && !returns
@@ -223,9 +235,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
         self.settle(flight, Action::Ack);
     }
 
+    /// Its lane waits until it is out of the queue: should it have to come back, nothing has overtaken it.
     pub(crate) fn dead_letter(&self, mut flight: Flight, reason: impl Into<String>) {
-        // It holds up nobody: should it have to come back, it queues up again, behind the others.
-        flight.turn = None;
         flight.key_place = None;
         flight.permit.stall();
         let _ = self.stages.dead_letter.send((flight, reason.into()));
@@ -254,12 +265,17 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// Tries again later: in place where the delay is short or the broker could not keep the order, else by way of the
     /// broker.
     pub(crate) fn postpone(&self, flight: Flight, delay: Duration) {
+        self.put_off(flight, delay, self.options.retry.in_place);
+    }
+
+    /// As [`postpone`](Self::postpone); in place up to a delay of `in_place`.
+    pub(crate) fn put_off(&self, flight: Flight, delay: Duration, in_place: Duration) {
         let delay = delay.min(LONGEST_DELAY);
         let grouped = flight.turn.is_some();
         let broker_can = self.capabilities.delayed_nack
             && (!grouped || self.capabilities.ordering == GroupOrder::Group);
         let lease_can = self.capabilities.extend || flight.lease.lease_lasts(delay * 2);
-        if (broker_can && delay > self.options.retry.in_place) || !lease_can {
+        if (broker_can && delay > in_place) || !lease_can {
             let delay = if broker_can { delay } else { Duration::ZERO };
             self.give_back(flight, delay);
         } else {
@@ -297,26 +313,39 @@ impl<Tx: Send + 'static> Engine<Tx> {
         self.mode == Mode::Idempotent && self.options.uncertain == Uncertain::Quarantine
     }
 
-    /// The handler was cancelled, or must not start: lease or claim is at its end.
-    pub(crate) fn cancelled(&self, flight: Flight) {
+    /// The handler was cut off, or must not start: lease or claim is at its end. A run that was cut off is an attempt.
+    pub(crate) fn cancelled(&self, mut flight: Flight) {
         add(&self.counters.cancelled, 1);
+        let attempt = flight.attempt();
+        if flight.begun {
+            // A pipeline that stops is not the message's doing.
+            flight.uncertain |= self.is_suspect(&flight) && !self.cancel.is_cancelled();
+            flight.marked_in_vain = false;
+            self.record(&mut flight);
+            flight.begun = false;
+            flight.retries += 1;
+        }
         if flight.lease.can_start_again() {
             // It stays where it is: a broker may put what is given back behind what follows it.
-            self.claim_again(flight);
+            self.claim_again(flight, attempt);
         } else {
             self.give_back(flight, Duration::ZERO);
         }
     }
 
     /// The store does not know whether the effect was recorded: claim the message again and see.
-    pub(crate) fn in_doubt(&self, flight: Flight, error: &Error) {
+    pub(crate) fn in_doubt(&self, mut flight: Flight, error: &Error) {
         tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "effect not confirmed by the store");
-        self.claim_again(flight);
+        // This worker has not died of it.
+        flight.marked_in_vain = !(flight.begun && self.quarantines());
+        self.claim_again(flight, 1);
     }
 
-    fn claim_again(&self, flight: Flight) {
-        flight.lease.unclaim();
-        let delay = self.options.retry.delay(1);
+    fn claim_again(&self, mut flight: Flight, attempt: u32) {
+        let held = flight.lease.unclaim();
+        let suspect = self.is_suspect(&flight) && !self.quarantines() && !flight.uncertain;
+        flight.marked = held.filter(|_| suspect);
+        let delay = self.options.retry.delay(attempt);
         self.postpone(flight, delay);
     }
 }

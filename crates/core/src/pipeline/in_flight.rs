@@ -34,6 +34,10 @@ pub(crate) struct InFlight {
     pub(crate) acked: bool,
     /// Taken over from an owner that may have produced the effect.
     pub(crate) uncertain: bool,
+    /// The store may have marked it as started, but no run of it was cut off here.
+    pub(crate) marked_in_vain: bool,
+    /// The claim that is marked so in vain, to be released if another worker may get the message.
+    pub(crate) marked: Option<Held>,
     /// It took effect before, with this outcome.
     pub(crate) replay: Option<Outcome>,
     /// It belongs into the dead-letter queue, for this reason, and could not be put there yet.

@@ -9,6 +9,7 @@ use super::backoff::Backoff;
 use super::budget::Amount;
 use super::counters::add;
 use super::engine::Engine;
+use super::in_flight::Flight;
 use super::keeper::extended_after;
 
 /// How long one receive may wait: the longest poll that any broker allows.
@@ -17,14 +18,15 @@ const LONG_POLL: Duration = Duration::from_secs(20);
 const CHUNK: usize = 16;
 const CHUNK_WAIT: Duration = Duration::from_millis(5);
 
-const NO_KEY: &str =
-    "no dedup key: the producer set none of those that the consumer's key policy asks for";
+/// So many messages without a key, and none with one, are no exceptions.
+const KEYLESS: usize = 10;
 
 impl<Tx: Send + 'static> Engine<Tx> {
     /// Receives until told to stop.
     pub(crate) async fn intake(&self) {
         let mut backoff = Backoff::new();
         let mut active = Instant::now();
+        let mut keyless = Some(0);
         while !self.stop.is_cancelled() {
             let holding = self.budget.held() > 0;
             tokio::select! {
@@ -44,7 +46,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 Ok(deliveries) => {
                     backoff.reset();
                     let idle = deliveries.is_empty() && self.budget.held() == 0;
-                    self.take_in(deliveries);
+                    self.take_in(deliveries, &mut keyless);
                     if !idle {
                         // Only now: taking in large messages takes a while, which is not idle either.
                         active = Instant::now();
@@ -134,27 +136,56 @@ impl<Tx: Send + 'static> Engine<Tx> {
         usize::try_from(many).unwrap_or(usize::MAX).max(1)
     }
 
-    fn take_in(&self, deliveries: Vec<Delivery>) {
+    fn take_in(&self, deliveries: Vec<Delivery>, keyless_so_far: &mut Option<usize>) {
         if deliveries.is_empty() {
             return;
         }
         add(&self.counters.received, deliveries.len());
         let mut batch = Vec::with_capacity(deliveries.len());
+        let mut keyless = Vec::new();
         for delivery in deliveries {
             let malformed = delivery.malformed.clone();
             let flight = self.admit(delivery);
             if let Some(reason) = malformed {
                 self.dead_letter(flight, reason);
             } else if self.store.is_some() && flight.claim.is_none() {
-                self.dead_letter(flight, NO_KEY);
+                keyless.push(flight);
             } else {
                 batch.push(flight);
             }
+        }
+        if !batch.is_empty() {
+            *keyless_so_far = None;
+        }
+        if !keyless.is_empty() {
+            self.without_a_key(keyless, keyless_so_far);
         }
         if self.store.is_some() {
             let _ = self.stages.arrived.send(batch);
         } else {
             self.lanes.push(batch);
+        }
+    }
+
+    /// One message without a key is its producer's mistake. If the first ones all have none, the key policy does not fit the
+    /// queue, and it is better to stop than to dead-letter them all. `so_far`: how many there were; `None` once one had a
+    /// key.
+    fn without_a_key(&self, flights: Vec<Flight>, so_far: &mut Option<usize>) {
+        let reason = format!(
+            "no dedup key: the message has none of {:?}, which the key policy asks for; see Builder::key, and KeyPolicy::or_content where equal payloads mean the same thing",
+            self.options.key
+        );
+        if let Some(so_far) = so_far {
+            *so_far += flights.len();
+            if *so_far >= KEYLESS {
+                let all = format!("the first {so_far} messages cannot be told apart: {reason}");
+                self.fail(Error::config(all).on_queue(&*self.queue));
+                let last_first = flights.into_iter().rev();
+                return last_first.for_each(|flight| self.give_back(flight, Duration::ZERO));
+            }
+        }
+        for flight in flights {
+            self.dead_letter(flight, reason.clone());
         }
     }
 }

@@ -21,6 +21,7 @@ mod options;
 mod retry;
 mod run;
 mod settle;
+mod suspects;
 mod transaction;
 mod worker;
 

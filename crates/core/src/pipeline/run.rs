@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::RwLock;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
@@ -37,8 +38,10 @@ const DEFAULT_LEASE: Duration = Duration::from_secs(30);
 const PRUNE: usize = 500;
 const PRUNE_EVERY: Duration = Duration::from_secs(10);
 const PRUNE_PAUSE: Duration = Duration::from_millis(50);
-/// What is left of the work after handlers were cancelled gets so long.
+/// What is left of the work after handlers were cancelled gets so long, and so do stages that are told to end.
 const GRACE: Duration = Duration::from_secs(2);
+/// Closing the source and the dead-letter queue may take so long: more than any broker's longest poll.
+const CLOSE: Duration = Duration::from_secs(30);
 
 /// Everything a pipeline is made of, but its handler.
 pub(crate) struct Setup<Tx> {
@@ -53,8 +56,13 @@ pub(crate) struct Setup<Tx> {
     pub(crate) counters: Arc<Counters>,
 }
 
-/// Says which state a handler asks for that is not there.
-pub(crate) type Missing = fn(&Parts) -> Option<&'static str>;
+/// What is known of a handler besides how to call it.
+pub(crate) struct About {
+    /// Its type's name, for people.
+    pub(crate) name: &'static str,
+    /// Which state it asks for that is not there.
+    pub(crate) missing: fn(&Parts) -> Option<&'static str>,
+}
 
 /// The stages' ends of their channels.
 struct Receivers {
@@ -70,7 +78,7 @@ struct Receivers {
 
 pub(crate) async fn run<Tx: Transaction>(
     setup: Setup<Tx>,
-    (handler, missing): (Callable<Tx>, Missing),
+    (handler, about): (Callable<Tx>, About),
     mut shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
 ) -> Result<Report, Error> {
     let inspection = tokio::select! {
@@ -87,8 +95,8 @@ pub(crate) async fn run<Tx: Transaction>(
     )?;
     let identity = identity(&setup, &inspection)?;
     show(setup.source.name(), &identity, &inspection);
-    let (engine, receivers) = build(setup, handler, &inspection, identity);
-    engine.check_states(missing)?;
+    let (engine, receivers) = build(setup, (handler, about.name), &inspection, identity);
+    engine.check_states(about.missing)?;
     let _teardown = Teardown(&engine);
     let mut tasks = start(&engine, receivers);
     let stop = engine.stop.clone();
@@ -107,7 +115,12 @@ pub(crate) async fn run<Tx: Transaction>(
     }
     engine.stop.cancel();
     engine.drain().await;
-    tasks.shutdown().await;
+    if timeout(GRACE, tasks.shutdown()).await.is_err() {
+        tracing::error!(
+            queue = &*engine.queue,
+            "a handler or a call blocks its thread, and goes on without the pipeline"
+        );
+    }
     engine.close().await
 }
 
@@ -192,7 +205,7 @@ fn channels() -> (
 
 fn build<Tx: Transaction>(
     setup: Setup<Tx>,
-    handler: Callable<Tx>,
+    (handler, handler_name): (Callable<Tx>, &'static str),
     inspection: &Inspection,
     identity: String,
 ) -> (Arc<Engine<Tx>>, Receivers) {
@@ -207,6 +220,7 @@ fn build<Tx: Transaction>(
         transactions: setup.transactions,
         sink: setup.sink,
         handler,
+        handler_name,
         on_duplicate: setup.on_duplicate,
         states: setup.states,
         owner: Owner::random(),
@@ -221,6 +235,7 @@ fn build<Tx: Transaction>(
         keys: Keys::new(heads.clone()),
         keeper: Keeper::new(),
         attempts: Attempts::default(),
+        running: RwLock::default(),
         lanes: Lanes::new(Exits {
             claim: setup.store.is_some().then_some(heads),
             give_back: late,
@@ -294,7 +309,7 @@ async fn prune(store: Arc<dyn Store>) {
 }
 
 impl<Tx: Transaction> Engine<Tx> {
-    fn check_states(&self, missing: Missing) -> Result<(), Error> {
+    fn check_states(&self, missing: fn(&Parts) -> Option<&'static str>) -> Result<(), Error> {
         let probe = Parts {
             message: Arc::default(),
             context: Context {
@@ -342,9 +357,9 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     async fn close(&self) -> Result<Report, Error> {
-        let closed = self.source.close().await;
+        let closed = closed_in_time(self.source.name(), self.source.close()).await;
         if let Some(sink) = &self.sink {
-            let _ = sink.close().await.inspect_err(
+            let _ = closed_in_time(sink.name(), sink.close()).await.inspect_err(
                 |error| tracing::warn!(queue = sink.name(), %error, "dead-letter queue not closed"),
             );
         }
@@ -359,6 +374,22 @@ impl<Tx: Transaction> Engine<Tx> {
         closed?;
         Ok(self.counters.report())
     }
+}
+
+/// Whatever does not answer must not keep the pipeline from ending.
+async fn closed_in_time(
+    queue: &str,
+    close: impl Future<Output = Result<(), Error>>,
+) -> Result<(), Error> {
+    timeout(CLOSE, close).await.unwrap_or_else(|_| {
+        Err(Error::new(
+            ErrorKind::Timeout,
+            format!(
+                "it was not closed within {CLOSE:?}; what it held comes again when its leases end"
+            ),
+        )
+        .on_queue(queue))
+    })
 }
 
 /// Breaks the circle of lanes and turns when the pipeline ends, however it ends.

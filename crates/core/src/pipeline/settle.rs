@@ -83,9 +83,11 @@ impl<Tx: Send + 'static> Engine<Tx> {
     async fn settle_batch(&self, mut batch: Settling) -> Settling {
         // The broker may have given a delivery whose lease has ended to someone else; some brokers would let us settle it
         // all the same.
-        let before = batch.len();
-        batch.retain(|(flight, _)| flight.lease.leased());
-        add(&self.counters.lease_lost, before - batch.len());
+        let lost = batch.extract_if(.., |(flight, _)| !flight.lease.leased());
+        for (flight, action) in lost {
+            add(&self.counters.lease_lost, 1);
+            self.not_settled(flight, &action);
+        }
         if batch.is_empty() {
             return batch;
         }
@@ -106,15 +108,29 @@ impl<Tx: Send + 'static> Engine<Tx> {
             }
             match answer {
                 Answer::Applied => applied += 1,
-                Answer::LeaseLost => add(&self.counters.lease_lost, 1),
+                Answer::LeaseLost => {
+                    add(&self.counters.lease_lost, 1);
+                    self.not_settled(flight, &settlement.action);
+                }
                 Answer::Unknown(error) if flight.may_settle_again(&error) => {
                     again.push((flight, settlement.action));
                 }
-                Answer::Unknown(error) => self.unknown(&flight, &error),
+                Answer::Unknown(error) => {
+                    self.unknown(&flight, &error);
+                    self.not_settled(flight, &settlement.action);
+                }
             }
         }
         add(&self.counters.settled, applied);
         again
+    }
+
+    /// It may come again. If it holds its lane it is a dead letter, which has no record and would run: what waits behind it
+    /// goes back too.
+    fn not_settled(&self, flight: Flight, action: &Action) {
+        if flight.turn.is_some() && !matches!(action, Action::Nack { .. }) {
+            self.give_back(flight, Duration::ZERO);
+        }
     }
 
     fn unknown(&self, flight: &InFlight, error: &Error) {
@@ -146,8 +162,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) async fn release(&self, flights: impl Iterator<Item = &Flight>) {
         let held: Vec<Held> = flights
             .filter_map(|flight| {
-                let held = flight.lease.unclaim();
-                held.filter(|_| !(flight.uncertain && self.quarantines()))
+                let held = flight.lease.unclaim().or(flight.marked);
+                let doubtful = self.quarantines() || self.is_suspect(flight);
+                held.filter(|_| !(flight.uncertain && doubtful))
             })
             .collect();
         if let Some(store) = self.store.as_ref().filter(|_| !held.is_empty())

@@ -73,11 +73,17 @@ struct Batch {
 
 impl Batch {
     /// The next of the lane, if the transaction can take it in; `flight` holds the lane's turn if nobody in `done` does.
-    fn next(&self, flight: &Flight) -> Option<Flight> {
-        if self.done.len() >= PARTS || self.began.elapsed() >= OPEN {
+    fn next(&self, flight: &Flight, most: u32) -> Option<Flight> {
+        let suspect = flight.attempt() > most;
+        if suspect || self.done.len() >= PARTS || self.began.elapsed() >= OPEN {
             return None;
         }
-        self.done.first().unwrap_or(flight).turn.as_ref()?.next()
+        self.done
+            .first()
+            .unwrap_or(flight)
+            .turn
+            .as_ref()?
+            .next(most)
     }
 }
 
@@ -90,7 +96,7 @@ impl<Tx: Transaction> Engine<Tx> {
         working: &Working<'_>,
         commits: &Commits<Tx>,
     ) {
-        let tx = match self.within(store.begin()).await {
+        let tx = match working.pause(self.within(store.begin())).await {
             Ok(tx) => Arc::new(Mutex::new(tx)),
             Err(error) => return self.in_doubt(head, &error),
         };
@@ -103,7 +109,7 @@ impl<Tx: Transaction> Engine<Tx> {
         while let Some(flight) = next.take() {
             match self.run_part(&tx, flight, working).await {
                 Part::Succeeded(flight, completion) => {
-                    next = batch.next(&flight);
+                    next = batch.next(&flight, self.options.retry.max_attempts);
                     if next.is_none() {
                         last = Some(Last::Succeeded(flight, completion));
                     } else if let Err((flight, error)) = self
@@ -138,7 +144,7 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     async fn run_part(&self, slot: &TxSlot<Tx>, mut flight: Flight, working: &Working<'_>) -> Part {
-        let ended = match flight.lease.can_start(self.options.claim_lease) {
+        let ended = match self.can_start(&flight) {
             true => {
                 self.begin(&mut flight);
                 self.call(&flight, Some(slot.clone()), working).await

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
-use crate::handler::TxSlot;
+use crate::handler::{TxSlot, within};
 use crate::{Error, ErrorKind, Failure, Outcome, Request, Transaction};
 
 use super::Mode;
@@ -19,10 +19,10 @@ use super::lanes::Working;
 use super::transaction::Commits;
 
 /// How a handler ended.
-pub(crate) enum Ended {
-    Succeeded(Outcome),
+pub(crate) enum Ended<T> {
+    Succeeded(T),
     Failed(Failure),
-    /// Cancelled: lease or claim ended first, or the pipeline was told to stop at once.
+    /// Cut off: lease or claim ended first, or the pipeline was told to stop at once.
     Cancelled,
 }
 
@@ -30,8 +30,9 @@ impl<Tx: Transaction> Engine<Tx> {
     /// One of `concurrency` workers: runs one message after another, whichever lane they come from.
     pub(crate) async fn work(&self, commits: &Commits<Tx>) {
         loop {
-            let (flight, working) = self.lanes.next().await;
-            if let Some(flight) = self.prepare(flight).await {
+            let (mut flight, working) = self.lanes.next().await;
+            let _place = self.place(&mut flight, &working).await;
+            if let Some(flight) = self.prepare(flight, &working).await {
                 match &self.transactions {
                     Some(store) => {
                         self.run_in_transaction(&**store, flight, &working, commits)
@@ -47,20 +48,20 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     /// Deals with what is not to be run; returns what is.
-    async fn prepare(&self, mut flight: Flight) -> Option<Flight> {
+    async fn prepare(&self, mut flight: Flight, working: &Working<'_>) -> Option<Flight> {
         if let Some(reason) = flight.doomed.take() {
             self.dead_letter(flight, reason);
             return None;
         }
         if let Some(outcome) = flight.replay.take() {
-            self.replay(flight, outcome).await;
+            self.replay(flight, outcome, working).await;
             return None;
         }
         let flight = self.with_time_left(flight)?;
         if self.mode == Mode::AtMostOnce {
             let (confirmed, wait) = oneshot::channel();
             let _ = self.stages.confirm.send((flight, confirmed));
-            return wait.await.ok();
+            return working.pause(wait).await.ok();
         }
         if flight.uncertain {
             add(&self.counters.uncertain, 1);
@@ -72,44 +73,62 @@ impl<Tx: Transaction> Engine<Tx> {
                 return None;
             }
         }
-        if self.quarantines() {
-            return self.mark_started(flight).await;
+        if let Some(reason) = self.no_run_left(&flight) {
+            self.dead_letter(flight, reason);
+            return None;
+        }
+        if self.store.is_some() && (self.quarantines() || self.is_suspect(&flight)) {
+            return working.pause(self.mark_started(flight)).await;
         }
         Some(flight)
     }
 
     fn with_time_left(&self, flight: Flight) -> Option<Flight> {
-        if flight.lease.can_start(self.options.claim_lease) {
+        if self.can_start(&flight) {
             return Some(flight);
         }
         self.cancelled(flight);
         None
     }
 
+    pub(crate) fn can_start(&self, flight: &InFlight) -> bool {
+        flight.lease.can_start(self.options.claim_lease)
+    }
+
     async fn mark_started(&self, flight: Flight) -> Option<Flight> {
         let (store, held) = (self.store.as_ref()?, flight.lease.held()?);
         match self.within(store.start(&[held])).await {
             // That took a while.
-            Ok(verdicts) if verdicts == [Ok(())] => return self.with_time_left(flight),
+            Ok(verdicts) if verdicts == [Ok(())] && self.can_start(&flight) => return Some(flight),
+            Ok(verdicts) if verdicts == [Ok(())] => self.in_doubt(flight, &too_late()),
             Ok(_) => self.fenced(flight),
             Err(error) => self.in_doubt(flight, &error),
         }
         None
     }
 
-    async fn replay(&self, mut flight: Flight, outcome: Outcome) {
+    async fn replay(&self, mut flight: Flight, outcome: Outcome, working: &Working<'_>) {
         self.begin(&mut flight);
-        let context = self.parts(&flight).context;
-        let result = match &self.on_duplicate {
+        let ended = match &self.on_duplicate {
             Some(replay) => {
-                let replay = AssertUnwindSafe(async { replay(context, outcome).await });
-                replay.catch_unwind().await.unwrap_or_else(panicked)
+                let context = self.parts(&flight).context;
+                let limit = self.options.handler_timeout;
+                let replay = within(limit, async { replay(context, outcome).await });
+                self.guarded(&flight, working, replay).await
             }
-            None => Ok(()),
+            None => Ended::Succeeded(()),
         };
-        match result {
-            Ok(()) => self.duplicate(flight),
-            Err(failure) => self.failed(flight, &failure),
+        match ended {
+            Ended::Succeeded(()) => self.duplicate(flight),
+            Ended::Failed(failure) => self.failed(flight, &failure),
+            Ended::Cancelled if self.is_suspect(&flight) => {
+                let reason = format!(
+                    "gave up after {} attempts: on_duplicate was cut off each time",
+                    flight.attempt()
+                );
+                self.dead_letter(flight, reason);
+            }
+            Ended::Cancelled => self.cancelled(flight),
         }
     }
 
@@ -126,7 +145,7 @@ impl<Tx: Transaction> Engine<Tx> {
                 add(&self.counters.lost, 1);
             }
             Ended::Cancelled => {
-                flight.uncertain = true;
+                flight.uncertain |= self.quarantines();
                 self.cancelled(flight);
             }
         }
@@ -138,41 +157,52 @@ impl<Tx: Transaction> Engine<Tx> {
         flight: &InFlight,
         tx: Option<TxSlot<Tx>>,
         working: &Working<'_>,
-    ) -> Ended {
-        let parts = self.parts(flight);
+    ) -> Ended<Outcome> {
+        let request = Request {
+            parts: self.parts(flight),
+            limit: self.options.handler_timeout,
+            tx,
+        };
         let started = Instant::now();
-        let handler = async { (self.handler)(Request { parts, tx }).await };
-        let mut handler = pin!(AssertUnwindSafe(handler).catch_unwind());
+        let handler = async { (self.handler)(request).await };
+        let ended = self.guarded(flight, working, handler).await;
+        self.measured(started);
+        ended
+    }
+
+    /// Runs what may panic, or take too long, for as long as lease and claim last.
+    async fn guarded<T>(
+        &self,
+        flight: &InFlight,
+        working: &Working<'_>,
+        run: impl Future<Output = Result<T, Failure>>,
+    ) -> Ended<T> {
+        let mut run = pin!(AssertUnwindSafe(run).catch_unwind());
         // Most handlers of the fast kind return at once: no timer is set for them.
-        let result = match handler.as_mut().now_or_never() {
+        let result = match run.as_mut().now_or_never() {
             Some(result) => Some(result),
             None => {
                 let end = pin!(self.end(flight));
-                match working.pause(select(handler, end)).await {
+                match working.pause(select(run, end)).await {
                     Either::Left((result, _)) => Some(result),
-                    Either::Right((None, _)) => None,
-                    Either::Right((Some(too_late), _)) => Some(Ok(Err(too_late))),
+                    Either::Right(((), _)) => None,
                 }
             }
         };
-        self.measured(started);
+        // However it ended: past the deadline nothing of it counts.
+        let lasts = self.mode == Mode::AtMostOnce || flight.lease.lasts();
         match result.map(|caught| caught.unwrap_or_else(panicked)) {
-            // However it ended: past the deadline nothing of it counts.
-            _ if self.mode != Mode::AtMostOnce && !flight.lease.lasts() => Ended::Cancelled,
-            None => Ended::Cancelled,
-            Some(Ok(outcome)) => Ended::Succeeded(outcome),
-            Some(Err(failure)) => Ended::Failed(failure),
+            Some(Ok(value)) if lasts => Ended::Succeeded(value),
+            Some(Err(failure)) if lasts => Ended::Failed(failure),
+            ended => {
+                self.warn_of_cut(flight, ended.is_some());
+                Ended::Cancelled
+            }
         }
     }
 
-    /// Resolves when the handler must be dropped: with a failure if it took too long.
-    async fn end(&self, flight: &InFlight) -> Option<Failure> {
-        let timed_out = async {
-            match self.options.handler_timeout {
-                Some(limit) => sleep(limit).await,
-                None => std::future::pending().await,
-            }
-        };
+    /// Resolves when the handler must be dropped.
+    async fn end(&self, flight: &InFlight) {
         let lease_ended = async {
             match self.mode {
                 Mode::AtMostOnce => std::future::pending().await,
@@ -181,12 +211,8 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         tokio::select! {
             biased;
-            () = lease_ended => None,
-            () = self.cancel.cancelled() => None,
-            () = timed_out => Some(Failure::retry(Error::new(
-                ErrorKind::Timeout,
-                "the handler took longer than its time-out",
-            ))),
+            () = lease_ended => {}
+            () = self.cancel.cancelled() => {}
         }
     }
 
@@ -203,9 +229,17 @@ impl<Tx: Transaction> Engine<Tx> {
 }
 
 /// Whether it comes from the dead-letter queue: whoever put it back has decided that it is to run.
-fn is_redriven(flight: &InFlight) -> bool {
+pub(crate) fn is_redriven(flight: &InFlight) -> bool {
     let attributes = &flight.delivery.message.attributes;
     attributes.get(DEAD_LETTER_REASON).is_some()
+}
+
+fn too_late() -> Error {
+    Error::new(
+        ErrorKind::Timeout,
+        "its start was marked, but too late to run it",
+    )
+    .retryable(true)
 }
 
 fn panicked<T>(panic: Box<dyn std::any::Any + Send>) -> Result<T, Failure> {

@@ -10,6 +10,7 @@ use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
 use onlyonce_core::*;
 use tokio::time::sleep;
 use tower::ServiceBuilder;
+use tower::limit::GlobalConcurrencyLimitLayer;
 use tower::timeout::TimeoutLayer;
 
 async fn slow_for_one(body: Bytes, tx: &mut MemoryTx) -> Result<(), Failure> {
@@ -63,4 +64,19 @@ async fn layers_fit_around_a_transactional_handler() {
         reasons.iter().any(|r| r.contains("timed out")),
         "{reasons:?}"
     );
+}
+
+/// The time for which a layer makes messages wait is not the handler's.
+#[tokio::test(start_paused = true)]
+async fn a_layer_that_waits_uses_up_no_handler_timeout() {
+    let queue = MemoryQueue::new("orders");
+    publish(&queue, (0..30).map(numbered)).await;
+    let report = Pipeline::idempotent(queue.clone(), MemoryStore::new())
+        .handler_timeout(Duration::from_secs(2))
+        .layer(GlobalConcurrencyLimitLayer::new(1))
+        .stop_when_idle(IDLE)
+        .run(|| sleep(Duration::from_secs(1)))
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.failed), (30, 0));
 }

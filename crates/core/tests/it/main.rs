@@ -5,9 +5,12 @@
 
 mod attempts;
 mod busy_keys;
+mod cut_off;
+mod hanging;
 mod layers;
 mod pipeline;
 mod prefetch;
 mod regressions;
 mod requests;
+mod set_aside;
 mod support;

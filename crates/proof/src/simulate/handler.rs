@@ -110,6 +110,8 @@ struct Run<'a> {
     broker_id: String,
     before_started: u32,
     before_failed: u32,
+    /// It has had all its attempts: if it is cut off, it may be given up.
+    last: bool,
 }
 
 impl<'a> Run<'a> {
@@ -130,6 +132,7 @@ impl<'a> Run<'a> {
             broker_id: message.broker_id.clone().unwrap_or_default(),
             before_started: before.started,
             before_failed: before.failed,
+            last: context.attempt > world.plan.max_attempts,
         };
         run.check_lease("started");
         run.check_order();
@@ -191,12 +194,24 @@ impl<'a> Run<'a> {
         for earlier in world.before(self.message) {
             let runs = world.history.of(earlier);
             if runs.succeeded == 0
-                && !runs.may_be_given_up
+                && !world.may_be_given_up(earlier)
                 && runs.redriven == 0
                 && !world.is_set_aside(earlier)
             {
                 world.history.breach(format!(
                     "message {} ran before message {earlier} of its group",
+                    self.message
+                ));
+            }
+        }
+        if world.history.of(self.message).succeeded > 0 || world.may_come_again(self.message) {
+            return;
+        }
+        // What was given up, and could not be set aside, must not come back behind those that went on without it.
+        for later in world.after(self.message) {
+            if world.history.of(later).succeeded > 0 {
+                world.history.breach(format!(
+                    "message {} ran although message {later}, which follows it in its group, had run",
                     self.message
                 ));
             }
@@ -216,6 +231,9 @@ impl Drop for Run<'_> {
                 "message {} was run by two at the same time",
                 self.message
             ));
+        }
+        if self.last {
+            world.history.cut_off(self.message);
         }
         world
             .faults

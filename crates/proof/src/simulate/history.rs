@@ -13,7 +13,7 @@ pub struct Runs {
     pub failed: u32,
     /// How often it was put back from the dead-letter queue.
     pub redriven: u32,
-    /// A failure that may have been the last one allowed.
+    /// A failure, or a run that was cut off, that may have been the last one allowed.
     pub may_be_given_up: bool,
 }
 
@@ -77,6 +77,10 @@ impl History {
             runs.failed += 1;
             runs.may_be_given_up |= last;
         });
+    }
+
+    pub fn cut_off(&self, message: usize) {
+        self.update(message, |runs| runs.may_be_given_up = true);
     }
 
     pub fn redriven(&self, messages: impl Iterator<Item = usize>) {

@@ -74,8 +74,9 @@ fn in_order(world: &World, effects: &[usize]) -> Vec<String> {
     let mut broken = Vec::new();
     for (place, index) in effects.iter().enumerate() {
         for earlier in world.before(*index) {
-            let given_up = world.is_set_aside(earlier) || world.history.of(earlier).may_be_given_up;
-            if !effects[..place].contains(&earlier) && !given_up {
+            let later = effects[place..].contains(&earlier) && !world.may_come_again(earlier);
+            let given_up = world.is_set_aside(earlier) || world.may_be_given_up(earlier);
+            if later || (!effects[..place].contains(&earlier) && !given_up) {
                 broken.push(format!(
                     "message {index} took effect before message {earlier} of its group"
                 ));
@@ -105,7 +106,9 @@ fn dead_for_a_reason(world: &World, dead: &[(usize, String)]) -> Vec<String> {
         let fine = world.plan.messages[*index].behaviour == Behaviour::Succeeds;
         let doubtful =
             world.plan.mode == Mode::Quarantine && world.history.of(*index).redriven == 0;
-        if fine && !world.is_set_aside(*index) && !doubtful {
+        // Without a store nobody remembers whether a delivery ran, so each counts.
+        let given_up = world.may_be_given_up(*index) || world.plan.mode == Mode::AtLeastOnce;
+        if fine && !given_up && !world.is_set_aside(*index) && !doubtful {
             broken.push(format!(
                 "message {index} is a dead letter although it can be handled: {reason}"
             ));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onlyonce_core::{Error, Message, Ordering, Report};
+use onlyonce_core::{DedupKey, Error, KeyDigest, Message, Ordering, Report, Scope};
 use onlyonce_testkit::simulated::{Broker, Fault, Faults, MALFORMED, Storage};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -198,17 +198,61 @@ impl World {
         message
     }
 
+    /// Whether a run of this message failed or was cut off after all its attempts, or may have been: the store was told that
+    /// it starts, and not that it ended.
+    pub fn may_be_given_up(&self, index: usize) -> bool {
+        self.history.of(index).may_be_given_up || self.was_started(index)
+    }
+
+    fn was_started(&self, index: usize) -> bool {
+        let Some(key) = &self.plan.messages[index].key else {
+            return false;
+        };
+        let scope = Scope {
+            consumer: "default".into(),
+            queue: "queue".into(),
+        };
+        let key = KeyDigest::new(&scope, &DedupKey::new(key.as_str()));
+        self.storage.was_started(&key)
+    }
+
     /// The messages of the same group that were published before this one, in order.
     pub fn before(&self, index: usize) -> Vec<usize> {
-        let first = |index: usize| (self.plan.messages[index].published[0], index);
+        let mut before = self.group_of(index);
+        before.retain(|other| self.first(*other) < self.first(index));
+        before
+    }
+
+    /// The messages of the same group that were published after this one, in order.
+    pub fn after(&self, index: usize) -> Vec<usize> {
+        let mut after = self.group_of(index);
+        after.retain(|other| self.first(*other) > self.first(index));
+        after
+    }
+
+    /// When a message was published first; its number decides between equals.
+    fn first(&self, index: usize) -> (Duration, usize) {
+        (self.plan.messages[index].published[0], index)
+    }
+
+    /// All messages of the same group, in order.
+    fn group_of(&self, index: usize) -> Vec<usize> {
         let group = self.plan.messages[index].group;
         let all = 0..self.plan.messages.len();
-        let mut before: Vec<_> = all
+        let mut same: Vec<_> = all
             .filter(|other| group.is_some() && self.plan.messages[*other].group == group)
-            .filter(|other| first(*other) < first(index))
             .collect();
-        before.sort_unstable_by_key(|other| first(*other));
-        before
+        same.sort_unstable_by_key(|other| self.first(*other));
+        same
+    }
+
+    /// Whether a message that was given up, and is out of the queue, may be delivered again all the same: no record is kept
+    /// of it.
+    pub fn may_come_again(&self, index: usize) -> bool {
+        self.plan.messages[index].published.len() > 1
+            || self.history.of(index).redriven > 0
+            || self.faults.struck().contains_key(&Fault::Echo)
+            || !self.plan.capabilities.confirms_settle
     }
 
     /// Whether a message may end in the dead-letter queue without a failure of its handler.

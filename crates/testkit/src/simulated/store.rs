@@ -19,6 +19,8 @@ use super::tx::Tx;
 struct Seen {
     newest: HashMap<KeyDigest, Token>,
     done: HashSet<KeyDigest>,
+    /// Keys whose start was asked for.
+    started: HashSet<KeyDigest>,
     breaches: Vec<String>,
 }
 
@@ -51,6 +53,12 @@ impl Storage {
     #[must_use]
     pub fn is_done(&self, key: &KeyDigest) -> bool {
         self.seen().done.contains(key)
+    }
+
+    /// Whether a worker was ever about to [start](Store::start) a run of this key.
+    #[must_use]
+    pub fn was_started(&self, key: &KeyDigest) -> bool {
+        self.seen().started.contains(key)
     }
 
     /// Where a promise about the store was broken: a token that was not higher than the one before, one that counted
@@ -186,6 +194,8 @@ impl Store for Connection {
 
     async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
         let (storage, batch) = (self.storage.clone(), batch.to_vec());
+        let keys = batch.iter().map(|held| held.key);
+        storage.seen().started.extend(keys);
         self.call(Call::Start, async move {
             let verdicts = storage.records.start(&batch).await?;
             storage.accepted_all("start", &batch, &verdicts);

@@ -1,0 +1,205 @@
+//! Runs that end without an answer: their worker dies, their lease ends, their thread is blocked.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::support::*;
+use onlyonce_core::memory::{MemoryQueue, MemoryStore};
+use onlyonce_core::*;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+const LEASE: Duration = Duration::from_secs(5);
+const ATTEMPTS: u32 = 3;
+
+fn orders() -> MemoryQueue {
+    MemoryQueue::new("orders").with_lease(LEASE)
+}
+
+fn policy() -> RetryPolicy {
+    RetryPolicy::default().max_attempts(ATTEMPTS)
+}
+
+fn reasons(queue: &MemoryQueue) -> Vec<(String, String)> {
+    let dead = queue.dead_letters().into_iter();
+    let body = |body: &[u8]| String::from_utf8_lossy(body).into_owned();
+    dead.map(|dead| (body(&dead.message.body), dead.reason))
+        .collect()
+}
+
+/// One life of a worker that message 0 kills; the bodies that took effect are noted.
+async fn life(
+    queue: &MemoryQueue,
+    store: Option<MemoryStore>,
+    (applied, runs): (&Arc<Mutex<Vec<String>>>, &Arc<AtomicUsize>),
+) {
+    let death = Arc::new(Notify::new());
+    let (kill, noted, ran) = (death.clone(), applied.clone(), runs.clone());
+    let handler = move |body: String| {
+        let (kill, noted, ran) = (kill.clone(), noted.clone(), ran.clone());
+        async move {
+            if body == "0" {
+                ran.fetch_add(1, Ordering::SeqCst);
+                kill.notify_one();
+                std::future::pending::<()>().await;
+            }
+            sleep(Duration::from_millis(50)).await;
+            noted.lock().unwrap().push(body);
+        }
+    };
+    let run = async {
+        match store {
+            Some(store) => {
+                let pipeline = Pipeline::idempotent(queue.clone(), store).retry(policy());
+                pipeline
+                    .concurrency(4)
+                    .stop_when_idle(IDLE)
+                    .run(handler)
+                    .await
+            }
+            None => {
+                let pipeline = Pipeline::at_least_once(queue.clone()).retry(policy());
+                pipeline
+                    .concurrency(4)
+                    .stop_when_idle(IDLE)
+                    .run(handler)
+                    .await
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        // The pipeline is dropped, as a process that dies drops it.
+        () = death.notified() => {}
+        ended = run => drop(ended.unwrap()),
+    }
+}
+
+/// Message 0 kills every worker that runs it, with its neighbours in flight and held. Returns how often it ran, and what was
+/// given up.
+async fn until_all_is_settled(store: Option<MemoryStore>) -> (usize, Vec<String>) {
+    let queue = orders();
+    publish(&queue, (0..12).map(numbered)).await;
+    let (applied, runs) = (Arc::default(), Arc::default());
+    for _ in 0..40 {
+        if queue.depth() + queue.in_flight() == 0 {
+            break;
+        }
+        life(&queue, store.clone(), (&applied, &runs)).await;
+    }
+    assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
+    let dead = reasons(&queue);
+    for (_, reason) in &dead {
+        assert!(reason.starts_with("gave up before attempt"), "{reason}");
+    }
+    let dead: Vec<_> = dead.into_iter().map(|(body, _)| body).collect();
+    let applied = applied.lock().unwrap().clone();
+    for body in (0..12).map(|n: usize| n.to_string()) {
+        assert!(applied.contains(&body) != dead.contains(&body), "{body}");
+    }
+    (runs.load(Ordering::SeqCst), dead)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_kills_its_worker_is_given_up_and_its_neighbours_are_not() {
+    let (runs, dead) = until_all_is_settled(Some(MemoryStore::new())).await;
+    assert_eq!(dead, ["0"]);
+    assert!(runs <= ATTEMPTS as usize + 1, "{runs} runs");
+}
+
+/// Nobody remembers then whether a message ran: its neighbours may be given up with it.
+#[tokio::test(start_paused = true)]
+async fn without_a_store_too_it_runs_no_more_than_twice_as_often() {
+    let (runs, dead) = until_all_is_settled(None).await;
+    assert!(dead.contains(&"0".to_owned()), "{dead:?}");
+    assert!(runs <= 2 * ATTEMPTS as usize, "{runs} runs");
+}
+
+/// Runs `handler` on one message whose lease cannot be extended; returns how often it ran, and why it was given up.
+async fn given_up<F, Fut>(lease: Duration, handler: F) -> (usize, String)
+where
+    F: Fn() -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let queue = MemoryQueue::new("orders").with_lease(lease);
+    publish(&queue, [numbered(0)]).await;
+    let mut source = FaultyQueue::new(&queue);
+    source.extend = false;
+    let runs = Arc::new(AtomicUsize::new(0));
+    let ran = runs.clone();
+    let run = Pipeline::idempotent(source, MemoryStore::new())
+        .retry(policy().delays(Duration::from_millis(10), Duration::from_millis(50)))
+        .stop_when_idle(lease * 4)
+        .run(move || {
+            ran.fetch_add(1, Ordering::SeqCst);
+            handler()
+        });
+    let report = timeout(Duration::from_secs(600), run);
+    let report = report.await.expect("it comes to an end").unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (0, 1), "{report:?}");
+    assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
+    (runs.load(Ordering::SeqCst), reasons(&queue).remove(0).1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_longer_than_its_lease_is_given_up() {
+    let (runs, reason) = given_up(LEASE, || sleep(LEASE * 2)).await;
+    assert!(runs <= ATTEMPTS as usize + 1, "{runs} runs");
+    assert!(reason.contains("longer than its lease"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_handler_that_blocks_its_thread_past_its_lease_is_given_up() {
+    let lease = Duration::from_millis(200);
+    let (runs, reason) = given_up(lease, move || async move {
+        std::thread::sleep(lease * 2);
+    })
+    .await;
+    assert!(runs <= ATTEMPTS as usize + 1, "{runs} runs");
+    assert!(reason.contains("block its thread"), "{reason}");
+}
+
+/// It heeds the handler's time-out and counts its attempts.
+#[tokio::test(start_paused = true)]
+async fn an_on_duplicate_that_hangs_is_given_up() {
+    let (queue, store) = (orders(), MemoryStore::new());
+    publish(&queue, [numbered(0), numbered(0)]).await;
+    let report = Pipeline::idempotent(queue.clone(), store)
+        .retry(policy())
+        .handler_timeout(Duration::from_secs(1))
+        .on_duplicate(|_, _| std::future::pending::<()>())
+        .stop_when_idle(IDLE)
+        .run(|| async {});
+    let report = timeout(Duration::from_secs(600), report);
+    let report = report.await.expect("it comes to an end").unwrap();
+    assert_eq!((report.applied, report.failed), (1, ATTEMPTS.into()));
+    assert_eq!(report.dead_lettered, 1);
+}
+
+/// Who only waited, while its worker died again and again, has lost nothing: it runs as if it had just come.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_was_only_held_runs_whatever_its_count() {
+    let (queue, store) = (orders(), MemoryStore::new());
+    publish(&queue, [numbered(0)]).await;
+    for _ in 0..=ATTEMPTS {
+        // Held by a worker that dies, and never run.
+        let held = queue.clone();
+        let limit = Limit {
+            messages: 1,
+            per_group: 1,
+            bytes: 1,
+            wait: LEASE * 2,
+        };
+        assert_eq!(held.receive(limit).await.unwrap().len(), 1);
+    }
+    let report = Pipeline::idempotent(queue.clone(), store)
+        .retry(policy())
+        .stop_when_idle(LEASE * 2)
+        .run(|context: Context| async move {
+            assert!(context.attempt > ATTEMPTS);
+        })
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (1, 0));
+}

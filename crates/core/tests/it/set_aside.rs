@@ -1,0 +1,180 @@
+//! What is put into the dead-letter queue, and when the worker stops instead.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::support::*;
+use async_trait::async_trait;
+use onlyonce_core::memory::{MemoryQueue, MemoryStore};
+use onlyonce_core::*;
+use tokio::sync::Notify;
+
+/// A dead-letter queue that refuses the first letters.
+#[derive(Clone)]
+struct Refusing {
+    queue: MemoryQueue,
+    left: Arc<AtomicUsize>,
+    refused: Arc<Notify>,
+}
+
+impl Refusing {
+    fn first(letters: usize) -> Self {
+        Self {
+            queue: MemoryQueue::new("dead"),
+            left: Arc::new(letters.into()),
+            refused: Arc::default(),
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for Refusing {
+    fn name(&self) -> &str {
+        "dead"
+    }
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        let take = |left: usize| left.checked_sub(1);
+        let refuse = self
+            .left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
+        if refuse.is_ok() {
+            self.refused.notify_one();
+            let full = || Error::new(ErrorKind::Other, "full");
+            return batch.iter().map(|_| Err(full())).collect();
+        }
+        Sink::publish(&self.queue, batch).await
+    }
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+type Runs = Arc<Mutex<Vec<String>>>;
+
+/// Fails message 0 for good the first time, and never again.
+async fn handle(body: String, State(runs): State<Runs>) -> Result<(), Failure> {
+    let mut runs = runs.lock().unwrap();
+    let before = runs.iter().filter(|run| **run == body).count();
+    runs.push(body.clone());
+    match (body.as_str(), before) {
+        ("0", 0) => Err(Failure::dead_letter("a bad day")),
+        _ => Ok(()),
+    }
+}
+
+fn pipeline(queue: &MemoryQueue, dead: &Refusing, runs: &Runs) -> Builder<NoTx> {
+    Pipeline::at_least_once(queue.clone())
+        .dead_letter(dead.clone())
+        .state(runs.clone())
+        .stop_when_idle(Duration::from_secs(120))
+}
+
+async fn group_of_three() -> (MemoryQueue, Runs) {
+    let queue = MemoryQueue::new("orders");
+    publish(&queue, (0..3).map(|n| numbered(n).with_group("g"))).await;
+    (queue, Runs::default())
+}
+
+/// The verdict is kept, and the group waits for it.
+#[tokio::test(start_paused = true)]
+async fn a_group_waits_until_its_dead_letter_is_confirmed() {
+    let (queue, runs) = group_of_three().await;
+    let dead = Refusing::first(1);
+    let report = pipeline(&queue, &dead, &runs).run(handle).await.unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (2, 1));
+    assert_eq!(*runs.lock().unwrap(), ["0", "1", "2"]);
+    assert_eq!(dead.queue.depth(), 1);
+}
+
+/// Another worker does not know the verdict: the message runs again, before those that follow it.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_could_not_be_set_aside_is_not_overtaken() {
+    let (queue, runs) = group_of_three().await;
+    let dead = Refusing::first(usize::MAX);
+    tokio::select! {
+        biased;
+        () = async {
+            dead.refused.notified().await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        } => {}
+        _ = pipeline(&queue, &dead, &runs).run(handle) => unreachable!("it has work"),
+    }
+    let report = pipeline(&queue, &dead, &runs).run(handle).await.unwrap();
+    assert_eq!(report.applied, 3);
+    assert_eq!(*runs.lock().unwrap(), ["0", "0", "1", "2"]);
+}
+
+/// A dead letter whose removal from the queue is not known holds its group until it is.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_may_come_again_is_not_overtaken() {
+    for fault in [Fault::Refused, Fault::ReplyLost] {
+        let (queue, runs) = group_of_three().await;
+        let mut source = FaultyQueue::new(&queue);
+        source.settle = first(1, fault);
+        source.retryable = false;
+        let report = Pipeline::at_least_once(source)
+            .state(runs.clone())
+            .stop_when_idle(Duration::from_secs(120))
+            .run(handle)
+            .await
+            .unwrap();
+        let runs = runs.lock().unwrap().clone();
+        let last_of_0 = runs.iter().rposition(|run| run == "0");
+        let first_of_1 = runs.iter().position(|run| run == "1");
+        assert!(last_of_0 < first_of_1, "{fault:?}: {runs:?}, {report:?}");
+    }
+}
+
+/// A key policy that does not fit the queue would move it to the dead-letter queue as a whole.
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_first_messages_have_no_key_stops_and_says_what_to_set() {
+    let queue = MemoryQueue::new("orders");
+    publish(&queue, (0..200).map(|n| Message::new(n.to_string()))).await;
+    let error = Pipeline::idempotent(queue.clone(), MemoryStore::new())
+        .stop_when_idle(IDLE)
+        .run(|| async {})
+        .await
+        .expect_err("it cannot work");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let text = error.to_string();
+    for part in ["idempotency-key", "or_content", "orders"] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert_eq!((queue.depth(), queue.dead_letters().len()), (200, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_without_a_key_among_others_is_set_aside() {
+    let queue = MemoryQueue::new("orders");
+    let keyless = |n: usize| Message::new(n.to_string());
+    let all = (0..40).map(|n| if n == 5 { numbered(n) } else { keyless(n) });
+    publish(&queue, all).await;
+    let report = Pipeline::idempotent(queue.clone(), MemoryStore::new())
+        .stop_when_idle(IDLE)
+        .run(|| async {})
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (1, 39));
+}
+
+/// A queue that was moved keeps its records if it is given the identity that it had.
+#[tokio::test(start_paused = true)]
+async fn records_are_found_again_under_the_identity_that_the_queue_had() {
+    let store = MemoryStore::new();
+    let before = MemoryQueue::new("orders");
+    let identity = before.inspect().await.unwrap().identity.unwrap();
+    for (queue, given, expected) in [
+        (before, None, (1, 0)),
+        (MemoryQueue::new("orders"), None, (1, 0)),
+        (MemoryQueue::new("orders"), Some(identity), (0, 1)),
+    ] {
+        publish(&queue, [numbered(0)]).await;
+        let mut pipeline = Pipeline::idempotent(queue, store.clone()).stop_when_idle(IDLE);
+        if let Some(identity) = given {
+            pipeline = pipeline.identity(identity);
+        }
+        let report = pipeline.run(|| async {}).await.unwrap();
+        assert_eq!((report.applied, report.duplicates), expected);
+    }
+}
