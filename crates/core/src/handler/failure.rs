@@ -30,6 +30,8 @@ pub(crate) enum OnFailure {
     Retry,
     RetryAfter(Duration),
     DeadLetter,
+    /// The message cannot be read; never try again.
+    Reject,
 }
 
 /// Why a handler failed, and what is to become of the message.
@@ -80,7 +82,10 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
 
 impl From<Rejection> for Failure {
     fn from(rejection: Rejection) -> Self {
-        Self::dead_letter(rejection.0)
+        Self {
+            then: OnFailure::Reject,
+            error: rejection.0.into(),
+        }
     }
 }
 

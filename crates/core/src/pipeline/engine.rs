@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,9 @@ use super::keys::Keys;
 use super::lanes::{Lanes, Turn};
 use super::options::{Options, Uncertain};
 use super::retry::LONGEST_DELAY;
+
+/// So many messages that cannot be told apart or read, and none that can, are no exceptions.
+pub(crate) const FEW: usize = 10;
 
 /// The ways out of a stage and into the next. The channels have no bound of their own: each item carries its share of
 /// the [`Budget`].
@@ -79,6 +82,10 @@ pub(crate) struct Engine<Tx> {
     /// What made the pipeline stop, if something did.
     pub(crate) fatal: Mutex<Option<Error>>,
     pub(crate) arrivals: AtomicU64,
+    /// Messages that the handler could not read.
+    pub(crate) rejected: AtomicUsize,
+    /// Whether it could read one.
+    pub(crate) readable: AtomicBool,
     /// Mean duration of a handler, in nanoseconds; zero until one has ended.
     pub(crate) handler_nanos: AtomicU64,
 }
@@ -289,8 +296,14 @@ impl<Tx: Send + 'static> Engine<Tx> {
         tracing::debug!(queue = &*self.queue, message = flight.label(), error = %failure, "handler failed");
         let attempt = flight.attempt();
         let max = self.options.retry.max_attempts;
+        if failure.then == OnFailure::Reject {
+            return self.rejected(flight, failure);
+        }
+        self.readable.store(true, Ordering::Relaxed);
         let delay = match failure.then {
-            OnFailure::DeadLetter => return self.dead_letter(flight, failure.to_string()),
+            OnFailure::DeadLetter | OnFailure::Reject => {
+                return self.dead_letter(flight, failure.to_string());
+            }
             _ if self.mode == Mode::AtMostOnce => {
                 return self.dead_letter(flight, failure.to_string());
             }
@@ -306,6 +319,18 @@ impl<Tx: Send + 'static> Engine<Tx> {
         flight.begun = false;
         flight.retries += 1;
         self.postpone(flight, delay);
+    }
+
+    /// One message that cannot be read is its producer's mistake. If the first ones all cannot be, the handler does not fit the
+    /// queue, and it is better to stop than to dead-letter them all.
+    fn rejected(&self, flight: Flight, failure: &Failure) {
+        let so_far = self.rejected.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.readable.load(Ordering::Relaxed) || so_far < FEW {
+            return self.dead_letter(flight, failure.to_string());
+        }
+        let all = format!("the first {so_far} messages cannot be read by the handler: {failure}");
+        self.fail(Error::config(all).on_queue(&*self.queue));
+        self.give_back(flight, Duration::ZERO);
     }
 
     /// Whether a handler that may have produced its effect keeps its message from being run again.

@@ -8,7 +8,7 @@ use crate::{Delivery, Error, Limit};
 use super::backoff::Backoff;
 use super::budget::Amount;
 use super::counters::add;
-use super::engine::Engine;
+use super::engine::{Engine, FEW};
 use super::in_flight::Flight;
 use super::keeper::extended_after;
 
@@ -17,9 +17,6 @@ const LONG_POLL: Duration = Duration::from_secs(20);
 /// Where all is held that may be, receives wait for room for so many messages, but no longer than this.
 const CHUNK: usize = 16;
 const CHUNK_WAIT: Duration = Duration::from_millis(5);
-
-/// So many messages without a key, and none with one, are no exceptions.
-const KEYLESS: usize = 10;
 
 impl<Tx: Send + 'static> Engine<Tx> {
     /// Receives until told to stop.
@@ -177,7 +174,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         );
         if let Some(so_far) = so_far {
             *so_far += flights.len();
-            if *so_far >= KEYLESS {
+            if *so_far >= FEW {
                 let all = format!("the first {so_far} messages cannot be told apart: {reason}");
                 self.fail(Error::config(all).on_queue(&*self.queue));
                 let last_first = flights.into_iter().rev();

@@ -1,6 +1,6 @@
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -247,6 +247,8 @@ fn build<Tx: Transaction>(
         cancel: CancellationToken::new(),
         fatal: Mutex::default(),
         arrivals: AtomicU64::new(0),
+        rejected: AtomicUsize::new(0),
+        readable: AtomicBool::new(false),
         handler_nanos: AtomicU64::new(0),
         options,
     };

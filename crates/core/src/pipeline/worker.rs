@@ -167,6 +167,9 @@ impl<Tx: Transaction> Engine<Tx> {
         let handler = async { (self.handler)(request).await };
         let ended = self.guarded(flight, working, handler).await;
         self.measured(started);
+        if matches!(ended, Ended::Succeeded(_)) {
+            self.readable.store(true, Ordering::Relaxed);
+        }
         ended
     }
 

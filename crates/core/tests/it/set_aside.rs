@@ -144,6 +144,40 @@ async fn a_worker_whose_first_messages_have_no_key_stops_and_says_what_to_set() 
     assert_eq!((queue.depth(), queue.dead_letters().len()), (200, 0));
 }
 
+/// So would a handler that cannot read what the queue holds.
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_cannot_read_its_first_messages_stops_and_says_why() {
+    let queue = MemoryQueue::new("orders");
+    publish(
+        &queue,
+        (0..200).map(|n| Message::new("{").with_dedup_id(n.to_string())),
+    )
+    .await;
+    let error = Pipeline::idempotent(queue.clone(), MemoryStore::new())
+        .stop_when_idle(IDLE)
+        .run(|Json(_): Json<u32>| async {})
+        .await
+        .expect_err("it cannot work");
+    assert_eq!(error.kind(), ErrorKind::Config);
+    let text = error.to_string();
+    assert!(text.contains("JSON") && text.contains("orders"), "{text}");
+    assert_eq!((queue.depth(), queue.dead_letters().len()), (191, 9));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_cannot_be_read_among_others_is_set_aside() {
+    let queue = MemoryQueue::new("orders");
+    let body = |n: usize| if n == 5 { "5" } else { "{" };
+    let all = (0..40).map(|n| Message::new(body(n)).with_dedup_id(n.to_string()));
+    publish(&queue, all).await;
+    let report = Pipeline::idempotent(queue.clone(), MemoryStore::new())
+        .stop_when_idle(IDLE)
+        .run(|Json(_): Json<u32>| async {})
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (1, 39));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_message_without_a_key_among_others_is_set_aside() {
     let queue = MemoryQueue::new("orders");

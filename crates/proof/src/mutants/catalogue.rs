@@ -25,6 +25,7 @@ const INTAKE: &str = "crates/core/src/pipeline/intake.rs";
 const KEEPER: &str = "crates/core/src/pipeline/keeper.rs";
 const LANES: &str = "crates/core/src/pipeline/lanes.rs";
 const SETTLE: &str = "crates/core/src/pipeline/settle.rs";
+const SUSPECTS: &str = "crates/core/src/pipeline/suspects.rs";
 const TRANSACTION: &str = "crates/core/src/pipeline/transaction.rs";
 const WORKER: &str = "crates/core/src/pipeline/worker.rs";
 const CONSUMER: &str = "crates/testkit/src/simulated/source.rs";
@@ -155,8 +156,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "doubt-released",
         bug: "the doubt about a quarantined message is forgotten, a duplicate runs",
         file: SETTLE,
-        find: "held.filter(|_| !(flight.uncertain && self.quarantines()))",
-        replace: "held.filter(|_| PLANTED || !(flight.uncertain && self.quarantines()))",
+        find: "held.filter(|_| !(flight.uncertain && doubtful))",
+        replace: "held.filter(|_| PLANTED || !(flight.uncertain && doubtful))",
     },
     // Settlements.
     Mutant {
@@ -184,8 +185,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "settled-past-the-lease",
         bug: "a delivery is settled after its lease has ended",
         file: SETTLE,
-        find: "        batch.retain(|(flight, _)| flight.lease.leased());\n        add(&self.counters.lease_lost, before - batch.len());\n        if batch.is_empty()",
-        replace: "        batch.retain(|(flight, _)| PLANTED || flight.lease.leased());\n        add(&self.counters.lease_lost, before - batch.len());\n        if batch.is_empty()",
+        find: "batch.extract_if(.., |(flight, _)| !flight.lease.leased())",
+        replace: "batch.extract_if(.., |(flight, _)| !PLANTED && !flight.lease.leased())",
     },
     Mutant {
         name: "tag-reused-after-reconnect",
@@ -241,8 +242,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "not-checked-after-start-mark",
         bug: "a handler starts although its lease ended while its start was being noted",
         file: WORKER,
-        find: "            Ok(verdicts) if verdicts == [Ok(())] => return self.with_time_left(flight),",
-        replace: "            Ok(verdicts) if verdicts == [Ok(())] && PLANTED => return Some(flight),\n            Ok(verdicts) if verdicts == [Ok(())] => return self.with_time_left(flight),",
+        find: "            Ok(verdicts) if verdicts == [Ok(())] && self.can_start(&flight) => return Some(flight),",
+        replace: "            Ok(verdicts) if verdicts == [Ok(())] && (PLANTED || self.can_start(&flight)) => return Some(flight),",
     },
     // Order.
     Mutant {
@@ -322,6 +323,27 @@ pub const MUTANTS: &[Mutant] = &[
         file: ENGINE,
         find: "            _ if attempt >= max => {",
         replace: "            _ if attempt >= max && !PLANTED => {",
+    },
+    Mutant {
+        name: "dead-letter-frees-its-group",
+        bug: "the next of a group runs before a dead letter of it is out of the queue",
+        file: ENGINE,
+        find: "    pub(crate) fn dead_letter(&self, mut flight: Flight, reason: impl Into<String>) {\n",
+        replace: "    pub(crate) fn dead_letter(&self, mut flight: Flight, reason: impl Into<String>) {\n        if PLANTED {\n            flight.turn = None;\n        }\n",
+    },
+    Mutant {
+        name: "held-is-run",
+        bug: "a message is given up after deliveries in which it was only held",
+        file: SUSPECTS,
+        find: "            Some(_) => flight.uncertain,",
+        replace: "            Some(_) => flight.uncertain || PLANTED,",
+    },
+    Mutant {
+        name: "mark-in-vain",
+        bug: "a mark of a run that never began counts as a run that never ended",
+        file: CLAIM,
+        find: "uncertain && !flight.marked_in_vain",
+        replace: "uncertain && (PLANTED || !flight.marked_in_vain)",
     },
     Mutant {
         name: "prefetch-unbounded",

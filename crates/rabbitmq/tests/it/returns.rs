@@ -8,7 +8,10 @@ use crate::common::*;
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
-use onlyonce_core::{Action, ErrorKind, Hazard, Message, Pipeline, Sink as _, Source as _};
+use onlyonce_core::memory::MemoryStore;
+use onlyonce_core::{
+    Action, ErrorKind, Failure, Hazard, Message, Pipeline, RetryPolicy, Sink as _, Source as _,
+};
 use onlyonce_rabbitmq::RabbitSource;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
