@@ -13,7 +13,6 @@ use super::Mode;
 use super::engine::Engine;
 use super::in_flight::{Flight, InFlight};
 use super::lanes::Working;
-use super::worker::is_redriven;
 
 /// Held while a message runs; dropped when it has.
 pub(crate) enum Place<'a> {
@@ -38,7 +37,7 @@ impl<Tx: Transaction> Engine<Tx> {
 
     /// Why a suspect is not to run again, if it is not.
     pub(crate) fn no_run_left(&self, flight: &InFlight) -> Option<String> {
-        if !self.is_suspect(flight) || is_redriven(flight) {
+        if !self.is_suspect(flight) {
             return None;
         }
         let attempt = flight.attempt();

@@ -232,7 +232,7 @@ impl<Tx: Transaction> Engine<Tx> {
 }
 
 /// Whether it comes from the dead-letter queue: whoever put it back has decided that it is to run.
-pub(crate) fn is_redriven(flight: &InFlight) -> bool {
+fn is_redriven(flight: &InFlight) -> bool {
     let attributes = &flight.delivery.message.attributes;
     attributes.get(DEAD_LETTER_REASON).is_some()
 }
