@@ -226,8 +226,8 @@ impl Source for SqliteQueue {
             let back = Action::Nack {
                 delay: Duration::ZERO,
             };
-            for leased in leases {
-                messages::settle(session, &rules, leased, &back)?;
+            for leased in &leases {
+                messages::settle(session, &rules, *leased, &back)?;
             }
             Ok(())
         });

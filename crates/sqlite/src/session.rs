@@ -8,13 +8,14 @@ use std::time::Duration;
 use onlyonce_core::{Error, ErrorKind};
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::claims;
 use crate::config::Clock;
 use crate::error::{Failure, user};
 use crate::messages;
 use crate::records::{Mark, Records};
+use crate::turn::{OpError, OpResult};
 
 /// How often another process's lock is tried again: one millisecond apart, for five seconds.
 const BUSY_TRIES: i32 = 5_000;
@@ -73,13 +74,8 @@ impl Session {
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut conn = Connection::open_with_flags(path, flags)?;
-        conn.busy_handler(Some(|tries| {
-            std::thread::sleep(BUSY_PAUSE);
-            tries < BUSY_TRIES
-        }))?;
+        configure(&mut conn)?;
         set_up(&conn)?;
-        // Otherwise every statement with `LIMIT ?` is prepared anew whenever it is bound, to look at the limit.
-        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         conn.set_prepared_statement_cache_capacity(128);
         let guarded = Arc::new(AtomicBool::new(false));
         let guard = Arc::clone(&guarded);
@@ -90,6 +86,10 @@ impl Session {
                 Authorization::Allow
             }
         }))?;
+        // A closure whose SQL has rolled back the transaction is in autocommit from then on: none of its statements may
+        // commit by itself.
+        let guard = Arc::clone(&guarded);
+        conn.commit_hook(Some(move || guard.load(Relaxed)))?;
         let mut session = Self {
             conn,
             clock,
@@ -166,8 +166,7 @@ impl Session {
             self.check_lost()?;
             self.keep_promises()?;
             self.seal_if_full();
-            self.conn.execute_batch("COMMIT")?;
-            Ok(())
+            self.conn.execute_batch("COMMIT").map_err(not_committed)
         });
         if result.is_err() {
             self.abandon();
@@ -259,7 +258,7 @@ impl Session {
         }
     }
 
-    fn lose(&mut self, failure: Failure) -> Failure {
+    pub(crate) fn lose(&mut self, failure: Failure) -> Failure {
         self.lost.get_or_insert(failure).clone()
     }
 
@@ -276,20 +275,27 @@ impl Session {
         self.lost.clone().map_or(Ok(()), Err)
     }
 
-    /// Runs a user's closure: it cannot end the transaction, and its panic does not end the thread.
+    /// Runs a user's closure: it cannot commit, whatever it changes of the connection is put back, and its panic does not
+    /// end the thread. If its SQL rolls back the transaction, that is lost to all who share it.
     pub(crate) fn guarded<T>(
         &mut self,
         run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, Error> {
+    ) -> OpResult<T> {
         self.guarded.store(true, Relaxed);
         let result = catch_unwind(AssertUnwindSafe(|| run(&self.conn)));
         self.guarded.store(false, Relaxed);
+        configure(&mut self.conn).map_err(|error| OpError::Lost(self.lose(error.into())))?;
+        if self.conn.is_autocommit() {
+            let failure = rolled_back(result.ok().and_then(Result::err));
+            self.lose(failure.clone().of_another());
+            return Err(OpError::Lost(failure));
+        }
         match result {
-            Ok(result) => result.map_err(user),
-            Err(_) => Err(Error::new(
+            Ok(result) => result.map_err(|error| OpError::Failed(user(error))),
+            Err(_) => Err(OpError::Failed(Error::new(
                 ErrorKind::Other,
                 "the closure given to the database panicked",
-            )),
+            ))),
         }
     }
 
@@ -311,6 +317,51 @@ impl Session {
         self.kept = self.promises.len();
         Ok(())
     }
+}
+
+/// What a user's closure could change without SQL.
+fn configure(conn: &mut Connection) -> rusqlite::Result<()> {
+    conn.busy_handler(Some(|tries| {
+        std::thread::sleep(BUSY_PAUSE);
+        tries < BUSY_TRIES
+    }))?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
+    // Otherwise every statement with `LIMIT ?` is prepared anew whenever it is bound, to look at the limit.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
+
+/// Why a COMMIT failed.
+fn not_committed(error: rusqlite::Error) -> Failure {
+    match error.sqlite_error_code() {
+        // A deferred foreign key. The transaction is still open, and is rolled back.
+        Some(ErrorCode::ConstraintViolation) => {
+            Failure::refused("SQLite refused the commit").caused_by(error)
+        }
+        _ => error.into(),
+    }
+}
+
+/// Why a user's closure left no transaction behind; `error` is what it returned.
+fn rolled_back(error: Option<rusqlite::Error>) -> Failure {
+    match error {
+        // SQLite does that by itself (https://www.sqlite.org/lang_transaction.html), whatever the closure was about.
+        Some(error) if is_of_the_system(&error) => error.into(),
+        error => {
+            let failure = Failure::refused(
+                "SQL in the transaction rolled all of it back (OR ROLLBACK, ON CONFLICT ROLLBACK or RAISE(ROLLBACK)); \
+                 use ABORT in its place",
+            );
+            error.into_iter().fold(failure, Failure::caused_by)
+        }
+    }
+}
+
+fn is_of_the_system(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory)
+    )
 }
 
 fn set_up(conn: &Connection) -> Result<(), Failure> {
@@ -344,6 +395,22 @@ fn set_up(conn: &Connection) -> Result<(), Failure> {
     )?)
 }
 
+/// The pragmas that a closure may give a value: they read, or write what is rolled back with the rest.
+const PRAGMAS: [&str; 12] = [
+    "application_id",
+    "foreign_key_check",
+    "foreign_key_list",
+    "index_info",
+    "index_list",
+    "index_xinfo",
+    "integrity_check",
+    "quick_check",
+    "table_info",
+    "table_list",
+    "table_xinfo",
+    "user_version",
+];
+
 /// What a user's closure must not do, because others share the transaction and the connection with it.
 fn endangers(action: &AuthAction<'_>) -> bool {
     match action {
@@ -354,20 +421,16 @@ fn endangers(action: &AuthAction<'_>) -> bool {
         AuthAction::Pragma {
             pragma_name,
             pragma_value: Some(_),
-        } => [
-            "synchronous",
-            "journal_mode",
-            "locking_mode",
-            "query_only",
-            "wal_autocheckpoint",
-            "writable_schema",
-        ]
-        .iter()
-        .any(|name| pragma_name.eq_ignore_ascii_case(name)),
+        } => !PRAGMAS
+            .iter()
+            .any(|name| pragma_name.eq_ignore_ascii_case(name)),
         AuthAction::Insert { table_name }
         | AuthAction::Delete { table_name }
         | AuthAction::DropTable { table_name }
         | AuthAction::AlterTable { table_name, .. }
+        | AuthAction::CreateIndex { table_name, .. }
+        | AuthAction::CreateTrigger { table_name, .. }
+        | AuthAction::CreateTempTrigger { table_name, .. }
         | AuthAction::Update { table_name, .. } => {
             table_name.to_ascii_lowercase().starts_with("onlyonce_")
         }

@@ -158,6 +158,8 @@ macro_rules! __transactional_store_checks {
             part_completes_once
             expired_claim_that_nobody_took_completes
             takeover_and_commit_exclude_each_other
+            refused_commit_leaves_nothing
+            refused_commit_spares_the_others
             racing_owners_take_effect_once
         }
     };

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod grammar;
 mod processes;
 mod queue;
 mod store;
