@@ -52,7 +52,8 @@ pub enum Claimed {
         /// When to ask again: the rest of the owner's lease, by the store's clock.
         retry_in: Duration,
     },
-    /// The key was used for another payload: by a record, or by a claim that was not released, live or expired.
+    /// The key was used for another payload: by a record, by a live claim, or by one that has expired but was marked as
+    /// started. An expired claim that was never started had no effect: it is taken over, whatever its payload was.
     Conflict,
 }
 

@@ -129,6 +129,7 @@ macro_rules! __store_checks {
             uncertain_only_after_a_start
             uncertain_outlives_takeovers
             other_payload_conflicts
+            corrected_payload_takes_over_what_never_started
             second_claim_in_a_batch_is_busy
             answers_follow_the_batch
             large_batches_are_taken_whole

@@ -36,6 +36,16 @@ struct Record {
     state: State,
 }
 
+impl Record {
+    /// Whether the key belongs to its payload: an expired claim that was never started has had no effect.
+    fn is_binding(&self, now: Instant) -> bool {
+        match self.state {
+            State::Claimed { until, started, .. } => started || until > now,
+            State::Done { .. } => true,
+        }
+    }
+}
+
 #[derive(Debug)]
 enum State {
     Claimed {
@@ -96,7 +106,7 @@ impl Records {
         let now = Instant::now();
         let mut uncertain = false;
         if let Some(record) = self.by_key.get(&claim.key) {
-            if record.fingerprint != claim.fingerprint {
+            if record.fingerprint != claim.fingerprint && record.is_binding(now) {
                 return Claimed::Conflict;
             }
             match &record.state {

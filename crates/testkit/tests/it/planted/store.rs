@@ -363,6 +363,7 @@ plant! {
     store_suite seen_before_done: SeenBeforeDone [
         answers_follow_the_batch
         completed_key_is_a_duplicate
+        corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
         large_batches_are_taken_whole
@@ -395,6 +396,7 @@ plant! {
     ]
     store_suite complete_ignores_token: CompleteIgnoresToken [
         answers_follow_the_batch
+        corrected_payload_takes_over_what_never_started
         random_histories_agree_with_the_model
         same_owner_claims_again_with_a_higher_token
         stale_token_is_fenced
@@ -410,6 +412,7 @@ plant! {
     ]
     store_suite owners_are_ignored: OwnersAreIgnored [
         answers_follow_the_batch
+        corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
         live_claim_is_busy_for_others
@@ -432,6 +435,7 @@ plant! {
     store_suite payloads_are_ignored: PayloadsAreIgnored [
         answers_follow_the_batch
         completed_key_is_a_duplicate
+        corrected_payload_takes_over_what_never_started
         expired_claim_that_nobody_took_completes
         large_batches_are_taken_whole
         other_payload_conflicts
@@ -451,6 +455,7 @@ plant! {
     store_suite doubt_is_invented: DoubtIsInvented [
         answers_follow_the_batch
         completed_key_is_a_duplicate
+        corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
         live_claim_is_busy_for_others
@@ -470,6 +475,7 @@ plant! {
         uncertain_outlives_takeovers
     ]
     store_suite tokens_fall: TokensFall [
+        corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         one_live_owner_per_key
         random_histories_agree_with_the_model
