@@ -8,10 +8,11 @@ use onlyonce_core::{Error, ErrorKind, Running};
 use rusqlite::Connection;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
-use crate::config::{Clock, Config};
+use crate::config::Config;
 use crate::error::Failure;
 use crate::inbox::{Command, Inbox, Job, Line};
 use crate::session::{Counters, Session};
+use crate::time::Clock;
 use crate::turn::{Op, OpError, Terms, Turn, TxId};
 use crate::worker::Worker;
 
@@ -94,7 +95,7 @@ impl Database {
     /// has used its transaction already, this waits for that very transaction until its turn ends.
     ///
     /// `run` blocks the database thread, so keep it short. It cannot begin or end transactions. If the future is dropped,
-    /// `run` has been committed as a whole or not at all.
+    /// SQL that is under way is interrupted, and `run` has been committed as a whole or not at all.
     ///
     /// # Errors
     /// That of `run`, with the [`rusqlite::Error`] as its source, after undoing what it did;
@@ -105,12 +106,13 @@ impl Database {
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        let mut unused = Some(run);
+        let asking = Arc::new(());
+        let (asker, mut unused) = (Arc::downgrade(&asking), Some(run));
         let mut once = move |session: &mut Session| {
             // It has its commit alone, so there is nobody for whose sake it would run again.
             let run = unused.take().ok_or_else(Failure::closed)?;
             let savepoint = session.open_savepoint("onlyonce_work")?;
-            match session.guarded(run) {
+            match session.guarded(asker.clone(), run) {
                 Ok(value) => session.release(savepoint).map(|()| Ok(value)),
                 Err(OpError::Failed(error)) => {
                     session.roll_back(savepoint);
@@ -127,7 +129,9 @@ impl Database {
             alone: true,
             job,
         });
-        result.await.unwrap_or_else(|_| Err(Failure::closed()))?
+        let result = result.await;
+        drop(asking);
+        result.unwrap_or_else(|_| Err(Failure::closed()))?
     }
 
     /// Runs `run` on the database thread, in the next transaction, and answers after its commit. If it fails, so do all

@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_trait::async_trait;
@@ -82,13 +83,15 @@ impl SqliteTx {
     /// That of `run`, with the [`rusqlite::Error`] as its source: the statement that failed has done nothing, those
     /// before it still stand. If `run` panics, likewise. Otherwise the transaction is lost and everything in it undone,
     /// and so says every later call: [`Refused`](ErrorKind::Refused) if SQL of `run` rolled it back (`OR ROLLBACK`,
-    /// `RAISE(ROLLBACK)`) or if it lasted for longer than `turn`; otherwise retryable, with the whole message.
+    /// `RAISE(ROLLBACK)`) or if it lasted for longer than `turn`, when SQL that is under way is interrupted; otherwise retryable, with the whole message.
     pub async fn with<T, F>(&mut self, run: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        self.run(move |session| session.guarded(run)).await
+        let asking = Arc::new(());
+        let asker = Arc::downgrade(&asking);
+        self.run(move |session| session.guarded(asker, run)).await
     }
 
     /// Runs one statement and returns how many rows it changed.

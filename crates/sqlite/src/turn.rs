@@ -149,7 +149,7 @@ impl Op {
     }
 }
 
-/// The answer to a step of a transaction that has no turn.
+/// Why a transaction has no turn any more.
 pub(crate) fn no_turn() -> Failure {
     Failure::new(
         ErrorKind::Refused,
@@ -192,6 +192,7 @@ impl<'a> Running<'a> {
             part: None,
         };
         let deadline = after(turn.terms.limit).into_std();
+        running.session.deadline = Some(deadline);
         let mut op = Some(turn.first);
         loop {
             match op {
@@ -219,6 +220,7 @@ impl<'a> Running<'a> {
             }
             op = running.next(turn.tx, deadline);
         }
+        running.session.deadline = None;
         // Before anything else runs: a claim must not find that a lease has ended which was renewed meanwhile. If it
         // fails, the commit tries again.
         if let Err(failure) = running.session.keep_promises() {

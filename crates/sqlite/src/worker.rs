@@ -2,10 +2,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::Clock;
+use onlyonce_core::Error;
+
 use crate::error::Failure;
 use crate::inbox::{Command, Inbox, Job, Reply};
 use crate::session::{Counters, Session};
+use crate::time::Clock;
 use crate::turn::{Running, no_turn};
 
 /// What one commit serves at most, so that the first who waits for it does not wait for ever.
@@ -66,6 +68,9 @@ impl Worker {
                 busy_since = Instant::now();
             }
             self.round(durable);
+            if let Some(failure) = self.session.gone.take() {
+                return self.inbox.refuse_all(&failure);
+            }
         }
     }
 
@@ -80,6 +85,10 @@ impl Worker {
             self.execute(command, &mut round);
         }
         let outcome = self.session.commit(Ok(()));
+        if let Some(failure) = &self.session.gone {
+            tracing::error!(error = %Error::from(failure.clone()), "the database thread ends");
+            self.inbox.close(failure.clone());
+        }
         for reply in round.replies {
             reply(outcome.clone());
         }

@@ -420,12 +420,17 @@ async fn what_only_shared_a_refused_commit_is_done_again_and_the_refused_alone_f
         (error.kind(), error.is_retryable()),
         (ErrorKind::Refused, false)
     );
-    let shared = second.await.unwrap().unwrap_err();
-    assert_eq!(shared.kind(), ErrorKind::Refused, "nothing of it happened");
+    // On a busy machine it may have got a commit of its own.
+    let second = second.await.unwrap();
+    let mut again = vec![(bad, 1, false)];
+    if let Err(shared) = &second {
+        assert_eq!(shared.kind(), ErrorKind::Refused, "nothing of it happened");
+        assert!(stage.effects().await.is_empty());
+        again.push((good, 2, true));
+    }
     token(&claim.await.unwrap().unwrap()[0]);
-    assert!(stage.effects().await.is_empty());
 
-    for (held, n, is_good) in [(bad, 1, false), (good, 2, true)] {
+    for (held, n, is_good) in again {
         let mut tx = stage.store.begin_alone().await.unwrap();
         effect(&mut tx, n).await;
         if !is_good {
