@@ -91,9 +91,14 @@ impl From<Failure> for Error {
 /// An error of the user's own SQL; the [`rusqlite::Error`] is its source.
 pub(crate) fn user(error: rusqlite::Error) -> Error {
     let (kind, retryable) = classify(&error);
-    Error::new(kind, "the statement failed")
-        .retryable(retryable)
-        .caused_by(error)
+    let what = match error.sqlite_error_code() {
+        Some(ErrorCode::AuthorizationForStatementDenied) => {
+            "others share the transaction and the connection, so a closure may not begin or end transactions, create \
+             temporary objects, set pragmas that outlive it, or write to tables named onlyonce_…"
+        }
+        _ => "the statement failed",
+    };
+    Error::new(kind, what).retryable(retryable).caused_by(error)
 }
 
 /// What kind of error it is, and whether trying again can help: <https://www.sqlite.org/rescode.html>.

@@ -101,7 +101,10 @@ fn endangers(action: &AuthAction<'_>) -> bool {
         AuthAction::Transaction { .. }
         | AuthAction::Savepoint { .. }
         | AuthAction::Attach { .. }
-        | AuthAction::Detach { .. } => true,
+        | AuthAction::Detach { .. }
+        | AuthAction::CreateTempTable { .. }
+        | AuthAction::CreateTempView { .. }
+        | AuthAction::CreateTempTrigger { .. } => true,
         AuthAction::Pragma {
             pragma_name,
             pragma_value: Some(_),
@@ -114,7 +117,6 @@ fn endangers(action: &AuthAction<'_>) -> bool {
         | AuthAction::AlterTable { table_name, .. }
         | AuthAction::CreateIndex { table_name, .. }
         | AuthAction::CreateTrigger { table_name, .. }
-        | AuthAction::CreateTempTrigger { table_name, .. }
         | AuthAction::Update { table_name, .. } => {
             table_name.to_ascii_lowercase().starts_with("onlyonce_")
         }

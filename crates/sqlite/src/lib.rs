@@ -71,9 +71,10 @@
 //!
 //! # Limits
 //!
-//! - A handler's SQL cannot end the transaction: `COMMIT`, savepoints and pragmas that outlive it are refused, and `OR
-//!   ROLLBACK` or `RAISE(ROLLBACK)` make its message fail. Within a handler that has used its transaction, publish to a queue in
-//!   the same file with [`SqliteTx::publish`]; with the queue itself it would wait for its own end, and is refused.
+//! - A handler's SQL cannot end the transaction: `COMMIT`, savepoints, and what would outlive it (temporary objects, pragmas)
+//!   are refused, and `OR ROLLBACK` or `RAISE(ROLLBACK)` make its message fail.
+//! - Within a handler that has used its transaction, publish to a queue in the same file with [`SqliteTx::publish`]; with the
+//!   queue itself it would wait for its own end, and is refused.
 //! - Local disks only: SQLite's locks and its write-ahead log do not work on network file systems
 //!   (<https://www.sqlite.org/wal.html>).
 //! - One writer per file. While a transaction has its turn, everything else on the file waits except renewals in its

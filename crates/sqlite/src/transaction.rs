@@ -60,8 +60,9 @@ impl SqliteTx {
         }
     }
 
-    /// Runs `run` within the transaction, on the database thread: it may do any SQL but begin and end transactions, set
-    /// pragmas that outlive it, and write to the tables named `onlyonce_…`. Keep it short, it keeps everybody waiting.
+    /// Runs `run` within the transaction, on the database thread: it may do any SQL but begin and end transactions, create
+    /// temporary objects, set pragmas that outlive it, and write to the tables named `onlyonce_…`. Keep it short, it keeps
+    /// everybody waiting.
     ///
     /// ```no_run
     /// # async fn handler(tx: &mut onlyonce_sqlite::SqliteTx) -> Result<(), onlyonce_core::Error> {

@@ -325,6 +325,8 @@ async fn a_closure_cannot_end_the_transaction_or_touch_the_records() {
         "PRAGMA journal_mode = DELETE",
         "PRAGMA query_only = 1",
         "PRAGMA foreign_keys = OFF",
+        "CREATE TEMP TABLE effect (n)",
+        "CREATE TEMP TRIGGER mine AFTER INSERT ON effect BEGIN SELECT RAISE(ROLLBACK, 'mine'); END",
         "CREATE TRIGGER mine AFTER INSERT ON onlyonce_recent BEGIN SELECT 1; END",
         "ATTACH ':memory:' AS other",
         "DELETE FROM onlyonce_claim",
@@ -333,6 +335,7 @@ async fn a_closure_cannot_end_the_transaction_or_touch_the_records() {
         let error = tx.with(move |conn| conn.execute_batch(sql)).await;
         let error = error.expect_err(sql);
         assert!(!error.is_retryable(), "{sql}: {error}");
+        assert!(error.to_string().contains("others share"), "{sql}: {error}");
     }
     complete(&mut tx, held).await.unwrap();
     tx.commit().await.unwrap();
