@@ -23,13 +23,16 @@ pub enum ErrorKind {
     Throttled,
     /// No answer in time: it may or may not have happened.
     Timeout,
+    /// The store refused it (a constraint, a limit): nothing of it happened. The same again is refused again, unless the
+    /// error is retryable.
+    Refused,
     /// The message itself cannot be taken: its form, its size, its characters.
     Message,
     /// The broker took the message but has no queue for it.
     Unroutable,
     /// The source, sink or store was closed.
     Closed,
-    /// The store could not do it (disk full, corrupt file, failed commit).
+    /// The store could not do it (disk full, corrupt file): it may or may not have happened.
     Store,
     /// Anything else.
     Other,

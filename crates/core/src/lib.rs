@@ -14,7 +14,7 @@ mod store;
 pub use error::{BoxError, Error, ErrorKind};
 pub use handler::{
     Context, Failure, FromMessage, Handler, HandlerError, HandlerService, IntoOutcome, Json, NoTx,
-    Outcome, Parts, Rejection, Request, State, TxFn, WithTx,
+    Outcome, Parts, Rejection, Request, Running, State, TxFn, Waiting, WithTx,
 };
 pub use key::{DedupKey, Fingerprint, IDEMPOTENCY_KEY, KeyDigest, KeyPolicy, Scope};
 pub use message::{Attributes, Delivery, Lease, Message, Receipt};

@@ -130,7 +130,7 @@ pub struct Inspection {
     /// How long a delivery is leased.
     pub lease: Option<Duration>,
     /// How long after its publication a message can still be delivered again, a redrive from
-    /// [`dead_letter`](Self::dead_letter) included.
+    /// [`dead_letter`](Self::dead_letter) included, where dead letters are not kept for ever.
     pub retention: Option<Duration>,
     /// After how many deliveries the broker gives up on a message by itself.
     pub max_deliveries: Option<u32>,

@@ -52,7 +52,8 @@ pub enum Claimed {
         /// When to ask again: the rest of the owner's lease, by the store's clock.
         retry_in: Duration,
     },
-    /// The key was used for another payload: by a record, or by a claim that was not released, live or expired.
+    /// The key was used for another payload: by a record, by a live claim, or by one that has expired but was marked as
+    /// started. An expired claim that was never started had no effect: it is taken over, whatever its payload was.
     Conflict,
 }
 
@@ -95,7 +96,7 @@ pub type Verdicts = Vec<Result<(), Fenced>>;
 /// monotonic even so.
 ///
 /// All methods may be called concurrently and by many processes. Each tries once: the caller retries. An error means
-/// that the batch may or may not have been applied.
+/// that the batch may or may not have been applied; of kind [`Refused`](crate::ErrorKind::Refused), that nothing of it was.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Claims keys for `lease`. A live claim of the *same* owner that an *earlier call* made is taken over with a higher
@@ -130,12 +131,22 @@ pub trait TransactionalStore: Store {
     /// The transaction that handlers get as `&mut Tx`.
     type Tx: Transaction;
 
-    /// Begins a transaction. It may wait for others to end when it is first used.
+    /// Begins a transaction. It may wait for others to end when it is first used, and share its commit with them.
     async fn begin(&self) -> Result<Self::Tx, Error>;
+
+    /// Begins a transaction that shares its commit with no other, so that a [refusal](crate::ErrorKind::Refused) is its own
+    /// doing.
+    async fn begin_alone(&self) -> Result<Self::Tx, Error>;
 }
 
 /// A database transaction that several messages may share, one after another. Each message's *part* ends in
 /// [`complete`](Self::complete) or [`undo`](Self::undo). Dropping the transaction undoes everything.
+///
+/// Every method has three answers: done, refused, unknown. An error of kind [`Refused`](crate::ErrorKind::Refused) means
+/// that nothing of the whole transaction happened or will, because the store refused what it did (a constraint that is
+/// checked at the commit, SQL that rolled all of it back, a limit). With one part, begun
+/// [alone](TransactionalStore::begin_alone), it is that message's failure; otherwise it may be another's, and each is done
+/// again alone. After any other error it is unknown what happened, and the next [claim](Store::claim) tells.
 #[async_trait]
 pub trait Transaction: Send + 'static {
     /// Ends the current part: records that its message took effect, under its token. If it is `Fenced`, or an error, the
@@ -145,7 +156,7 @@ pub trait Transaction: Send + 'static {
     /// Undoes what was done since the last part ended.
     async fn undo(&mut self) -> Result<(), Error>;
 
-    /// Commits every completed part, durably. On an error it may or may not have been committed; redelivery tells.
+    /// Commits every completed part, durably.
     async fn commit(self) -> Result<(), Error>;
 
     /// [`complete`](Self::complete), then [`commit`](Self::commit): one round trip for the last part, where the store
@@ -193,5 +204,8 @@ impl<S: TransactionalStore + ?Sized> TransactionalStore for Arc<S> {
 
     async fn begin(&self) -> Result<Self::Tx, Error> {
         (**self).begin().await
+    }
+    async fn begin_alone(&self) -> Result<Self::Tx, Error> {
+        (**self).begin_alone().await
     }
 }

@@ -263,7 +263,7 @@ pub fn sqlite_settings(data: &[u8]) {
 /// Tables and columns.
 type Columns = [(&'static str, &'static str)];
 
-const QUEUE: [(&str, &str); 11] = [
+const QUEUE: [(&str, &str); 12] = [
     ("onlyonce_message", "queue"),
     ("onlyonce_message", "grp"),
     ("onlyonce_message", "head"),
@@ -271,13 +271,14 @@ const QUEUE: [(&str, &str); 11] = [
     ("onlyonce_message", "lease"),
     ("onlyonce_message", "attempts"),
     ("onlyonce_message", "published_at"),
+    ("onlyonce_message", "queued_at"),
     ("onlyonce_message", "reason"),
     ("onlyonce_body", "dedup_id"),
     ("onlyonce_body", "attributes"),
     ("onlyonce_body", "body"),
 ];
 
-const RECORDS: [(&str, &str); 16] = [
+const RECORDS: [(&str, &str); 19] = [
     ("onlyonce_meta", "value"),
     ("onlyonce_claim", "key"),
     ("onlyonce_claim", "fingerprint"),
@@ -294,6 +295,9 @@ const RECORDS: [(&str, &str); 16] = [
     ("onlyonce_segment", "expires"),
     ("onlyonce_segment", "filter"),
     ("onlyonce_meta", "name"),
+    ("onlyonce_time", "time"),
+    ("onlyonce_time", "uptime"),
+    ("onlyonce_time", "boot"),
 ];
 
 /// A new value for one column.

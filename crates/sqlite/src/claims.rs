@@ -82,12 +82,14 @@ fn claim_one(
         return Ok(new(token, false));
     }
     let existing = find(&session.conn, claim)?;
-    if existing.fingerprint != claim.fingerprint.0 {
+    let live = existing.until > claimer.now;
+    // What expired without having been started has had no effect, so its payload does not bind the key.
+    if existing.fingerprint != claim.fingerprint.0 && (live || existing.started) {
         return Ok(Claimed::Conflict);
     }
     // The owner's own claim is taken over, unless it was made by this very batch.
     let others = existing.owner != claimer.owner || existing.token >= claimer.first;
-    if others && existing.until > claimer.now {
+    if others && live {
         let left = existing.until - claimer.now;
         return Ok(Claimed::Busy {
             retry_in: Duration::from_millis(left.unsigned_abs()),
@@ -97,9 +99,15 @@ fn claim_one(
     session
         .conn
         .prepare_cached(
-            "UPDATE onlyonce_claim SET owner = ?2, token = ?3, until = ?4 WHERE key = ?1",
+            "UPDATE onlyonce_claim SET fingerprint = ?2, owner = ?3, token = ?4, until = ?5 WHERE key = ?1",
         )?
-        .execute((claim.key.0, claimer.owner, token, claimer.until))?;
+        .execute((
+            claim.key.0,
+            claim.fingerprint.0,
+            claimer.owner,
+            token,
+            claimer.until,
+        ))?;
     Ok(new(token, existing.started))
 }
 

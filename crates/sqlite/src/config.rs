@@ -1,12 +1,12 @@
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use onlyonce_core::{Error, Params};
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 use url::Url;
+
+use crate::time::Clock;
 
 /// What ends the name of a queue's dead-letter queue.
 pub(crate) const DEAD: &str = ".dead";
@@ -119,11 +119,16 @@ impl Config {
         self
     }
 
-    /// Judges leases, claims and retention by another clock than the machine's: for tests. The first who opens a file
-    /// in a process chooses its clock.
+    /// Takes the time from other clocks than the machine's: for tests. Leases, claims and retention end by `uptime`, which
+    /// starts at zero when the machine does; `wall` only says when a message was published. The first who opens a file in a
+    /// process chooses its clocks.
     #[must_use]
-    pub fn clock(mut self, now: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
-        self.clock = Clock(Arc::new(now));
+    pub fn clock(
+        mut self,
+        wall: impl Fn() -> SystemTime + Send + Sync + 'static,
+        uptime: impl Fn() -> Duration + Send + Sync + 'static,
+    ) -> Self {
+        self.clock = Clock::new(wall, uptime);
         self
     }
 
@@ -169,30 +174,6 @@ fn path_of(url: &Url) -> Result<PathBuf, Error> {
              in-memory queue and store of onlyonce",
         )),
         path => Ok(Path::new(path).to_owned()),
-    }
-}
-
-/// Tells the time by which claims and leases end: the machine's wall clock, because that is the one clock which all
-/// processes on a file share.
-#[derive(Clone)]
-pub(crate) struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
-
-impl Clock {
-    /// Milliseconds since 1970.
-    pub(crate) fn now(&self) -> i64 {
-        millis((self.0)().duration_since(UNIX_EPOCH).unwrap_or_default())
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self(Arc::new(SystemTime::now))
-    }
-}
-
-impl fmt::Debug for Clock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Clock")
     }
 }
 

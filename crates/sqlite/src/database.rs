@@ -4,17 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
-use std::time::Duration;
-
-use onlyonce_core::{Error, ErrorKind};
+use onlyonce_core::{Error, ErrorKind, Running};
 use rusqlite::Connection;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
-use crate::config::{Clock, Config};
+use crate::config::Config;
 use crate::error::Failure;
-use crate::inbox::{Command, Inbox, Line, Reply, Run};
+use crate::inbox::{Command, Inbox, Job, Line};
 use crate::session::{Counters, Session};
-use crate::turn::{Op, Turn, TxId};
+use crate::time::Clock;
+use crate::turn::{Op, OpError, Terms, Turn, TxId};
 use crate::worker::Worker;
 
 /// The files that this process has open.
@@ -92,45 +91,58 @@ impl Database {
         }
     }
 
-    /// Runs `run` in a savepoint of its own and commits it durably, with whatever else waits: to create tables, or to
-    /// look at them. Handlers use [`SqliteTx::with`](crate::SqliteTx::with) instead; called from within a handler that
+    /// Runs `run` in a transaction of its own and commits it durably: to create tables, or to look at them. Handlers use [`SqliteTx::with`](crate::SqliteTx::with) instead; called from within a handler that
     /// has used its transaction already, this waits for that very transaction until its turn ends.
     ///
     /// `run` blocks the database thread, so keep it short. It cannot begin or end transactions. If the future is dropped,
-    /// `run` has been committed as a whole or not at all.
+    /// SQL that is under way is interrupted, and `run` has been committed as a whole or not at all.
     ///
     /// # Errors
-    /// That of `run`, with the [`rusqlite::Error`] as its source, after undoing what it did; or the commit failed.
+    /// That of `run`, with the [`rusqlite::Error`] as its source, after undoing what it did;
+    /// [`Refused`](ErrorKind::Refused) if `run` rolled back the transaction or SQLite refused to commit it; or the commit
+    /// failed.
     pub async fn with<T, F>(&self, run: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        let outcome = self.work(true, move |session| {
-            let mut failed = None;
-            let done = session.savepoint(|session| {
-                session.guarded(run).map_err(|error| {
-                    failed = Some(error);
-                    Failure::closed()
-                })
-            });
-            match (done, failed) {
-                (Ok(value), _) => Ok(Ok(value)),
-                (Err(_), Some(error)) => Ok(Err(error)),
-                (Err(failure), None) => Err(failure),
+        let asking = Arc::new(());
+        let (asker, mut unused) = (Arc::downgrade(&asking), Some(run));
+        let mut once = move |session: &mut Session| {
+            // It has its commit alone, so there is nobody for whose sake it would run again.
+            let run = unused.take().ok_or_else(Failure::closed)?;
+            let savepoint = session.open_savepoint("onlyonce_work")?;
+            match session.guarded(asker.clone(), run) {
+                Ok(value) => session.release(savepoint).map(|()| Ok(value)),
+                Err(OpError::Failed(error)) => {
+                    session.roll_back(savepoint);
+                    Ok(Err(error))
+                }
+                Err(OpError::Lost(failure) | OpError::NoTurn(failure)) => Err(failure),
             }
+        };
+        let place = self.place().await?;
+        let run = move |session: &mut Session| session.or_lose(&mut once);
+        let (job, result) = call(place, run, |value| value);
+        self.send(Command::Work {
+            durable: true,
+            alone: true,
+            job,
         });
-        outcome.await?
+        let result = result.await;
+        drop(asking);
+        result.unwrap_or_else(|_| Err(Failure::closed()))?
     }
 
     /// Runs `run` on the database thread, in the next transaction, and answers after its commit. If it fails, so do all
-    /// that share the transaction: our own SQL fails only when the disk or the file does.
+    /// that share the transaction: our own SQL fails only when the disk or the file does. It runs again if the transaction
+    /// was undone because of another's doing.
     ///
     /// If the future is dropped, `run` has been committed as a whole or not at all.
     pub(crate) async fn work<T: Send + 'static>(
         &self,
         durable: bool,
-        run: impl FnOnce(&mut Session) -> Result<T, Failure> + Send + 'static,
+        run: impl FnMut(&mut Session) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         self.work_then(durable, run, |value| value).await
     }
@@ -139,35 +151,66 @@ impl Database {
     pub(crate) async fn work_then<T: Send + 'static, U: Send + 'static>(
         &self,
         durable: bool,
-        run: impl FnOnce(&mut Session) -> Result<T, Failure> + Send + 'static,
+        mut run: impl FnMut(&mut Session) -> Result<T, Failure> + Send + 'static,
         then: impl FnOnce(T) -> U + Send + 'static,
     ) -> Result<U, Failure> {
-        let place = self.inner.inbox.place(Line::Work).await;
-        let (run, result) = call(place, |session| session.or_lose(run), then);
-        self.send(Command::Work { durable, run });
+        let place = self.place().await?;
+        let (job, result) = call(place, move |session| session.or_lose(&mut run), then);
+        self.send(Command::Work {
+            durable,
+            alone: false,
+            job,
+        });
         result.await.unwrap_or_else(|_| Err(Failure::closed()))
     }
 
     /// Runs `run` even while a transaction has its turn. It may read, and promise.
     pub(crate) async fn urgent<T: Send + 'static>(
         &self,
-        run: impl FnOnce(&mut Session) -> Result<T, Failure> + Send + 'static,
+        run: impl FnMut(&mut Session) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
         let place = self.inner.inbox.place(Line::Urgent).await;
-        let (run, result) = call(place, run, |value| value);
-        self.send(Command::Urgent(run));
+        let (job, result) = call(place, run, |value| value);
+        self.send(Command::Urgent(job));
         result.await.unwrap_or_else(|_| Err(Failure::closed()))
     }
 
     /// Waits for a turn and takes the first step of it.
-    pub(crate) async fn take_turn(&self, tx: TxId, limit: Duration, first: Op) {
-        let place = self.inner.inbox.place(Line::Work).await;
+    pub(crate) async fn take_turn(&self, tx: TxId, terms: Terms, first: Op) -> Result<(), Failure> {
+        let waiting = Running::current().map(|running| running.wait());
+        let place = self.place().await?;
+        self.set_locked(true);
         self.send(Command::Turn(Turn {
             tx,
             first,
-            limit,
+            terms,
+            waiting,
             _place: place,
         }));
+        Ok(())
+    }
+
+    /// A place in line, but not for a handler whose own transaction is what everybody waits for.
+    async fn place(&self) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+        if Running::current().is_some_and(|running| running.has_locked(self.resource())) {
+            return Err(Failure::refused(
+                "this would wait for the handler's own transaction in the same file, for ever: do it with the \
+                 transaction (`SqliteTx::publish`, `SqliteTx::with`) or before its first use",
+            ));
+        }
+        Ok(self.inner.inbox.place(Line::Work).await)
+    }
+
+    /// Notes whether the transaction of the handler that runs has its turn.
+    pub(crate) fn set_locked(&self, locked: bool) {
+        if let Some(running) = Running::current() {
+            running.set_locked(self.resource(), locked);
+        }
+    }
+
+    /// What a turn keeps others from.
+    fn resource(&self) -> usize {
+        Arc::as_ptr(&self.inner).addr()
     }
 
     /// Takes a further step of a turn.
@@ -191,27 +234,60 @@ impl Database {
 /// What answers a call.
 type Answered<T> = oneshot::Receiver<Result<T, Failure>>;
 
-/// Makes a command of `run`. It keeps its place in line until it is answered, and is skipped if the one who asked has
-/// gone away by the time it would run.
+/// One call. It keeps its place in line until it is answered, and is skipped if the one who asked has gone away by the
+/// time it would run.
+struct Call<T, U, R, M> {
+    run: R,
+    done: Option<Result<T, Failure>>,
+    /// Makes the answer of the result, once it is committed.
+    then: M,
+    answer: oneshot::Sender<Result<U, Failure>>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl<T, U, R, M> Job for Call<T, U, R, M>
+where
+    T: Send,
+    U: Send,
+    R: FnMut(&mut Session) -> Result<T, Failure> + Send,
+    M: FnOnce(T) -> U + Send,
+{
+    fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
+    }
+
+    fn run(&mut self, session: &mut Session) {
+        if !matches!(self.done, Some(Err(_))) {
+            self.done = Some((self.run)(session));
+        }
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), Failure>) {
+        let result = match (self.done, committed) {
+            (Some(Err(failure)), _) | (_, Err(failure)) => Err(failure),
+            (Some(Ok(value)), Ok(())) => Ok((self.then)(value)),
+            (None, Ok(())) => Err(Failure::closed()),
+        };
+        // Nobody may be listening any more: then dropping the result is all there is to do.
+        drop(self.answer.send(result));
+    }
+}
+
+/// Makes a job of `run`.
 fn call<T: Send + 'static, U: Send + 'static>(
     place: Option<OwnedSemaphorePermit>,
-    run: impl FnOnce(&mut Session) -> Result<T, Failure> + Send + 'static,
+    run: impl FnMut(&mut Session) -> Result<T, Failure> + Send + 'static,
     then: impl FnOnce(T) -> U + Send + 'static,
-) -> (Run, Answered<U>) {
+) -> (Box<dyn Job>, Answered<U>) {
     let (answer, answered) = oneshot::channel();
-    let run = move |session: Result<&mut Session, Failure>| -> Option<Reply> {
-        if answer.is_closed() {
-            return None;
-        }
-        let done = session.and_then(run);
-        Some(Box::new(move |committed: Result<(), Failure>| {
-            let result = done.and_then(|value| committed.map(|()| then(value)));
-            // Nobody may be listening any more: then dropping the result is all there is to do.
-            drop(answer.send(result));
-            drop(place);
-        }))
+    let call = Call {
+        run,
+        done: None,
+        then,
+        answer,
+        _place: place,
     };
-    (Box::new(run), answered)
+    (Box::new(call), answered)
 }
 
 impl Inner {

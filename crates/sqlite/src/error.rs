@@ -10,6 +10,8 @@ pub(crate) struct Failure {
     retryable: bool,
     what: String,
     cause: Option<Arc<rusqlite::Error>>,
+    /// It is the doing of another command that shared the transaction; nothing of this one happened.
+    of_another: bool,
 }
 
 impl Failure {
@@ -19,7 +21,13 @@ impl Failure {
             retryable,
             what: what.into(),
             cause: None,
+            of_another: false,
         }
+    }
+
+    /// Nothing of it happened, because of `what` it did.
+    pub(crate) fn refused(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Refused, false, what)
     }
 
     pub(crate) fn closed() -> Self {
@@ -33,8 +41,21 @@ impl Failure {
 
     /// As those see it who only shared the transaction: they may try again, whatever it was.
     pub(crate) fn of_another(mut self) -> Self {
+        self.kind = ErrorKind::Store;
         self.retryable = true;
+        self.of_another = true;
         self.while_("undone together with another command that failed")
+    }
+
+    /// Whether nothing happened, and may be tried again apart from those whose doing it is.
+    pub(crate) fn may_be_redone(&self) -> bool {
+        self.of_another || self.kind == ErrorKind::Refused
+    }
+
+    /// Adds the error that shows what happened.
+    pub(crate) fn caused_by(mut self, error: rusqlite::Error) -> Self {
+        self.cause = Some(Arc::new(error));
+        self
     }
 
     /// Puts what was being done in front.
@@ -52,6 +73,7 @@ impl From<rusqlite::Error> for Failure {
             retryable,
             what: "SQLite could not do it".into(),
             cause: Some(Arc::new(error)),
+            of_another: false,
         }
     }
 }
@@ -69,9 +91,14 @@ impl From<Failure> for Error {
 /// An error of the user's own SQL; the [`rusqlite::Error`] is its source.
 pub(crate) fn user(error: rusqlite::Error) -> Error {
     let (kind, retryable) = classify(&error);
-    Error::new(kind, "the statement failed")
-        .retryable(retryable)
-        .caused_by(error)
+    let what = match error.sqlite_error_code() {
+        Some(ErrorCode::AuthorizationForStatementDenied) => {
+            "others share the transaction and the connection, so a closure may not begin or end transactions, create \
+             temporary objects, set pragmas that outlive it, or write to tables named onlyonce_…"
+        }
+        _ => "the statement failed",
+    };
+    Error::new(kind, what).retryable(retryable).caused_by(error)
 }
 
 /// What kind of error it is, and whether trying again can help: <https://www.sqlite.org/rescode.html>.

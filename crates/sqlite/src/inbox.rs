@@ -21,8 +21,15 @@ pub(crate) enum Line {
 /// Tells the caller how it ended, after the commit.
 pub(crate) type Reply = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
-/// Runs on the database thread, or learns why it cannot. `None`: nobody waits for an answer.
-pub(crate) type Run = Box<dyn FnOnce(Result<&mut Session, Failure>) -> Option<Reply> + Send>;
+/// A call that runs on the database thread: more than once, where what it did was undone with others'.
+pub(crate) trait Job: Send {
+    /// Whether the one who asked has gone away.
+    fn is_abandoned(&self) -> bool;
+    /// Does nothing if it has failed before by itself.
+    fn run(&mut self, session: &mut Session);
+    /// Tells what came of it, once it is known whether that was committed.
+    fn answer(self: Box<Self>, committed: Result<(), Failure>);
+}
 
 /// What the database thread is asked to do.
 pub(crate) enum Command {
@@ -30,21 +37,31 @@ pub(crate) enum Command {
     Work {
         /// Whether its commit has to be synced to disk.
         durable: bool,
-        run: Run,
+        /// Whether its commit serves nobody else.
+        alone: bool,
+        job: Box<dyn Job>,
     },
     /// A transaction's wish to have the connection to itself.
     Turn(Turn),
     /// Something that is answered even while a transaction has its turn.
-    Urgent(Run),
+    Urgent(Box<dyn Job>),
     /// The next step of the transaction that has its turn.
     Op { tx: TxId, op: Op },
 }
 
 impl Command {
-    fn is_durable(&self) -> bool {
+    pub(crate) fn is_durable(&self) -> bool {
         match self {
             Self::Work { durable, .. } => *durable,
             Self::Turn(_) => true,
+            Self::Urgent(_) | Self::Op { .. } => false,
+        }
+    }
+
+    pub(crate) fn is_alone(&self) -> bool {
+        match self {
+            Self::Work { alone, .. } => *alone,
+            Self::Turn(turn) => turn.terms.alone,
             Self::Urgent(_) | Self::Op { .. } => false,
         }
     }
@@ -56,11 +73,7 @@ impl Command {
     /// Answers that it could not be done.
     pub(crate) fn refuse(self, failure: &Failure) {
         match self {
-            Self::Work { run, .. } | Self::Urgent(run) => {
-                if let Some(reply) = run(Err(failure.clone())) {
-                    reply(Err(failure.clone()));
-                }
-            }
+            Self::Work { job, .. } | Self::Urgent(job) => job.answer(Err(failure.clone())),
             Self::Turn(turn) => turn.first.refuse(failure.clone()),
             Self::Op { op, .. } => op.refuse(failure.clone()),
         }
@@ -150,14 +163,13 @@ impl Inbox {
         }
     }
 
-    /// The next command, urgent ones first; of the others only what `durable` allows.
-    pub(crate) fn next(&self, durable: bool, urgent_only: bool) -> Option<Command> {
+    /// The next command, urgent ones first; of the others only one that `accepts` takes.
+    pub(crate) fn next(&self, accepts: impl FnOnce(&Command) -> bool) -> Option<Command> {
         let mut lines = self.lock();
         if let Some(command) = lines.urgent.pop_front() {
             return Some(command);
         }
-        let first = lines.work.front()?;
-        if urgent_only || (first.is_durable() && !durable) {
+        if !accepts(lines.work.front()?) {
             return None;
         }
         let command = lines.work.pop_front()?;

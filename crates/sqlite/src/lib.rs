@@ -55,8 +55,11 @@
 //! left column and `NORMAL` for the right one (<https://www.sqlite.org/pragma.html#pragma_synchronous>). It assumes that
 //! the disk keeps what it was told to sync.
 //!
-//! Leases, claims and retention end by the machine's wall clock, the one clock that all processes on a file share. If it
-//! is set forward they end early, which tokens and lease numbers catch; if it is set back, late.
+//! Leases, claims and retention end by the time of the file: what was seen to pass since it was made, by the machine's
+//! monotonic clock, which all processes on a file share and nobody sets. The wall clock decides nothing, whatever it does.
+//! While the machine is off or sleeps no time passes, so records and queued messages are kept for longer, and a claim or
+//! lease ends at the latest one lease after the restart. (Where there is no such clock, on systems other than Unix, the wall
+//! clock stands in, and is believed when it is set forward.)
 //!
 //! In a handler's transaction, [`SqliteTx::publish`] sends messages that exist if and only if the effect does.
 //!
@@ -68,6 +71,10 @@
 //!
 //! # Limits
 //!
+//! - A handler's SQL cannot end the transaction: `COMMIT`, savepoints, and what would outlive it (temporary objects, pragmas)
+//!   are refused, and `OR ROLLBACK` or `RAISE(ROLLBACK)` make its message fail.
+//! - Within a handler that has used its transaction, publish to a queue in the same file with [`SqliteTx::publish`]; with the
+//!   queue itself it would wait for its own end, and is refused.
 //! - Local disks only: SQLite's locks and its write-ahead log do not work on network file systems
 //!   (<https://www.sqlite.org/wal.html>).
 //! - One writer per file. While a transaction has its turn, everything else on the file waits except renewals in its
@@ -77,6 +84,11 @@
 //! - Records take about 80 bytes of disk and, sealed in segments of 32,768, 2 bytes of memory in each process. A segment
 //!   is dropped as a whole after the last of its records has expired, so records of very different retentions keep each
 //!   other longer than they need.
+//! - SQL without end is interrupted when its turn is over or nobody waits for it any more; a closure that loops in Rust is not.
+//! - The file and those beside it are created for their owner alone (mode 0600). If the file is deleted or replaced while it is
+//!   open, nothing more is committed, and every call fails with [`NotFound`](onlyonce_core::ErrorKind::NotFound).
+//! - Dead letters stay in their queue until somebody takes them. One that is redriven after the retention of its dedup record
+//!   is a new message.
 //! - A process that is killed while it waits is harmless; one that stops (`SIGSTOP`) within a turn stops the file.
 //!
 //! # Escape hatch
@@ -89,7 +101,9 @@ mod claims;
 mod config;
 mod database;
 mod error;
+mod file;
 mod filter;
+mod guard;
 mod held;
 mod inbox;
 mod messages;
@@ -97,6 +111,7 @@ mod queue;
 mod records;
 mod session;
 mod store;
+mod time;
 mod transaction;
 mod turn;
 mod worker;

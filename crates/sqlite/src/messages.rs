@@ -16,12 +16,13 @@ use crate::session::{Promise, Session};
 const MAX_SIZE: usize = 64 << 20;
 
 /// Messages without a group and heads of groups that are neither leased nor delayed, longest waiting first.
-const HEADS: &str = "SELECT id, grp, free_at, attempts, published_at, reason FROM onlyonce_message
+const HEADS: &str =
+    "SELECT id, grp, free_at, attempts, published_at, queued_at, reason FROM onlyonce_message
      WHERE queue = ?1 AND head = 1 AND free_at <= ?2 ORDER BY free_at, id LIMIT ?3";
 
 /// Those that follow a head in its group.
 const FOLLOWERS: &str =
-    "SELECT id, grp, free_at, attempts, published_at, reason FROM onlyonce_message
+    "SELECT id, grp, free_at, attempts, published_at, queued_at, reason FROM onlyonce_message
      WHERE queue = ?1 AND grp = ?2 AND id > ?3 ORDER BY id LIMIT ?4";
 
 /// When the next lease or delay ends.
@@ -34,7 +35,7 @@ const SET_HEAD: &str = "UPDATE onlyonce_message SET head = 1 WHERE id =
 
 const PUBLISH: &str = "INSERT INTO onlyonce_message VALUES (?1, ?2, ?3,
      ?3 IS NULL OR NOT EXISTS (SELECT 1 FROM onlyonce_message WHERE queue = ?2 AND grp = ?3),
-     0, 0, 0, ?4, NULL)";
+     0, 0, 0, ?4, ?5, NULL)";
 
 /// A message's id and the token it is leased with: what a receipt holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,13 +94,13 @@ pub(crate) fn publish(
     queue: i64,
     batch: &[Message],
 ) -> Result<Vec<Result<(), Failure>>, Failure> {
-    let now = session.now();
+    let times = (session.wall(), session.now());
     let first = session.tokens(batch.len())?;
     let results = (first..).zip(batch).map(|(id, message)| {
         if message.size() > MAX_SIZE {
             return Ok(Err(too_large(message)));
         }
-        publish_one(&session.conn, queue, id, now, message).map(Ok)
+        publish_one(&session.conn, queue, id, times, message).map(Ok)
     });
     results.collect()
 }
@@ -117,7 +118,7 @@ fn publish_one(
     conn: &Connection,
     queue: i64,
     id: i64,
-    now: i64,
+    (wall, now): (i64, i64),
     message: &Message,
 ) -> Result<(), Failure> {
     conn.prepare_cached("INSERT INTO onlyonce_body VALUES (?1, ?2, ?3, ?4)")?
@@ -128,7 +129,7 @@ fn publish_one(
             &message.body[..],
         ))?;
     conn.prepare_cached(PUBLISH)?
-        .execute((id, queue, &message.group, now))?;
+        .execute((id, queue, &message.group, wall, now))?;
     Ok(())
 }
 
@@ -182,6 +183,7 @@ struct Candidate {
     free_at: i64,
     attempts: u32,
     published_at: i64,
+    queued_at: i64,
     reason: Option<Text>,
 }
 
@@ -194,7 +196,8 @@ impl Candidate {
             // Nobody has to believe a count that is out of bounds.
             attempts: u32::try_from(row.get::<_, i64>(3)?.max(0)).unwrap_or(u32::MAX),
             published_at: row.get(4)?,
-            reason: row.get(5)?,
+            queued_at: row.get(5)?,
+            reason: row.get(6)?,
         })
     }
 }
@@ -362,7 +365,7 @@ impl Rules {
             return Some(format!("delivered {most} times without being settled"));
         }
         if let Some(retention) = self.retention
-            && now.saturating_sub(candidate.published_at) >= millis(retention)
+            && now.saturating_sub(candidate.queued_at) >= millis(retention)
         {
             return Some(format!("older than the queue's retention of {retention:?}"));
         }

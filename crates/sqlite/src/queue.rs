@@ -20,6 +20,8 @@ use crate::messages::{self, Leased, Look, Rules};
 /// process publishes wakes it at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// How long closing may take.
+const CLOSE: Duration = Duration::from_secs(5);
 
 /// A durable queue in a SQLite file, for any number of processes on one machine: a [`Source`] and a [`Sink`] in one.
 ///
@@ -215,6 +217,11 @@ impl Source for SqliteQueue {
         inspection.max_deliveries = self.rules.max_deliveries;
         inspection.dead_letter = Some(self.dead.clone());
         inspection.ordered = Some(true);
+        let dead = format!(
+            "kept in {} until somebody takes them; redriven after the retention of dedup records, they are new messages",
+            self.dead
+        );
+        inspection.settings.push(("dead letters".into(), dead));
         Ok(inspection)
     }
 
@@ -226,14 +233,21 @@ impl Source for SqliteQueue {
             let back = Action::Nack {
                 delay: Duration::ZERO,
             };
-            for leased in leases {
-                messages::settle(session, &rules, leased, &back)?;
+            for leased in &leases {
+                messages::settle(session, &rules, *leased, &back)?;
             }
             Ok(())
         });
-        let given_back = given_back.await;
+        let given_back = tokio::time::timeout(CLOSE, given_back).await;
         self.database.arrivals().notify_waiters();
-        given_back.map_err(|failure| self.error(failure))
+        match given_back {
+            Ok(given_back) => given_back.map_err(|failure| self.error(failure)),
+            Err(_) => Err(Error::new(
+                ErrorKind::Timeout,
+                "the database did not answer, so leases were not given back; they end by themselves",
+            )
+            .on_queue(&self.name)),
+        }
     }
 }
 

@@ -5,13 +5,21 @@ CREATE TABLE IF NOT EXISTS onlyonce_meta (
     value INTEGER NOT NULL
 ) WITHOUT ROWID, STRICT;
 
+-- How much time was seen to pass since the file was made, in milliseconds, as all times here are but `published_at`; and
+-- when that was so, by the uptime of which boot. One row.
+CREATE TABLE IF NOT EXISTS onlyonce_time (
+    time   INTEGER NOT NULL,
+    uptime INTEGER NOT NULL,
+    boot   INTEGER NOT NULL
+) STRICT;
+
 -- Claims that are held or have expired: small and hot, one row per message in progress.
 CREATE TABLE IF NOT EXISTS onlyonce_claim (
     key         BLOB PRIMARY KEY,
     fingerprint BLOB NOT NULL,
     owner       INTEGER NOT NULL,
     token       INTEGER NOT NULL,
-    until       INTEGER NOT NULL, -- milliseconds since 1970, as all times here
+    until       INTEGER NOT NULL,
     started     INTEGER NOT NULL
 ) WITHOUT ROWID, STRICT;
 
@@ -55,7 +63,8 @@ CREATE TABLE IF NOT EXISTS onlyonce_message (
     free_at      INTEGER NOT NULL,    -- leased or delayed until then
     lease        INTEGER NOT NULL,    -- token of the last lease; 0 once given back
     attempts     INTEGER NOT NULL,
-    published_at INTEGER NOT NULL,
+    published_at INTEGER NOT NULL,    -- milliseconds since 1970, for people
+    queued_at    INTEGER NOT NULL,
     reason       TEXT                 -- why it was dead-lettered
 ) STRICT;
 

@@ -1,20 +1,22 @@
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use onlyonce_core::{Error, ErrorKind};
 use rusqlite::config::DbConfig;
-use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::claims;
-use crate::config::Clock;
 use crate::error::{Failure, user};
+use crate::file::{self, File};
+use crate::guard::{Guard, Until};
 use crate::messages;
 use crate::records::{Mark, Records};
+use crate::time::{Clock, FileTime};
+use crate::turn::{OpError, OpResult, no_turn};
 
 /// How often another process's lock is tried again: one millisecond apart, for five seconds.
 const BUSY_TRIES: i32 = 5_000;
@@ -26,19 +28,24 @@ const COUNT_BITS: u32 = 32;
 /// The one connection, and what belongs to it. It lives on the database thread.
 pub(crate) struct Session {
     pub(crate) conn: Connection,
-    pub(crate) clock: Clock,
+    file: File,
+    clock: Clock,
+    time: FileTime,
     pub(crate) records: Records,
     /// Claims that the running transaction completes.
     pub(crate) completing: HashSet<claims::Row>,
     /// The running transaction was rolled back under us, for this reason.
     pub(crate) lost: Option<Failure>,
+    /// The file is gone, so nothing can be committed any more.
+    pub(crate) gone: Option<Failure>,
     promises: Vec<Promise>,
     /// How many of `promises` the running transaction has carried out.
     kept: usize,
     durable: bool,
     commits: Arc<Counters>,
-    /// A user's closure is running.
-    guarded: Arc<AtomicBool>,
+    guard: Guard,
+    /// When the running turn must be over.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// A savepoint that is open.
@@ -72,35 +79,29 @@ impl Session {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
             | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        file::create(path);
         let mut conn = Connection::open_with_flags(path, flags)?;
-        conn.busy_handler(Some(|tries| {
-            std::thread::sleep(BUSY_PAUSE);
-            tries < BUSY_TRIES
-        }))?;
+        let file = File::at(path);
+        configure(&mut conn)?;
         set_up(&conn)?;
-        // Otherwise every statement with `LIMIT ?` is prepared anew whenever it is bound, to look at the limit.
-        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         conn.set_prepared_statement_cache_capacity(128);
-        let guarded = Arc::new(AtomicBool::new(false));
-        let guard = Arc::clone(&guarded);
-        conn.authorizer(Some(move |context: AuthContext<'_>| {
-            if guard.load(Relaxed) && endangers(&context.action) {
-                Authorization::Deny
-            } else {
-                Authorization::Allow
-            }
-        }))?;
+        let guard = Guard::default();
+        guard.install(&mut conn)?;
         let mut session = Self {
             conn,
+            file,
             clock,
+            time: FileTime::default(),
             records: Records::default(),
             completing: HashSet::new(),
             lost: None,
+            gone: None,
             promises: Vec::new(),
             kept: 0,
             durable: true,
             commits,
-            guarded,
+            guard,
+            deadline: None,
         };
         session.conn.execute_batch("BEGIN IMMEDIATE")?;
         let ready = session.create_tables();
@@ -123,6 +124,10 @@ impl Session {
             "INSERT INTO onlyonce_meta VALUES ('rewrites', 0) ON CONFLICT DO NOTHING",
             [],
         )?;
+        self.conn.execute(
+            "INSERT INTO onlyonce_time SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM onlyonce_time)",
+            [],
+        )?;
         Ok(())
     }
 
@@ -138,8 +143,14 @@ impl Session {
         Ok(last - n + 1)
     }
 
+    /// The file's time.
     pub(crate) fn now(&self) -> i64 {
-        self.clock.now()
+        self.time.now(&self.clock)
+    }
+
+    /// What the machine's clock says.
+    pub(crate) fn wall(&self) -> i64 {
+        self.clock.wall()
     }
 
     /// Begins a transaction as the only writer of the file; `durable`: its commit is synced to disk.
@@ -155,9 +166,14 @@ impl Session {
         self.conn.execute_batch("BEGIN IMMEDIATE")?;
         self.kept = 0;
         self.completing.clear();
+        self.refresh().inspect_err(|_| self.abandon())
+    }
+
+    /// Learns what others have done, and does what was promised.
+    fn refresh(&mut self) -> Result<(), Failure> {
+        self.time.refresh(&self.conn, &self.clock)?;
+        self.records.refresh(&self.conn)?;
         self.keep_promises()
-            .and_then(|()| self.records.refresh(&self.conn))
-            .inspect_err(|_| self.abandon())
     }
 
     /// Ends the transaction; rolls it back where `so_far` is an error already.
@@ -166,8 +182,8 @@ impl Session {
             self.check_lost()?;
             self.keep_promises()?;
             self.seal_if_full();
-            self.conn.execute_batch("COMMIT")?;
-            Ok(())
+            self.check_file()?;
+            self.conn.execute_batch("COMMIT").map_err(not_committed)
         });
         if result.is_err() {
             self.abandon();
@@ -181,6 +197,12 @@ impl Session {
         };
         counter.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    fn check_file(&mut self) -> Result<(), Failure> {
+        let checked = self.file.check();
+        self.gone = checked.clone().err();
+        checked
     }
 
     fn seal_if_full(&mut self) {
@@ -259,7 +281,7 @@ impl Session {
         }
     }
 
-    fn lose(&mut self, failure: Failure) -> Failure {
+    pub(crate) fn lose(&mut self, failure: Failure) -> Failure {
         self.lost.get_or_insert(failure).clone()
     }
 
@@ -276,20 +298,37 @@ impl Session {
         self.lost.clone().map_or(Ok(()), Err)
     }
 
-    /// Runs a user's closure: it cannot end the transaction, and its panic does not end the thread.
+    /// Runs a user's closure: it cannot commit, whatever it changes of the connection is put back, and its panic does not
+    /// end the thread. SQL that is under way when the turn must be over, or when nobody is left who asked, is interrupted.
+    /// If its SQL rolls back the transaction, that is lost to all who share it.
     pub(crate) fn guarded<T>(
         &mut self,
+        asker: Weak<()>,
         run: impl FnOnce(&Connection) -> rusqlite::Result<T>,
-    ) -> Result<T, Error> {
-        self.guarded.store(true, Relaxed);
+    ) -> OpResult<T> {
+        let deadline = self.deadline;
+        self.guard.begin(Until { deadline, asker });
         let result = catch_unwind(AssertUnwindSafe(|| run(&self.conn)));
-        self.guarded.store(false, Relaxed);
+        let interrupted = self.guard.end();
+        configure(&mut self.conn).map_err(|error| OpError::Lost(self.lose(error.into())))?;
+        let rolled_back = self.conn.is_autocommit();
+        if interrupted || rolled_back {
+            let error = result.ok().and_then(Result::err);
+            let failure = match interrupted {
+                true => no_turn(),
+                false => rolled_back_by(error),
+            };
+            if rolled_back {
+                self.lose(failure.clone().of_another());
+            }
+            return Err(OpError::Lost(failure));
+        }
         match result {
-            Ok(result) => result.map_err(user),
-            Err(_) => Err(Error::new(
+            Ok(result) => result.map_err(|error| OpError::Failed(user(error))),
+            Err(_) => Err(OpError::Failed(Error::new(
                 ErrorKind::Other,
                 "the closure given to the database panicked",
-            )),
+            ))),
         }
     }
 
@@ -311,6 +350,51 @@ impl Session {
         self.kept = self.promises.len();
         Ok(())
     }
+}
+
+/// What a user's closure could change without SQL.
+fn configure(conn: &mut Connection) -> rusqlite::Result<()> {
+    conn.busy_handler(Some(|tries| {
+        std::thread::sleep(BUSY_PAUSE);
+        tries < BUSY_TRIES
+    }))?;
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
+    // Otherwise every statement with `LIMIT ?` is prepared anew whenever it is bound, to look at the limit.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
+    Ok(())
+}
+
+/// Why a COMMIT failed.
+fn not_committed(error: rusqlite::Error) -> Failure {
+    match error.sqlite_error_code() {
+        // A deferred foreign key. The transaction is still open, and is rolled back.
+        Some(ErrorCode::ConstraintViolation) => {
+            Failure::refused("SQLite refused the commit").caused_by(error)
+        }
+        _ => error.into(),
+    }
+}
+
+/// Why a user's closure left no transaction behind; `error` is what it returned.
+fn rolled_back_by(error: Option<rusqlite::Error>) -> Failure {
+    match error {
+        // SQLite does that by itself (https://www.sqlite.org/lang_transaction.html), whatever the closure was about.
+        Some(error) if is_of_the_system(&error) => error.into(),
+        error => {
+            let failure = Failure::refused(
+                "SQL in the transaction rolled all of it back (OR ROLLBACK, ON CONFLICT ROLLBACK or RAISE(ROLLBACK)); \
+                 use ABORT in its place",
+            );
+            error.into_iter().fold(failure, Failure::caused_by)
+        }
+    }
+}
+
+fn is_of_the_system(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure | ErrorCode::OutOfMemory)
+    )
 }
 
 fn set_up(conn: &Connection) -> Result<(), Failure> {
@@ -342,35 +426,4 @@ fn set_up(conn: &Connection) -> Result<(), Failure> {
          PRAGMA temp_store = MEMORY;
          PRAGMA foreign_keys = ON;",
     )?)
-}
-
-/// What a user's closure must not do, because others share the transaction and the connection with it.
-fn endangers(action: &AuthAction<'_>) -> bool {
-    match action {
-        AuthAction::Transaction { .. }
-        | AuthAction::Savepoint { .. }
-        | AuthAction::Attach { .. }
-        | AuthAction::Detach { .. } => true,
-        AuthAction::Pragma {
-            pragma_name,
-            pragma_value: Some(_),
-        } => [
-            "synchronous",
-            "journal_mode",
-            "locking_mode",
-            "query_only",
-            "wal_autocheckpoint",
-            "writable_schema",
-        ]
-        .iter()
-        .any(|name| pragma_name.eq_ignore_ascii_case(name)),
-        AuthAction::Insert { table_name }
-        | AuthAction::Delete { table_name }
-        | AuthAction::DropTable { table_name }
-        | AuthAction::AlterTable { table_name, .. }
-        | AuthAction::Update { table_name, .. } => {
-            table_name.to_ascii_lowercase().starts_with("onlyonce_")
-        }
-        _ => false,
-    }
 }

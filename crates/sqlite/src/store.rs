@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::database::Database;
 use crate::session::Session;
 use crate::transaction::SqliteTx;
+use crate::turn::Terms;
 
 /// Remembers in a SQLite file which messages took effect.
 ///
@@ -96,6 +97,12 @@ impl TransactionalStore for SqliteStore {
     type Tx = SqliteTx;
 
     async fn begin(&self) -> Result<SqliteTx, Error> {
-        Ok(SqliteTx::new(self.database.clone(), self.turn))
+        let (limit, alone) = (self.turn, false);
+        Ok(SqliteTx::new(&self.database, Terms { limit, alone }))
+    }
+
+    async fn begin_alone(&self) -> Result<SqliteTx, Error> {
+        let (limit, alone) = (self.turn, true);
+        Ok(SqliteTx::new(&self.database, Terms { limit, alone }))
     }
 }

@@ -1,5 +1,5 @@
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::{Completion, Error, ErrorKind, Fenced, Message, Transaction};
@@ -7,10 +7,11 @@ use rusqlite::{Connection, Params};
 use tokio::sync::oneshot;
 
 use crate::database::Database;
+use crate::error::Failure;
 use crate::messages;
 use crate::queue::SqliteQueue;
 use crate::session::Session;
-use crate::turn::{Call, Op, OpError, OpResult, TxId};
+use crate::turn::{Call, Op, OpError, OpResult, Terms, TxId};
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -29,14 +30,14 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 #[derive(Debug)]
 pub struct SqliteTx {
     database: Database,
-    limit: Duration,
+    terms: Terms,
     id: TxId,
     state: State,
     /// How many parts are completed.
     parts: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum State {
     /// Not used yet, or undone.
     Idle,
@@ -44,23 +45,24 @@ enum State {
     Turn,
     /// A step is under way; if it stays so, its future was dropped.
     Unknown,
-    /// It had its turn and lost it.
-    Lost,
+    /// It had its turn and lost it, for this reason.
+    Lost(Failure),
 }
 
 impl SqliteTx {
-    pub(crate) fn new(database: Database, limit: Duration) -> Self {
+    pub(crate) fn new(database: &Database, terms: Terms) -> Self {
         Self {
-            database,
-            limit,
+            database: database.clone(),
+            terms,
             id: TxId(NEXT.fetch_add(1, Relaxed)),
             state: State::Idle,
             parts: 0,
         }
     }
 
-    /// Runs `run` within the transaction, on the database thread: it may do any SQL but begin and end transactions, and
-    /// write to the tables named `onlyonce_…`. Keep it short, it keeps everybody waiting.
+    /// Runs `run` within the transaction, on the database thread: it may do any SQL but begin and end transactions, create
+    /// temporary objects, set pragmas that outlive it, and write to the tables named `onlyonce_…`. Keep it short, it keeps
+    /// everybody waiting.
     ///
     /// ```no_run
     /// # async fn handler(tx: &mut onlyonce_sqlite::SqliteTx) -> Result<(), onlyonce_core::Error> {
@@ -80,14 +82,17 @@ impl SqliteTx {
     ///
     /// # Errors
     /// That of `run`, with the [`rusqlite::Error`] as its source: the statement that failed has done nothing, those
-    /// before it still stand. If `run` panics, likewise. Otherwise the transaction is lost and everything in it undone;
-    /// such an error is retryable, with the whole message.
+    /// before it still stand. If `run` panics, likewise. Otherwise the transaction is lost and everything in it undone,
+    /// and so says every later call: [`Refused`](ErrorKind::Refused) if SQL of `run` rolled it back (`OR ROLLBACK`,
+    /// `RAISE(ROLLBACK)`) or if it lasted for longer than `turn`, when SQL that is under way is interrupted; otherwise retryable, with the whole message.
     pub async fn with<T, F>(&mut self, run: F) -> Result<T, Error>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
-        self.run(move |session| session.guarded(run)).await
+        let asking = Arc::new(());
+        let asker = Arc::downgrade(&asking);
+        self.run(move |session| session.guarded(asker, run)).await
     }
 
     /// Runs one statement and returns how many rows it changed.
@@ -116,13 +121,16 @@ impl SqliteTx {
             );
         }
         let (id, batch) = (queue.id(), batch.to_vec());
-        self.run(move |session| Ok(messages::publish_all(session, id, &batch)?))
-            .await
+        self.run(move |session| {
+            messages::publish_all(session, id, &batch)
+                .map_err(|failure| OpError::Failed(failure.into()))
+        })
+        .await
     }
 
     async fn run<T: Send + 'static>(
         &mut self,
-        run: impl FnOnce(&mut Session) -> Result<T, Error> + Send + 'static,
+        run: impl FnOnce(&mut Session) -> OpResult<T> + Send + 'static,
     ) -> Result<T, Error> {
         self.step(|answer| Op::Run(Box::new(Call { run, answer })))
             .await
@@ -133,27 +141,33 @@ impl SqliteTx {
         &mut self,
         op: impl FnOnce(oneshot::Sender<OpResult<T>>) -> Op,
     ) -> Result<T, Error> {
-        let begun = match self.state {
+        let begun = match &self.state {
             State::Idle => false,
             State::Turn => true,
             State::Unknown => return Err(interrupted()),
-            State::Lost => return Err(crate::turn::no_turn().into()),
+            State::Lost(failure) => return Err(failure.clone().into()),
         };
         self.state = State::Unknown;
         let (answer, result) = oneshot::channel();
         if begun {
             self.database.step(self.id, op(answer));
         } else {
-            let (tx, limit) = (self.id, self.limit);
-            self.database.take_turn(tx, limit, op(answer)).await;
+            let (tx, terms) = (self.id, self.terms);
+            let turn = self.database.take_turn(tx, terms, op(answer)).await;
+            if let Err(failure) = turn {
+                self.state = State::Idle;
+                return Err(failure.into());
+            }
         }
         let result = result.await.unwrap_or_else(|_| Err(OpError::closed()));
         self.state = match &result {
             Ok(_) | Err(OpError::Failed(_)) => State::Turn,
             // Nothing was done yet that could be lost.
-            Err(OpError::Lost(_)) if !begun => State::Idle,
-            Err(OpError::Lost(_)) => State::Lost,
+            Err(OpError::NoTurn(_)) if !begun => State::Idle,
+            Err(OpError::Lost(failure) | OpError::NoTurn(failure)) => State::Lost(failure.clone()),
         };
+        let has_turn = matches!(self.state, State::Turn);
+        self.database.set_locked(has_turn);
         Ok(result?)
     }
 
@@ -169,11 +183,12 @@ impl SqliteTx {
 
     /// Ends the turn, if there is or may be one, and is as new.
     fn reset(&mut self) {
-        if self.state != State::Idle {
+        if !matches!(self.state, State::Idle) {
             self.database.step(self.id, Op::End);
         }
         self.id = TxId(NEXT.fetch_add(1, Relaxed));
         self.state = State::Idle;
+        self.database.set_locked(false);
     }
 }
 
@@ -191,7 +206,7 @@ impl Transaction for SqliteTx {
             self.reset();
             return Ok(());
         }
-        if self.state == State::Unknown {
+        if matches!(self.state, State::Unknown) {
             // The turn's steps are taken in order, so whatever the interrupted one did is undone with the rest.
             self.state = State::Turn;
         }

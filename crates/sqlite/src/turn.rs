@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use onlyonce_core::{Completion, Error, ErrorKind, Fenced};
+use onlyonce_core::{Completion, Error, ErrorKind, Fenced, Waiting};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::claims;
@@ -17,9 +17,19 @@ pub(crate) struct TxId(pub(crate) u64);
 pub(crate) struct Turn {
     pub(crate) tx: TxId,
     pub(crate) first: Op,
+    pub(crate) terms: Terms,
+    /// The handler's time-out does not run until the turn begins.
+    pub(crate) waiting: Option<Waiting>,
+    pub(crate) _place: Option<OwnedSemaphorePermit>,
+}
+
+/// On what terms a transaction has its turn.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
     /// How long it may last.
     pub(crate) limit: Duration,
-    pub(crate) _place: Option<OwnedSemaphorePermit>,
+    /// Its commit serves nobody else.
+    pub(crate) alone: bool,
 }
 
 /// Why a step of a transaction has no result.
@@ -27,14 +37,16 @@ pub(crate) struct Turn {
 pub(crate) enum OpError {
     /// The step failed; the turn goes on.
     Failed(Error),
-    /// There is no turn any more, and everything done in it is undone.
+    /// The turn has ended with the step, and everything done in it is undone.
     Lost(Failure),
+    /// There is no turn: the step was not taken, and everything done before is undone.
+    NoTurn(Failure),
 }
 
 impl OpError {
     /// The thread has ended without an answer.
     pub(crate) fn closed() -> Self {
-        Self::Lost(Failure::closed())
+        Self::NoTurn(Failure::closed())
     }
 }
 
@@ -42,7 +54,7 @@ impl From<OpError> for Error {
     fn from(error: OpError) -> Self {
         match error {
             OpError::Failed(error) => error,
-            OpError::Lost(failure) => failure.into(),
+            OpError::Lost(failure) | OpError::NoTurn(failure) => failure.into(),
         }
     }
 }
@@ -68,7 +80,7 @@ pub(crate) struct Call<T, F> {
 impl<T, F> Step for Call<T, F>
 where
     T: Send,
-    F: FnOnce(&mut Session) -> Result<T, Error> + Send,
+    F: FnOnce(&mut Session) -> OpResult<T> + Send,
 {
     fn is_abandoned(&self) -> bool {
         self.answer.is_closed()
@@ -76,18 +88,23 @@ where
 
     fn run(self: Box<Self>, session: &mut Session) {
         let Self { run, answer } = *self;
-        let result = run(session).map_err(OpError::Failed);
+        let result = run(session);
         tell(answer, session, result);
     }
 
     fn refuse(self: Box<Self>, failure: Failure) {
-        drop(self.answer.send(Err(OpError::Lost(failure))));
+        drop(self.answer.send(Err(OpError::NoTurn(failure))));
     }
 }
 
 /// Answers `result`, unless the transaction was lost in getting it. Whether anybody still listens is theirs to decide.
 fn tell<T>(answer: oneshot::Sender<OpResult<T>>, session: &mut Session, result: OpResult<T>) {
-    let result = session.check_lost().map_err(OpError::Lost).and(result);
+    let lost = session.check_lost().map_err(OpError::Lost);
+    let result = match result {
+        // Its own reason tells more.
+        Err(OpError::Lost(_)) => result,
+        _ => lost.and(result),
+    };
     drop(answer.send(result));
 }
 
@@ -112,10 +129,11 @@ impl Op {
         match self {
             Self::Run(step) => step.refuse(failure),
             Self::Complete(_, answer) | Self::Finish(_, answer) => {
-                drop(answer.send(Err(OpError::Lost(failure))));
+                drop(answer.send(Err(OpError::NoTurn(failure))));
             }
-            Self::Undo(answer) => drop(answer.send(Err(OpError::Lost(failure)))),
-            Self::Commit(answer) => drop(answer.send(Err(OpError::Lost(failure)))),
+            Self::Undo(answer) | Self::Commit(answer) => {
+                drop(answer.send(Err(OpError::NoTurn(failure))));
+            }
             Self::End => {}
         }
     }
@@ -131,13 +149,13 @@ impl Op {
     }
 }
 
-/// The answer to a step of a transaction that has no turn.
+/// Why a transaction has no turn any more.
 pub(crate) fn no_turn() -> Failure {
     Failure::new(
-        ErrorKind::Timeout,
+        ErrorKind::Refused,
         true,
-        "the transaction was undone: it kept others waiting longer than `turn` allows, or a failure of SQLite undid all \
-         that shared one commit",
+        "the transaction was undone: it kept others waiting for longer than `turn` allows; await what is slow before its \
+         first use",
     )
 }
 
@@ -162,6 +180,7 @@ impl<'a> Running<'a> {
         if turn.first.is_abandoned() {
             return;
         }
+        drop(turn.waiting);
         let tx = match session.open_savepoint("onlyonce_tx") {
             Ok(tx) => tx,
             Err(failure) => return turn.first.refuse(failure),
@@ -172,7 +191,8 @@ impl<'a> Running<'a> {
             replies,
             part: None,
         };
-        let deadline = after(turn.limit).into_std();
+        let deadline = after(turn.terms.limit).into_std();
+        running.session.deadline = Some(deadline);
         let mut op = Some(turn.first);
         loop {
             match op {
@@ -200,6 +220,7 @@ impl<'a> Running<'a> {
             }
             op = running.next(turn.tx, deadline);
         }
+        running.session.deadline = None;
         // Before anything else runs: a claim must not find that a lease has ended which was renewed meanwhile. If it
         // fails, the commit tries again.
         if let Err(failure) = running.session.keep_promises() {
@@ -215,9 +236,10 @@ impl<'a> Running<'a> {
                 // While this turn lasts, this process holds SQLite's write lock: no other can take a claim over, so
                 // what the running transaction reads is how things stand, and a renewal may be answered before it is
                 // committed. It must be, since turns may outlast a lease.
-                Command::Urgent(run) => {
-                    if let Some(reply) = run(Ok(self.session)) {
-                        reply(Ok(()));
+                Command::Urgent(mut job) => {
+                    if !job.is_abandoned() {
+                        job.run(self.session);
+                        job.answer(Ok(()));
                     }
                 }
                 other => other.refuse(&no_turn()),
@@ -228,7 +250,7 @@ impl<'a> Running<'a> {
     fn run_step(&mut self, step: Box<dyn Step>) {
         match self.begin_part() {
             Ok(()) => step.run(self.session),
-            Err(failure) => step.refuse(failure),
+            Err(failure) => step.refuse(self.session.lose(failure)),
         }
     }
 

@@ -2,10 +2,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::Clock;
+use onlyonce_core::Error;
+
 use crate::error::Failure;
-use crate::inbox::{Command, Inbox, Reply};
+use crate::inbox::{Command, Inbox, Job, Reply};
 use crate::session::{Counters, Session};
+use crate::time::Clock;
 use crate::turn::{Running, no_turn};
 
 /// What one commit serves at most, so that the first who waits for it does not wait for ever.
@@ -27,8 +29,12 @@ pub(crate) struct Worker {
 /// One transaction and who waits for its commit.
 struct Round {
     began: Instant,
+    durable: bool,
+    /// Its one command shares it with nobody.
+    alone: bool,
     commands: usize,
     turns: usize,
+    jobs: Vec<Box<dyn Job>>,
     replies: Vec<Reply>,
 }
 
@@ -62,6 +68,9 @@ impl Worker {
                 busy_since = Instant::now();
             }
             self.round(durable);
+            if let Some(failure) = self.session.gone.take() {
+                return self.inbox.refuse_all(&failure);
+            }
         }
     }
 
@@ -69,34 +78,58 @@ impl Worker {
         if let Err(failure) = self.session.begin(durable) {
             return self.inbox.refuse_all(&failure);
         }
-        let mut round = Round {
-            began: Instant::now(),
-            commands: 0,
-            turns: 0,
-            replies: Vec::new(),
-        };
+        let mut round = Round::new(durable);
         while self.session.lost.is_none()
-            && let Some(command) = self.inbox.next(durable, round.is_full())
+            && let Some(command) = self.inbox.next(|command| round.accepts(command))
         {
             self.execute(command, &mut round);
         }
         let outcome = self.session.commit(Ok(()));
+        if let Some(failure) = &self.session.gone {
+            tracing::error!(error = %Error::from(failure.clone()), "the database thread ends");
+            self.inbox.close(failure.clone());
+        }
         for reply in round.replies {
             reply(outcome.clone());
         }
+        let outcome = match outcome {
+            Err(failure) if failure.may_be_redone() => self.redo(durable, &mut round.jobs),
+            other => other,
+        };
+        for job in round.jobs {
+            job.answer(outcome.clone());
+        }
+    }
+
+    /// Does calls again, apart from the transactions with which they were undone.
+    fn redo(&mut self, durable: bool, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        self.session.begin(durable)?;
+        jobs.iter_mut().for_each(|job| job.run(&mut self.session));
+        self.session.commit(Ok(()))
     }
 
     fn execute(&mut self, command: Command, round: &mut Round) {
-        round.commands += 1;
+        round.alone |= command.is_alone();
         match command {
-            Command::Work { run, .. } => round.replies.extend(run(Ok(&mut self.session))),
-            Command::Urgent(run) => {
+            Command::Work { mut job, .. } => {
+                round.commands += 1;
+                if !job.is_abandoned() {
+                    job.run(&mut self.session);
+                    round.jobs.push(job);
+                }
+            }
+            Command::Urgent(mut job) => {
                 // A promise outlives a failed commit, so its answer need not wait for one.
-                if let Some(reply) = run(Ok(&mut self.session)) {
-                    reply(self.session.keep_promises());
+                if !job.is_abandoned() {
+                    job.run(&mut self.session);
+                    job.answer(self.session.keep_promises());
                 }
             }
             Command::Turn(turn) => {
+                round.commands += 1;
                 round.turns += 1;
                 Running::run(&mut self.session, &self.inbox, &mut round.replies, turn);
             }
@@ -114,7 +147,28 @@ impl Drop for Worker {
 }
 
 impl Round {
+    fn new(durable: bool) -> Self {
+        Self {
+            began: Instant::now(),
+            durable,
+            alone: false,
+            commands: 0,
+            turns: 0,
+            jobs: Vec::new(),
+            replies: Vec::new(),
+        }
+    }
+
+    /// Whether `next` may share this round's commit.
+    fn accepts(&self, next: &Command) -> bool {
+        let company = next.is_alone() && self.commands > 0;
+        !self.is_full() && !company && (self.durable || !next.is_durable())
+    }
+
     fn is_full(&self) -> bool {
-        self.commands >= MAX_COMMANDS || self.turns >= MAX_TURNS || self.began.elapsed() >= MAX_TIME
+        self.alone
+            || self.commands >= MAX_COMMANDS
+            || self.turns >= MAX_TURNS
+            || self.began.elapsed() >= MAX_TIME
     }
 }

@@ -129,6 +129,7 @@ macro_rules! __store_checks {
             uncertain_only_after_a_start
             uncertain_outlives_takeovers
             other_payload_conflicts
+            corrected_payload_takes_over_what_never_started
             second_claim_in_a_batch_is_busy
             answers_follow_the_batch
             large_batches_are_taken_whole
@@ -158,6 +159,8 @@ macro_rules! __transactional_store_checks {
             part_completes_once
             expired_claim_that_nobody_took_completes
             takeover_and_commit_exclude_each_other
+            refused_commit_leaves_nothing
+            refused_commit_spares_the_others
             racing_owners_take_effect_once
         }
     };

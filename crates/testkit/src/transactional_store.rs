@@ -6,7 +6,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::{Claimed, Held, Owner, Store, Transaction, TransactionalStore};
+use onlyonce_core::{Claimed, ErrorKind, Held, Owner, Store, Transaction, TransactionalStore};
 use tokio::time::sleep;
 
 use crate::Gap;
@@ -24,6 +24,10 @@ pub trait TransactionalStoreHarness: StoreHarness {
 
     /// Writes `effect` within a transaction.
     async fn write(&self, tx: &mut <Self::Store as TransactionalStore>::Tx, effect: &str);
+
+    /// Does within a transaction what the store lets pass until the commit, and refuses then: as what breaks a deferred
+    /// foreign key.
+    async fn break_constraint(&self, tx: &mut <Self::Store as TransactionalStore>::Tx);
 
     /// Every committed effect, in any order; read from outside of all transactions, without waiting for those that are
     /// open.
@@ -241,6 +245,78 @@ pub async fn takeover_and_commit_exclude_each_other(harness: &impl Transactional
             assert_eq!(answer[0] == done(), effective, "{answer:?}");
         }
     }
+}
+
+/// A commit that the store refuses is not one whose answer was lost: nothing of it happened, and the claims are as before.
+pub async fn refused_commit_leaves_nothing(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    for finish in [false, true] {
+        let (good, bad) = match finish {
+            true => ("good", "bad"),
+            false => ("other good", "other bad"),
+        };
+        let (held, guilty) = (
+            take(&store, A, good, LONG).await,
+            take(&store, A, bad, LONG).await,
+        );
+        let mut tx = store.begin_alone().await.expect("it begins");
+        assert_eq!(part(harness, &mut tx, good, held).await, Ok(()));
+        harness.write(&mut tx, bad).await;
+        harness.break_constraint(&mut tx).await;
+        let last = completion(guilty);
+        let refused = match finish {
+            true => tx.complete_and_commit(&last).await.map(drop),
+            false => match tx.complete(&last).await {
+                Ok(_) => tx.commit().await,
+                Err(error) => Err(error),
+            },
+        };
+        let error = refused.expect_err("the constraint is broken");
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert!(!error.is_retryable(), "the same again is refused again");
+        assert!(effects(harness).await.is_empty());
+        let verdicts = Call::Renew.each(&store, &[held, guilty]).await;
+        assert_eq!(verdicts, [Ok(()), Ok(())], "still held");
+    }
+}
+
+/// Whoever may have shared a commit with what was refused is told that nothing happened, or that it is done; alone, it is
+/// done.
+pub async fn refused_commit_spares_the_others(harness: &impl TransactionalStoreHarness) {
+    let store = harness.transactional().await;
+    let mut names: Vec<String> = (0..8).map(|n| format!("good {n}")).collect();
+    names.insert(4, "bad".into());
+    let mut held = Vec::new();
+    for name in &names {
+        held.push(take(&store, A, name, LONG).await);
+    }
+    let run = async |alone: bool, name: &str, held: Held| {
+        let mut tx = match alone {
+            true => store.begin_alone().await.expect("it begins"),
+            false => begin(&store).await,
+        };
+        harness.write(&mut tx, name).await;
+        if name == "bad" {
+            harness.break_constraint(&mut tx).await;
+        }
+        tx.complete_and_commit(&completion(held)).await
+    };
+    let all = names.iter().zip(&held);
+    let together = all.clone().map(|(name, held)| run(false, name, *held));
+    let together = futures_util::future::join_all(together).await;
+    for ((name, held), answer) in all.zip(together) {
+        assert!(name != "bad" || answer.is_err(), "it cannot be done");
+        if answer.is_err() {
+            // The store either knows that nothing happened, or the claim tells.
+            assert_eq!(Call::Renew.one(&store, *held).await, Ok(()), "{name}");
+            assert!(!effects(harness).await.contains(name), "{name}");
+            let alone = run(true, name, *held).await;
+            assert_eq!(alone.is_ok(), name != "bad", "{name}: {alone:?}");
+        }
+    }
+    names.retain(|name| name != "bad");
+    assert_eq!(effects(harness).await, names);
+    assert_ne!(ask(&store, A, "bad").await, done());
 }
 
 /// Works through all keys until each is done.

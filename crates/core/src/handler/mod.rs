@@ -2,11 +2,13 @@
 
 mod extract;
 mod failure;
+mod running;
 mod service;
 
 pub(crate) use extract::States;
 pub use extract::{Context, FromMessage, Json, Parts, Rejection, State};
 pub(crate) use failure::OnFailure;
 pub use failure::{Failure, HandlerError, IntoOutcome, Outcome};
+pub use running::{Running, Waiting};
 pub(crate) use service::{Callable, TxSlot, callable, within};
 pub use service::{Handler, HandlerService, NoTx, Request, TxFn, WithTx};

@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use tokio::time::timeout;
 use tower_service::Service;
 
 use crate::{BoxError, Error, ErrorKind};
 
-use super::{Failure, FromMessage, HandlerError, IntoOutcome, Outcome, Parts};
+use super::{Failure, FromMessage, HandlerError, IntoOutcome, Outcome, Parts, Running};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -176,20 +175,24 @@ where
     }
 }
 
-/// Drops what takes longer than `limit`, which is a failure.
+/// Drops what takes longer than `limit`, without what it [waits](Running::wait) for others, which is a failure.
 pub(crate) async fn within<T>(
     limit: Option<Duration>,
     run: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
+    let running = Running::new();
+    let run = running.clone().scope(run);
     let Some(limit) = limit else {
         return run.await;
     };
-    timeout(limit, run).await.unwrap_or_else(|_| {
-        Err(Failure::retry(Error::new(
+    tokio::select! {
+        biased;
+        result = run => result,
+        () = running.has_run_for(limit) => Err(Failure::retry(Error::new(
             ErrorKind::Timeout,
             format!("the handler took longer than its time-out of {limit:?} (handler_timeout)"),
-        )))
-    })
+        ))),
+    }
 }
 
 /// The handler with all its layers, its types forgotten.

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::{MemoryTx, later};
 use crate::{
-    Claim, Claimed, Completion, Error, Fenced, Fingerprint, Held, KeyDigest, Owner, Store, Token,
-    TransactionalStore, Verdicts,
+    Claim, Claimed, Completion, Error, ErrorKind, Fenced, Fingerprint, Held, KeyDigest, Owner,
+    Store, Token, TransactionalStore, Verdicts,
 };
 
 /// A store in memory; clones share one set of records. Its transactions carry [effects](MemoryTx::push) that become
@@ -27,12 +27,23 @@ pub(super) struct Records {
     /// One counter for all keys: a key that was released and forgotten still never sees a lower token.
     last_token: u64,
     pub(super) effects: Vec<Bytes>,
+    pub(super) is_refused: Option<fn(&[u8]) -> bool>,
 }
 
 #[derive(Debug)]
 struct Record {
     fingerprint: Fingerprint,
     state: State,
+}
+
+impl Record {
+    /// Whether the key belongs to its payload: an expired claim that was never started has had no effect.
+    fn is_binding(&self, now: Instant) -> bool {
+        match self.state {
+            State::Claimed { until, started, .. } => started || until > now,
+            State::Done { .. } => true,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -53,6 +64,14 @@ impl MemoryStore {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Refuses to commit the effects and to record the outcomes for which `is_refused` says so, as a database does whose
+    /// constraint is broken.
+    #[must_use]
+    pub fn refusing(self, is_refused: fn(&[u8]) -> bool) -> Self {
+        self.lock().is_refused = Some(is_refused);
+        self
     }
 
     /// Every effect that was committed, in that order.
@@ -87,7 +106,7 @@ impl Records {
         let now = Instant::now();
         let mut uncertain = false;
         if let Some(record) = self.by_key.get(&claim.key) {
-            if record.fingerprint != claim.fingerprint {
+            if record.fingerprint != claim.fingerprint && record.is_binding(now) {
                 return Claimed::Conflict;
             }
             match &record.state {
@@ -142,6 +161,21 @@ impl Records {
         self.held(held).map(|_| ())
     }
 
+    /// Whether it may all be written.
+    pub(super) fn accept<'a>(
+        &self,
+        written: impl IntoIterator<Item = &'a Bytes>,
+    ) -> Result<(), Error> {
+        let is_refused = self.is_refused.unwrap_or(|_| false);
+        match written.into_iter().find(|bytes| is_refused(bytes)) {
+            Some(bytes) => Err(Error::new(
+                ErrorKind::Refused,
+                format!("the store refuses {bytes:?}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn complete(&mut self, completion: &Completion) -> Result<(), Fenced> {
         self.verify(&completion.held)?;
         let key = completion.held.key;
@@ -187,6 +221,8 @@ impl Store for MemoryStore {
     }
 
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        self.lock()
+            .accept(batch.iter().filter_map(|one| one.outcome.as_ref()))?;
         Ok(self.each(batch, Records::complete))
     }
 
@@ -220,5 +256,10 @@ impl TransactionalStore for MemoryStore {
 
     async fn begin(&self) -> Result<MemoryTx, Error> {
         Ok(MemoryTx::new(self.clone()))
+    }
+
+    /// No commit is shared.
+    async fn begin_alone(&self) -> Result<MemoryTx, Error> {
+        self.begin().await
     }
 }

@@ -63,6 +63,7 @@ impl Transaction for MemoryTx {
             let what = format!("{:?} was taken over before the commit", held(part).key);
             return Err(Error::new(ErrorKind::Store, what).retryable(true));
         }
+        records.accept(self.parts.iter().flat_map(|part| &part.effects))?;
         for part in self.parts {
             let completed = records.complete(&part.completion);
             debug_assert_eq!(completed, Ok(()), "verified under the same lock");

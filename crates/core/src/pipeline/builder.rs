@@ -139,9 +139,9 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         self
     }
 
-    /// A handler that takes longer, from when it is called, is cancelled and counts as failed; a layer before it may wait
-    /// as it likes. The same goes for [`on_duplicate`](Self::on_duplicate). Default: no limit but the lease, which is
-    /// extended.
+    /// A handler that takes longer, from when it is called, is cancelled and counts as failed. A layer before it may wait as
+    /// it likes, and so may the handler for its turn in the store's transaction. The same goes for
+    /// [`on_duplicate`](Self::on_duplicate). Default: no limit but the lease, which is extended.
     pub fn handler_timeout(mut self, limit: Duration) -> Self {
         self.setup.options.handler_timeout = Some(limit);
         self

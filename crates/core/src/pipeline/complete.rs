@@ -1,7 +1,7 @@
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 
-use crate::{Completion, Error, ErrorKind, Fenced, Outcome, Store, Verdicts};
+use crate::{Completion, Error, ErrorKind, Failure, Fenced, Outcome, Store, Verdicts};
 
 use super::backoff::Backoff;
 use super::counters::add;
@@ -20,23 +20,47 @@ impl<Tx: Send + 'static> Engine<Tx> {
     ) {
         let mut batch = Vec::new();
         while receiver.recv_many(&mut batch, BATCH).await > 0 {
-            let (flights, completions): (Vec<_>, Vec<_>) = batch
-                .drain(..)
-                .filter_map(|(flight, outcome)| {
-                    let completion = self.completion(&flight, outcome)?;
-                    Some((flight, completion))
-                })
-                .unzip();
-            match self.complete_batch(store, &completions).await {
-                Ok(verdicts) => flights
-                    .into_iter()
-                    .zip(verdicts)
-                    .for_each(|(flight, verdict)| self.completed(flight, verdict)),
-                Err(error) => flights
-                    .into_iter()
-                    .for_each(|flight| self.in_doubt(flight, &error)),
+            let batch = batch.drain(..).filter_map(|(flight, outcome)| {
+                let completion = self.completion(&flight, outcome)?;
+                Some((flight, completion))
+            });
+            let refused = self.record_batch(store, batch.collect()).await;
+            // Whose doing it is shows only one by one.
+            for one in refused {
+                self.record_batch(store, vec![one]).await;
             }
         }
+    }
+
+    /// Records once, and returns what was refused without its being known whose doing that is.
+    async fn record_batch(
+        &self,
+        store: &dyn Store,
+        batch: Vec<(Flight, Completion)>,
+    ) -> Vec<(Flight, Completion)> {
+        let (flights, completions): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        match self.complete_batch(store, &completions).await {
+            Ok(verdicts) => flights
+                .into_iter()
+                .zip(verdicts)
+                .for_each(|(flight, verdict)| self.completed(flight, verdict)),
+            Err(error) if error.kind() == ErrorKind::Refused && flights.len() > 1 => {
+                return flights.into_iter().zip(completions).collect();
+            }
+            Err(error) => flights
+                .into_iter()
+                .for_each(|flight| self.not_recorded(flight, &error)),
+        }
+        Vec::new()
+    }
+
+    fn not_recorded(&self, mut flight: Flight, error: &Error) {
+        if error.kind() != ErrorKind::Refused {
+            return self.in_doubt(flight, error);
+        }
+        // Its handler has run, so it may have had its effect.
+        flight.uncertain = true;
+        self.failed(flight, &Failure::retry(error.clone()));
     }
 
     /// Tries until the store answers, for as long as a claim lasts that is not renewed.

@@ -116,6 +116,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             recorded: None,
             unsettled: 0,
             acked: false,
+            alone: false,
             uncertain: false,
             marked_in_vain: false,
             marked: None,

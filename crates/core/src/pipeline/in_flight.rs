@@ -32,6 +32,8 @@ pub(crate) struct InFlight {
     pub(crate) unsettled: u32,
     /// The broker has confirmed its ack.
     pub(crate) acked: bool,
+    /// It shares no transaction and no commit: it has failed before, or a commit that it shared was refused.
+    pub(crate) alone: bool,
     /// Taken over from an owner that may have produced the effect.
     pub(crate) uncertain: bool,
     /// The store may have marked it as started, but no run of it was cut off here.

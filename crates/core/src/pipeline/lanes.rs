@@ -258,13 +258,14 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// The next of the lane, if it could run at once and has had less than so many attempts; the turn stays where it is.
+    /// The next of the lane, if it could run at once, in a transaction with others, and has had no more than so many attempts;
+    /// the turn stays where it is.
     pub(crate) fn next(&self, most: u32) -> Option<Flight> {
         let mut state = self.lanes.state();
         let lane = state.lanes.get_mut(&self.group)?;
         let next = lane.front()?;
         let ready = next.lease.held().is_some() && next.replay.is_none() && next.doomed.is_none();
-        if !ready || next.attempt() > most {
+        if !ready || next.alone || next.attempt() > most {
             return None;
         }
         let mut next = lane.pop_front()?;

@@ -62,7 +62,7 @@ enum Part {
     Failed(Flight, Failure),
     Cancelled(Flight),
     /// The transaction cannot go on.
-    Broken(Option<Flight>, Error),
+    Broken(Flight, Error),
 }
 
 /// What has been run in one transaction so far.
@@ -74,8 +74,8 @@ struct Batch {
 impl Batch {
     /// The next of the lane, if the transaction can take it in; `flight` holds the lane's turn if nobody in `done` does.
     fn next(&self, flight: &Flight, most: u32) -> Option<Flight> {
-        let suspect = flight.attempt() > most;
-        if suspect || self.done.len() >= PARTS || self.began.elapsed() >= OPEN {
+        let apart = flight.alone || flight.attempt() > most;
+        if apart || self.done.len() >= PARTS || self.began.elapsed() >= OPEN {
             return None;
         }
         self.done
@@ -96,7 +96,11 @@ impl<Tx: Transaction> Engine<Tx> {
         working: &Working<'_>,
         commits: &Commits<Tx>,
     ) {
-        let tx = match working.pause(self.within(store.begin())).await {
+        let begin = match head.alone {
+            true => store.begin_alone(),
+            false => store.begin(),
+        };
+        let tx = match working.pause(self.within(begin)).await {
             Ok(tx) => Arc::new(Mutex::new(tx)),
             Err(error) => return self.in_doubt(head, &error),
         };
@@ -117,13 +121,13 @@ impl<Tx: Transaction> Engine<Tx> {
                         .await
                     {
                         let flights = batch.done.into_iter().chain([flight]).chain(next);
-                        return self.undone(flights, &error);
+                        return self.broken(flights, error);
                     }
                 }
                 Part::Failed(flight, failure) => last = Some(Last::Failed(flight, failure)),
                 Part::Cancelled(flight) => last = Some(Last::Cancelled(flight)),
                 Part::Broken(flight, error) => {
-                    return self.undone(batch.done.into_iter().chain(flight), &error);
+                    return self.broken(batch.done.into_iter().chain([flight]), error);
                 }
             }
         }
@@ -139,7 +143,7 @@ impl<Tx: Transaction> Engine<Tx> {
                 let tx = tx.into_inner();
                 let _ = commits.send(Commit { tx, done, last });
             }
-            Err(_) => self.undone(in_order(done, last), &still_borrowed()),
+            Err(_) => self.broken(in_order(done, last), still_borrowed()),
         }
     }
 
@@ -161,12 +165,16 @@ impl<Tx: Transaction> Engine<Tx> {
             Ended::Cancelled => None,
         };
         let Ok(mut tx) = slot.try_lock() else {
-            return Part::Broken(Some(flight), still_borrowed());
+            return Part::Broken(flight, still_borrowed());
         };
         match (tx.undo().await, failure) {
-            (Ok(()), Some(failure)) => Part::Failed(flight, failure),
+            (Ok(()), Some(failure)) => {
+                // It may have rolled back all that shared its commit, and would again.
+                flight.alone = true;
+                Part::Failed(flight, failure)
+            }
             (Ok(()), None) => Part::Cancelled(flight),
-            (Err(error), _) => Part::Broken(Some(flight), error),
+            (Err(error), _) => Part::Broken(flight, error),
         }
     }
 
@@ -192,11 +200,20 @@ impl<Tx: Transaction> Engine<Tx> {
         Ok(())
     }
 
-    /// Nothing of the transaction was, or is known to have been, committed: everything is claimed again, in order.
-    fn undone(&self, flights: impl IntoIterator<Item = Flight>, error: &Error) {
+    /// The transaction cannot be committed, or is not known to have been.
+    fn broken(&self, flights: impl IntoIterator<Item = Flight>, error: Error) {
         let mut flights = flights.into_iter();
         let Some(head) = flights.next() else { return };
         let behind: Vec<_> = flights.collect();
+        match error.kind() {
+            ErrorKind::Refused if head.alone => self.failed(head, &Failure::retry(error)),
+            ErrorKind::Refused => self.separate(head, behind, &error),
+            _ => self.undone(head, behind, &error),
+        }
+    }
+
+    /// Nothing is known to have been committed: everything is claimed again, in order.
+    fn undone(&self, head: Flight, behind: Vec<Flight>, error: &Error) {
         for flight in &behind {
             flight.lease.unclaim();
         }
@@ -204,6 +221,18 @@ impl<Tx: Transaction> Engine<Tx> {
             turn.put_back(behind);
         }
         self.in_doubt(head, error);
+    }
+
+    /// Nothing was committed, and one of these or of those that shared the commit is why: each is done again alone, in
+    /// order, which shows whose failure it is and spares the others. It is no attempt of theirs.
+    fn separate(&self, mut head: Flight, mut behind: Vec<Flight>, error: &Error) {
+        tracing::warn!(queue = &*self.queue, message = head.label(), followers = behind.len(), %error, "a commit was refused; its messages are done again one by one");
+        head.alone = true;
+        behind.iter_mut().for_each(|flight| flight.alone = true);
+        if let Some(turn) = &head.turn {
+            turn.put_back(behind);
+        }
+        self.lanes.push([head]);
     }
 
     /// Commits what the workers have finished, many at a time: the store makes one commit of them.
@@ -242,7 +271,7 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         let verdict = match result {
             Ok(verdict) => verdict,
-            Err(error) => return self.undone(in_order(done, last), &error),
+            Err(error) => return self.broken(in_order(done, last), error),
         };
         // If the last one has to be tried again, that is next in the lane, not what is behind it.
         let turn = done.first_mut().and_then(|head| head.turn.take());

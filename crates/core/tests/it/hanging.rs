@@ -147,6 +147,10 @@ impl TransactionalStore for Hanging {
         let (tx, hang) = (self.store.begin().await?, self.hang);
         Ok(HangingTx { tx, hang })
     }
+
+    async fn begin_alone(&self) -> Result<HangingTx, Error> {
+        self.begin().await
+    }
 }
 
 struct HangingTx {

@@ -128,6 +128,79 @@ async fn a_failed_commit_or_a_lost_answer_doubles_and_loses_nothing() {
     }
 }
 
+/// A commit that the store refuses is not one whose answer was lost: it is a failed attempt of the message that caused it,
+/// and of no other that was in the same transaction.
+#[tokio::test(start_paused = true)]
+async fn a_refused_commit_fails_its_message_and_spares_the_others() {
+    for group in [None, Some("g")] {
+        let queue = MemoryQueue::new("orders");
+        let store = MemoryStore::new().refusing(|effect| effect == b"13" || effect == b"14");
+        let messages = (0..40).map(|n| match group {
+            Some(group) => numbered(n).with_group(group),
+            None => numbered(n),
+        });
+        publish(&queue, messages).await;
+        let runs: Arc<Mutex<Vec<Bytes>>> = Arc::default();
+        let seen = runs.clone();
+        let report = Pipeline::transactional(queue.clone(), store.clone())
+            .state(seen)
+            .retry(RetryPolicy::default().max_attempts(3))
+            .stop_when_idle(Duration::from_secs(60))
+            .run(
+                async |body: Bytes,
+                       State(runs): State<Arc<Mutex<Vec<Bytes>>>>,
+                       tx: &mut MemoryTx| {
+                    runs.lock().expect("no panic").push(body.clone());
+                    tx.push(body);
+                },
+            )
+            .await
+            .unwrap();
+        let spared = (0..40).filter(|n| ![13, 14].contains(n));
+        assert_eq!(sorted(&store), spared.clone().collect::<Vec<_>>());
+        if group.is_some() {
+            let order: Vec<_> = spared.map(|n: usize| Bytes::from(n.to_string())).collect();
+            assert_eq!(store.effects(), order, "order within the group");
+        }
+        let dead = queue.dead_letters();
+        let reasons: Vec<_> = dead.iter().map(|dead| &dead.reason).collect();
+        assert_eq!(dead.len(), 2, "{reasons:?}");
+        let reason = "gave up after 3 attempts: the store refuses";
+        assert!(reasons[0].starts_with(reason), "{reasons:?}");
+        assert_eq!((report.applied, report.failed), (38, 6));
+        // The run before the three is not known to be its own failure: it shared a transaction, or may have.
+        let runs = runs.lock().expect("no panic");
+        let of_13 = runs.iter().filter(|body| **body == "13").count();
+        assert_eq!(of_13, 4);
+    }
+}
+
+/// So too where the record is written after the effect.
+#[tokio::test(start_paused = true)]
+async fn a_refused_record_fails_its_message_and_spares_the_others() {
+    for uncertain in [Uncertain::RunAgain, Uncertain::Quarantine] {
+        let queue = MemoryQueue::new("orders");
+        let store = MemoryStore::new().refusing(|outcome| outcome == b"13");
+        publish(&queue, (0..40).map(numbered)).await;
+        let report = Pipeline::idempotent(queue.clone(), store.clone())
+            .uncertain(uncertain)
+            .retry(RetryPolicy::default().max_attempts(3))
+            .stop_when_idle(Duration::from_secs(60))
+            .run(async |body: Bytes| Outcome::new(body))
+            .await
+            .unwrap();
+        assert_eq!(report.applied, 39);
+        let dead = queue.dead_letters();
+        assert_eq!(dead.len(), 1);
+        let (reason, failed) = match uncertain {
+            Uncertain::Quarantine => ("uncertain:", 1),
+            _ => ("gave up after 3 attempts: the store refuses", 3),
+        };
+        assert!(dead[0].reason.starts_with(reason), "{}", dead[0].reason);
+        assert_eq!(report.failed, failed);
+    }
+}
+
 /// A claim whose answer was lost has been made: it is asked for again, not waited for.
 #[tokio::test(start_paused = true)]
 async fn a_claim_whose_answer_was_lost_is_claimed_again_at_once() {

@@ -107,6 +107,12 @@ impl<S: TransactionalStore> TransactionalStore for Watched<S> {
         let tx = self.instrument.watch("begin", self.inner.begin()).await?;
         Ok(Watched::new(tx, &self.instrument))
     }
+
+    async fn begin_alone(&self) -> Result<Self::Tx, Error> {
+        let call = self.inner.begin_alone();
+        let tx = self.instrument.watch("begin alone", call).await?;
+        Ok(Watched::new(tx, &self.instrument))
+    }
 }
 
 #[async_trait]

@@ -18,6 +18,8 @@ pub struct Worker {
     pub world: Arc<World>,
 }
 
+/// The effect that the store refuses to commit.
+pub const REFUSED: &str = "refused";
 /// What a handler that panics says.
 pub const PANIC: &str = "a handler's panic";
 /// Timers are as fine as this.
@@ -31,6 +33,14 @@ pub async fn transactional(
 ) -> Result<Outcome, Failure> {
     let index = super::world::index_of(&message);
     tx.push(format!("{index}"));
+    let planned = &worker.0.world.plan.messages[index];
+    if planned.behaviour == Behaviour::Poison && index % 2 == 1 {
+        // Its handler notices nothing, and the store refuses it.
+        tx.push(REFUSED);
+        return handle(message, context, worker)
+            .await
+            .or(Ok(Outcome::default()));
+    }
     handle(message, context, worker).await
 }
 

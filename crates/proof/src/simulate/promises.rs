@@ -24,6 +24,7 @@ pub async fn broken(world: &World) -> Result<Vec<String>, Error> {
         broken.extend(in_order(world, &effects));
     }
     broken.extend(dead_for_a_reason(world, &dead));
+    broken.extend(poison(world, &effects));
     broken.extend(bounded(world));
     broken.sort();
     broken.dedup();
@@ -114,14 +115,17 @@ fn dead_for_a_reason(world: &World, dead: &[(usize, String)]) -> Vec<String> {
             ));
         }
     }
+    broken
+}
+
+/// Neither what its handler refuses nor what the store does has an effect.
+fn poison(world: &World, effects: &[usize]) -> Vec<String> {
     let all = world.plan.messages.iter().enumerate();
     let poison = all.filter(|(_, planned)| planned.behaviour == Behaviour::Poison);
-    for (index, _) in poison {
-        if world.history.of(index).succeeded > 0 {
-            broken.push(format!("message {index} succeeded although it is poison"));
-        }
-    }
-    broken
+    poison
+        .filter(|(index, _)| effects.contains(index))
+        .map(|(index, _)| format!("message {index} succeeded although it is poison"))
+        .collect()
 }
 
 fn bounded(world: &World) -> Vec<String> {

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::handler::REFUSED;
 use super::history::History;
 use super::plan::{Behaviour, Mode, Plan};
 use super::{promises, worker};
@@ -177,7 +178,7 @@ impl World {
         let sink =
             !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 1;
         Self {
-            storage: Storage::new(&faults),
+            storage: Storage::new(&faults).refusing(|effect| effect == REFUSED.as_bytes()),
             history: History::default(),
             end: CancellationToken::new(),
             sink,

@@ -99,7 +99,11 @@ impl TransactionalStoreHarness for Scene {
     async fn transactional(&self) -> SqliteStore {
         let store = SqliteStore::open(&self.config()).await.unwrap();
         let create = |conn: &rusqlite::Connection| {
-            conn.execute_batch("CREATE TABLE IF NOT EXISTS effect (text)")
+            conn.execute_batch(
+                "CREATE TABLE IF NOT EXISTS effect (text);
+                 CREATE TABLE IF NOT EXISTS parent (id PRIMARY KEY);
+                 CREATE TABLE IF NOT EXISTS child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED)",
+            )
         };
         store.database().with(create).await.unwrap();
         store
@@ -109,6 +113,11 @@ impl TransactionalStoreHarness for Scene {
         let effect = effect.to_owned();
         let written = tx.execute("INSERT INTO effect VALUES (?1)", [effect]);
         written.await.unwrap();
+    }
+
+    async fn break_constraint(&self, tx: &mut SqliteTx) {
+        let orphan = tx.execute("INSERT INTO child VALUES (1)", []);
+        orphan.await.unwrap();
     }
 
     async fn effects(&self) -> Vec<String> {

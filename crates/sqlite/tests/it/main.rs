@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod clocks;
 mod conformance;
+mod database;
+mod grammar;
 mod processes;
 mod queue;
 mod store;
 mod support;
 mod transaction;
+mod turns;

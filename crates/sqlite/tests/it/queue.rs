@@ -289,6 +289,7 @@ async fn a_row_that_somebody_else_spoilt_holds_nobody_back() {
     for (change, malformed) in [
         ("message SET attempts = -1", None),
         ("message SET published_at = 9223372036854775807", None),
+        ("message SET queued_at = 9223372036854775807", None),
         ("message SET free_at = -9223372036854775808", None),
         ("message SET grp = CAST(x'ff' AS TEXT)", Some("group")),
         ("message SET reason = CAST(x'ff' AS TEXT)", Some("reason")),
@@ -315,7 +316,7 @@ async fn a_row_that_somebody_else_spoilt_holds_nobody_back() {
     // Given up at once, as too old or delivered too often.
     for change in [
         "message SET attempts = 9223372036854775807",
-        "message SET published_at = -9223372036854775808",
+        "message SET queued_at = -9223372036854775808",
     ] {
         let (_scene, queue) = spoilt(change).await;
         assert_eq!(texts(&receive(&queue, 10).await), ["sound"], "{change}");

@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, UNIX_EPOCH};
 
 use onlyonce_core::{
@@ -8,29 +8,46 @@ use onlyonce_core::{
 use onlyonce_sqlite::Config;
 use tempfile::TempDir;
 
-/// A directory for one test's file, and a clock that moves when told.
+/// A directory for one test's file, and clocks that move when told.
 pub(crate) struct Scene {
     pub(crate) dir: TempDir,
-    now: Arc<AtomicU64>,
+    wall: Arc<AtomicI64>,
+    uptime: Arc<AtomicU64>,
 }
 
 impl Scene {
     pub(crate) fn new() -> Self {
         Self {
             dir: tempfile::tempdir().unwrap(),
-            now: Arc::new(AtomicU64::new(1_700_000_000_000)),
+            wall: Arc::new(AtomicI64::new(1_700_000_000_000)),
+            uptime: Arc::new(AtomicU64::new(3_600_000)),
         }
     }
 
     pub(crate) fn config(&self) -> Config {
-        let now = Arc::clone(&self.now);
+        let (wall, uptime) = (Arc::clone(&self.wall), Arc::clone(&self.uptime));
+        let wall = move || {
+            let millis = u64::try_from(wall.load(SeqCst)).unwrap_or_default();
+            UNIX_EPOCH + Duration::from_millis(millis)
+        };
         Config::new(self.dir.path().join("test.db"))
             .queue("orders")
-            .clock(move || UNIX_EPOCH + Duration::from_millis(now.load(SeqCst)))
+            .clock(wall, move || Duration::from_millis(uptime.load(SeqCst)))
     }
 
     pub(crate) fn pass(&self, time: Duration) {
-        self.now.fetch_add(time.as_millis() as u64, SeqCst);
+        self.step(time.as_millis() as i64);
+        self.uptime.fetch_add(time.as_millis() as u64, SeqCst);
+    }
+
+    /// Somebody sets the clock.
+    pub(crate) fn step(&self, millis: i64) {
+        self.wall.fetch_add(millis, SeqCst);
+    }
+
+    /// The machine starts anew.
+    pub(crate) fn reboot(&self) {
+        self.uptime.store(5_000, SeqCst);
     }
 }
 

@@ -1,11 +1,13 @@
 //! Transactions: turns, shared commits, what is undone and what is not.
 
 use crate::support::*;
+use onlyonce_core::memory::MemoryQueue;
 use onlyonce_core::{
-    Claimed, ErrorKind, Fenced, Held, Message, Owner, Sink, Source, Store, Transaction,
-    TransactionalStore,
+    Claimed, Error, ErrorKind, Fenced, Held, Message, Owner, Pipeline, RetryPolicy, Sink, Source,
+    State, Store, Transaction, TransactionalStore,
 };
 use onlyonce_sqlite::{Database, SqliteQueue, SqliteStore, SqliteTx};
+use std::sync::Arc;
 use std::time::Duration;
 
 struct Stage {
@@ -50,6 +52,18 @@ impl Stage {
 
     async fn effects(&self) -> Vec<i64> {
         effects(self.store.database()).await
+    }
+
+    /// Adds a table whose rows break a deferred key.
+    async fn with_orphans(self) -> Self {
+        let create = |conn: &rusqlite::Connection| {
+            conn.execute_batch(
+                "CREATE TABLE parent (n PRIMARY KEY);
+                 CREATE TABLE orphan (n REFERENCES parent DEFERRABLE INITIALLY DEFERRED)",
+            )
+        };
+        self.store.database().with(create).await.unwrap();
+        self
     }
 
     async fn is_done(&self, n: i64) -> bool {
@@ -310,6 +324,10 @@ async fn a_closure_cannot_end_the_transaction_or_touch_the_records() {
         "ROLLBACK TO onlyonce_part",
         "PRAGMA journal_mode = DELETE",
         "PRAGMA query_only = 1",
+        "PRAGMA foreign_keys = OFF",
+        "CREATE TEMP TABLE effect (n)",
+        "CREATE TEMP TRIGGER mine AFTER INSERT ON effect BEGIN SELECT RAISE(ROLLBACK, 'mine'); END",
+        "CREATE TRIGGER mine AFTER INSERT ON onlyonce_recent BEGIN SELECT 1; END",
         "ATTACH ':memory:' AS other",
         "DELETE FROM onlyonce_claim",
         "DROP TABLE onlyonce_done",
@@ -317,6 +335,7 @@ async fn a_closure_cannot_end_the_transaction_or_touch_the_records() {
         let error = tx.with(move |conn| conn.execute_batch(sql)).await;
         let error = error.expect_err(sql);
         assert!(!error.is_retryable(), "{sql}: {error}");
+        assert!(error.to_string().contains("others share"), "{sql}: {error}");
     }
     complete(&mut tx, held).await.unwrap();
     tx.commit().await.unwrap();
@@ -354,7 +373,7 @@ async fn a_turn_that_lasts_too_long_is_undone_and_the_next_one_comes() {
     let error = error.unwrap_err();
     assert_eq!(
         (error.kind(), error.is_retryable()),
-        (ErrorKind::Timeout, true)
+        (ErrorKind::Refused, true)
     );
     assert!(stuck.complete(&completion(1, held.token)).await.is_err());
     assert!(stuck.commit().await.is_err());
@@ -376,4 +395,177 @@ async fn publishing_in_a_transaction_is_part_of_it() {
     assert_eq!(got.len(), 1);
     assert_eq!(got[0].message.body, "kept");
     Sink::close(&queue).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_only_shared_a_refused_commit_is_done_again_and_the_refused_alone_fails() {
+    let stage = Stage::new().await.with_orphans().await;
+    let (bad, good) = (stage.claim(1).await, stage.claim(2).await);
+    let mut first = stage.begin().await;
+    effect(&mut first, 1).await;
+    first
+        .execute("INSERT INTO orphan VALUES (1)", [])
+        .await
+        .unwrap();
+    let mut second = stage.begin().await;
+    let second = tokio::spawn(async move {
+        effect(&mut second, 2).await;
+        second.complete_and_commit(&done(good)).await
+    });
+    let claim = tokio::spawn({
+        let (store, owner) = (stage.store.clone(), stage.owner);
+        async move { store.claim(owner, &[claim(3)], LEASE).await }
+    });
+    // Both get in line: nothing else runs on this thread.
+    tokio::task::yield_now().await;
+    let error = first.complete_and_commit(&done(bad)).await.unwrap_err();
+    assert_eq!(
+        (error.kind(), error.is_retryable()),
+        (ErrorKind::Refused, false)
+    );
+    // On a busy machine it may have got a commit of its own.
+    let second = second.await.unwrap();
+    let mut again = vec![(bad, 1, false)];
+    if let Err(shared) = &second {
+        assert_eq!(shared.kind(), ErrorKind::Refused, "nothing of it happened");
+        assert!(stage.effects().await.is_empty());
+        again.push((good, 2, true));
+    }
+    token(&claim.await.unwrap().unwrap()[0]);
+
+    for (held, n, is_good) in again {
+        let mut tx = stage.store.begin_alone().await.unwrap();
+        effect(&mut tx, n).await;
+        if !is_good {
+            tx.execute("INSERT INTO orphan VALUES (1)", [])
+                .await
+                .unwrap();
+        }
+        let committed = tx.complete_and_commit(&done(held)).await;
+        assert_eq!(committed.is_ok(), is_good, "{committed:?}");
+    }
+    assert_eq!(stage.effects().await, [2]);
+    assert!(stage.is_done(2).await && !stage.is_done(1).await);
+}
+
+fn done(held: Held) -> onlyonce_core::Completion {
+    let mut done = completion(0, held.token);
+    done.held = held;
+    done
+}
+
+#[tokio::test]
+async fn a_transaction_alone_shares_its_commit_with_nobody() {
+    let stage = Stage::new().await;
+    let (held1, held2) = (stage.claim(1).await, stage.claim(2).await);
+    let mut first = stage.begin().await;
+    effect(&mut first, 1).await;
+    let before = stage.store.database().commits();
+    let mut alone = stage.store.begin_alone().await.unwrap();
+    let alone = tokio::spawn(async move {
+        effect(&mut alone, 2).await;
+        alone.complete_and_commit(&done(held2)).await
+    });
+    tokio::task::yield_now().await;
+    first
+        .complete_and_commit(&done(held1))
+        .await
+        .unwrap()
+        .unwrap();
+    alone.await.unwrap().unwrap().unwrap();
+    assert_eq!(stage.store.database().commits().full, before.full + 2);
+}
+
+#[tokio::test]
+async fn sql_that_rolls_back_is_refused_and_leaves_nothing() {
+    let stage = Stage::new().await;
+    let held = stage.claim(1).await;
+    let create = "CREATE TABLE taken (n PRIMARY KEY); INSERT INTO taken VALUES (1)";
+    let create = |conn: &rusqlite::Connection| conn.execute_batch(create);
+    stage.store.database().with(create).await.unwrap();
+    let mut tx = stage.begin().await;
+    effect(&mut tx, 1).await;
+    let swallowed = |conn: &rusqlite::Connection| {
+        let rolled_back = conn.execute("INSERT OR ROLLBACK INTO taken VALUES (1)", []);
+        assert!(rolled_back.is_err());
+        // Nothing holds this back but that there is no transaction any more.
+        let late = conn.execute("INSERT INTO effect VALUES (2)", []);
+        assert!(late.is_err());
+        Ok(())
+    };
+    let refused = tx.with(swallowed).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Refused);
+    assert!(refused.to_string().contains("OR ROLLBACK"), "{refused}");
+    // The same for whatever follows, until it is undone.
+    let later = tx.execute("INSERT INTO effect VALUES (3)", []).await;
+    assert_eq!(later.unwrap_err().kind(), ErrorKind::Refused);
+    let completed = tx.complete(&done(held)).await;
+    assert_eq!(completed.unwrap_err().kind(), ErrorKind::Refused);
+    tx.undo().await.unwrap();
+    effect(&mut tx, 4).await;
+    tx.complete_and_commit(&done(held)).await.unwrap().unwrap();
+    assert_eq!(stage.effects().await, [4]);
+    // So too outside of a handler.
+    let outside = stage.store.database().with(swallowed).await.unwrap_err();
+    assert_eq!(outside.kind(), ErrorKind::Refused);
+    assert_eq!(stage.effects().await, [4]);
+}
+
+#[tokio::test]
+async fn what_a_closure_sets_is_not_kept_for_the_next() {
+    use rusqlite::config::DbConfig;
+    let stage = Stage::new().await;
+    let mut tx = stage.begin().await;
+    let set = |conn: &rusqlite::Connection| {
+        conn.busy_timeout(Duration::from_millis(1))?;
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false)
+    };
+    tx.with(set).await.unwrap();
+    let look = |conn: &rusqlite::Connection| {
+        let timeout: i64 = conn.query_row("PRAGMA busy_timeout", [], |row| row.get(0))?;
+        Ok((
+            timeout,
+            conn.db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY)?,
+        ))
+    };
+    // A busy handler of its own has no time-out.
+    assert_eq!(tx.with(look).await.unwrap(), (0, true));
+}
+
+async fn publish(queue: &SqliteQueue, text: &'static str) -> Result<(), Error> {
+    let mut results = Sink::publish(queue, &[Message::new(text)]).await;
+    results.pop().unwrap()
+}
+
+async fn publish_around_the_first_use(
+    State(queue): State<Arc<SqliteQueue>>,
+    tx: &mut SqliteTx,
+) -> Result<(), Error> {
+    publish(&queue, "before").await?;
+    tx.execute("INSERT INTO effect VALUES (1)", []).await?;
+    publish(&queue, "within").await
+}
+
+#[tokio::test]
+async fn a_handler_that_would_wait_for_its_own_transaction_is_told_so() {
+    let stage = Stage::new().await;
+    let queue = Arc::new(SqliteQueue::open(&stage.scene.config()).await.unwrap());
+    let source = MemoryQueue::new("source");
+    let message = Message::new("one").with_dedup_id("1");
+    let published = Sink::publish(&source, &[message]).await;
+    published.into_iter().for_each(Result::unwrap);
+    let pipeline = Pipeline::transactional(source.clone(), stage.store.clone())
+        .state(queue.clone())
+        .retry(RetryPolicy::default().max_attempts(1))
+        .stop_when_idle(Duration::from_millis(200))
+        .run(publish_around_the_first_use);
+    // Well before a turn's limit of 30 s.
+    let report = tokio::time::timeout(Duration::from_secs(10), pipeline).await;
+    assert_eq!(report.expect("it does not wait").unwrap().dead_lettered, 1);
+    let reason = source.dead_letters()[0].reason.clone();
+    assert!(reason.contains("SqliteTx::publish"), "{reason}");
+    assert!(stage.effects().await.is_empty());
+    let got = queue.receive(limit(10)).await.unwrap();
+    assert_eq!(got.len(), 1);
+    assert_eq!(got[0].message.body, "before");
 }

@@ -43,6 +43,13 @@ impl Storage {
         }
     }
 
+    /// Refuses to commit the effects for which `is_refused` says so.
+    #[must_use]
+    pub fn refusing(mut self, is_refused: fn(&[u8]) -> bool) -> Self {
+        self.records = self.records.refusing(is_refused);
+        self
+    }
+
     /// Every effect that was committed, in that order.
     #[must_use]
     pub fn effects(&self) -> Vec<Bytes> {
@@ -238,6 +245,10 @@ impl Store for Connection {
 #[async_trait]
 impl TransactionalStore for Connection {
     type Tx = Tx;
+
+    async fn begin_alone(&self) -> Result<Tx, Error> {
+        self.begin().await
+    }
 
     async fn begin(&self) -> Result<Tx, Error> {
         let records = self.records();

@@ -177,7 +177,8 @@ pub async fn uncertain_outlives_takeovers(harness: &dyn StoreHarness) {
 /// A key that was used for another payload is never taken for a duplicate, nor run as if it were new.
 pub async fn other_payload_conflicts(harness: &dyn StoreHarness) {
     let store = harness.store().await;
-    take(&*store, A, "expired", harness.lease()).await;
+    let started = take(&*store, A, "started", harness.lease()).await;
+    assert_eq!(Call::Start.one(&*store, started).await, Ok(()));
     expire(harness).await;
     take(&*store, A, "live", LONG).await;
     let completed = take(&*store, A, "done", LONG).await;
@@ -185,7 +186,7 @@ pub async fn other_payload_conflicts(harness: &dyn StoreHarness) {
     let released = take(&*store, A, "released", LONG).await;
     assert_eq!(Call::Release.one(&*store, released).await, Ok(()));
     for owner in [A, B] {
-        for name in ["expired", "live", "done"] {
+        for name in ["started", "live", "done"] {
             let other = [claim_for(name, "other payload")];
             let answers = claim_all(&*store, owner, &other, LONG).await;
             assert_eq!(answers, [Claimed::Conflict], "{name} for {owner:?}");
@@ -195,6 +196,27 @@ pub async fn other_payload_conflicts(harness: &dyn StoreHarness) {
     let answer = claim_all(&*store, B, &other, LONG).await.remove(0);
     assert!(matches!(answer, Claimed::New { .. }), "{answer:?}");
     // And the conflict changed nothing.
-    take(&*store, B, "expired", LONG).await;
+    let answer = ask(&*store, B, "started").await;
+    assert!(matches!(answer, Claimed::New { .. }), "{answer:?}");
     assert_eq!(ask(&*store, B, "done").await, done());
+}
+
+/// A claim that expired without having been started has had no effect, so a payload that was corrected since may have the
+/// key; and whoever had it before may not complete the other one.
+pub async fn corrected_payload_takes_over_what_never_started(harness: &dyn StoreHarness) {
+    let store = harness.store().await;
+    let held = take(&*store, A, "k", harness.lease()).await;
+    expire(harness).await;
+    let corrected = [claim_for("k", "corrected")];
+    let answer = claim_all(&*store, B, &corrected, LONG).await.remove(0);
+    let Claimed::New { token, uncertain } = answer else {
+        panic!("it is taken over: {answer:?}");
+    };
+    assert!(token > held.token && !uncertain);
+    assert_eq!(Call::Complete.one(&*store, held).await, FENCED);
+    // The key is the corrected payload's now.
+    let before = claim_all(&*store, A, &[claim("k")], LONG).await;
+    assert_eq!(before, [Claimed::Conflict]);
+    let again = claim_all(&*store, A, &corrected, LONG).await;
+    assert!(matches!(again[0], Claimed::Busy { .. }), "{again:?}");
 }

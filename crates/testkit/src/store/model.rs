@@ -63,10 +63,14 @@ impl Model {
     fn expect(&self, owner: Owner, n: usize, payload: Fingerprint, batch: &[usize]) -> Expected {
         match &self.keys[n] {
             Key::Absent => Expected::New { uncertain: false },
-            Key::Done { payload: p } | Key::Claimed { payload: p, .. } if *p != payload => {
-                Expected::Conflict
-            }
+            Key::Done { payload: p } if *p != payload => Expected::Conflict,
             Key::Done { .. } => Expected::Done,
+            Key::Claimed {
+                payload: p,
+                expired,
+                started,
+                ..
+            } if *p != payload && (!expired || *started) => Expected::Conflict,
             Key::Claimed {
                 owner: holder,
                 expired,

@@ -56,8 +56,15 @@ source_suite!(
     Queue::new()
 );
 
-#[derive(Default)]
+const REFUSED: &str = "refused";
+
 struct Records(MemoryStore);
+
+impl Default for Records {
+    fn default() -> Self {
+        Self(MemoryStore::new().refusing(|effect| effect == REFUSED.as_bytes()))
+    }
+}
 
 #[async_trait]
 impl StoreHarness for Records {
@@ -84,6 +91,10 @@ impl TransactionalStoreHarness for Records {
 
     async fn write(&self, tx: &mut MemoryTx, effect: &str) {
         tx.push(effect.to_owned());
+    }
+
+    async fn break_constraint(&self, tx: &mut MemoryTx) {
+        tx.push(REFUSED);
     }
 
     async fn effects(&self) -> Vec<String> {

@@ -76,6 +76,12 @@ impl<S: TransactionalStore> TransactionalStore for FaultyStore<S> {
         let dice = self.dice.clone();
         Ok(FaultyTx { inner, dice })
     }
+
+    async fn begin_alone(&self) -> Result<Self::Tx, Error> {
+        let inner = call(&self.dice, self.inner.begin_alone()).await?;
+        let dice = self.dice.clone();
+        Ok(FaultyTx { inner, dice })
+    }
 }
 
 /// A transaction some of whose commits fail, before or after they were made.

@@ -230,6 +230,9 @@ impl TransactionalStore for FaultyStore {
             fault,
         })
     }
+    async fn begin_alone(&self) -> Result<FaultyTx, Error> {
+        self.begin().await
+    }
 }
 
 /// A transaction whose commit fails as planned.

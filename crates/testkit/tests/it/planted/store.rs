@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
-    Claim, Claimed, Completion, Error, Fenced, Fingerprint, Held, KeyDigest, Owner, Store, Token,
-    Transaction, TransactionalStore, Verdicts,
+    Claim, Claimed, Completion, Error, ErrorKind, Fenced, Fingerprint, Held, KeyDigest, Owner,
+    Store, Token, Transaction, TransactionalStore, Verdicts,
 };
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
@@ -60,6 +60,10 @@ enum Bug {
     UndoDoesNothing,
     /// A transaction completes without a look at the token.
     TransactionIgnoresToken,
+    /// A refused commit is answered as if it were unknown whether it happened.
+    RefusalIsUnknown,
+    /// A refused commit is answered as if it had happened.
+    RefusalIsHidden,
 }
 
 #[derive(Clone)]
@@ -231,6 +235,10 @@ impl TransactionalStore for Buggy {
         let (tx, store) = (self.store.begin().await?, self.clone());
         Ok(BuggyTx { tx, store })
     }
+
+    async fn begin_alone(&self) -> Result<BuggyTx, Error> {
+        self.begin().await
+    }
 }
 
 #[async_trait]
@@ -249,9 +257,18 @@ impl Transaction for BuggyTx {
     }
 
     async fn commit(self) -> Result<(), Error> {
-        self.tx.commit().await
+        let committed = self.tx.commit().await;
+        match (self.store.bug, committed) {
+            (Bug::RefusalIsUnknown, Err(error)) => {
+                Err(Error::new(ErrorKind::Store, "planted").caused_by(error))
+            }
+            (Bug::RefusalIsHidden, Err(error)) if error.kind() == ErrorKind::Refused => Ok(()),
+            (_, committed) => committed,
+        }
     }
 }
+
+const REFUSED: &str = "refused";
 
 struct Planted {
     store: Mutex<Buggy>,
@@ -261,7 +278,8 @@ struct Planted {
 
 impl Planted {
     fn new(bug: Bug, noticed_by: Gaps) -> Self {
-        let (store, newest) = (MemoryStore::new(), Arc::default());
+        let store = MemoryStore::new().refusing(|effect| effect == REFUSED.as_bytes());
+        let newest = Arc::default();
         Self {
             store: Mutex::new(Buggy { store, bug, newest }),
             escaped: Mutex::default(),
@@ -312,6 +330,10 @@ impl TransactionalStoreHarness for Planted {
         }
     }
 
+    async fn break_constraint(&self, tx: &mut BuggyTx) {
+        tx.tx.push(REFUSED);
+    }
+
     async fn effects(&self) -> Vec<String> {
         let committed = self.open().store.effects().into_iter();
         let mut all: Vec<_> = committed
@@ -341,6 +363,7 @@ plant! {
     store_suite seen_before_done: SeenBeforeDone [
         answers_follow_the_batch
         completed_key_is_a_duplicate
+        corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
         large_batches_are_taken_whole
@@ -373,6 +396,7 @@ plant! {
     ]
     store_suite complete_ignores_token: CompleteIgnoresToken [
         answers_follow_the_batch
+        corrected_payload_takes_over_what_never_started
         random_histories_agree_with_the_model
         same_owner_claims_again_with_a_higher_token
         stale_token_is_fenced
@@ -388,6 +412,7 @@ plant! {
     ]
     store_suite owners_are_ignored: OwnersAreIgnored [
         answers_follow_the_batch
+        corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
         live_claim_is_busy_for_others
@@ -410,6 +435,7 @@ plant! {
     store_suite payloads_are_ignored: PayloadsAreIgnored [
         answers_follow_the_batch
         completed_key_is_a_duplicate
+        corrected_payload_takes_over_what_never_started
         expired_claim_that_nobody_took_completes
         large_batches_are_taken_whole
         other_payload_conflicts
@@ -429,6 +455,7 @@ plant! {
     store_suite doubt_is_invented: DoubtIsInvented [
         answers_follow_the_batch
         completed_key_is_a_duplicate
+        corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
         live_claim_is_busy_for_others
@@ -448,6 +475,7 @@ plant! {
         uncertain_outlives_takeovers
     ]
     store_suite tokens_fall: TokensFall [
+        corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         one_live_owner_per_key
         random_histories_agree_with_the_model
@@ -493,6 +521,8 @@ plant! {
         effect_and_record_commit_together
         last_part_completes_with_the_commit
         part_completes_once
+        refused_commit_leaves_nothing
+        refused_commit_spares_the_others
         stale_token_is_fenced
         takeover_and_commit_exclude_each_other
         undo_takes_back_only_its_part
@@ -504,6 +534,13 @@ plant! {
     transactional_store_suite transaction_ignores_token: TransactionIgnoresToken [
         last_part_completes_with_the_commit
         stale_token_is_fenced
+    ]
+    transactional_store_suite refusal_is_unknown: RefusalIsUnknown [
+        refused_commit_leaves_nothing
+    ]
+    transactional_store_suite refusal_is_hidden: RefusalIsHidden [
+        refused_commit_leaves_nothing
+        refused_commit_spares_the_others
     ]
     transactional_store_suite crash_loses_records_and_effects: CrashLosesRecords [
         effect_and_record_survive_a_crash
