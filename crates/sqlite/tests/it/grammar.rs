@@ -325,7 +325,6 @@ async fn follow_seed(seed: u64) {
     assert_eq!(written_by(store.database()).await, done, "seed {seed}");
     assert_eq!((first.applied + second.applied) as usize, done.len());
     // Each has its record, and nobody else.
-    let (one, other) = (MemoryQueue::new("mixed"), MemoryQueue::new("innocent"));
     publish(&one, &mixed, random).await;
     publish(&other, &innocent, random).await;
     let (first, second) = tokio::join!(run(&store, &one, &mixed), run(&store, &other, &innocent));
