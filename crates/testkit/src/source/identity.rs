@@ -1,9 +1,9 @@
 //! Which queue it is.
 
 use onlyonce_core::memory::MemoryStore;
-use onlyonce_core::{DedupKey, Hazard, Pipeline, Report, Source};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
+use onlyonce_core::{
+    Claim, Claimed, DedupKey, Fingerprint, KeyDigest, Owner, Scope, Source, Store as _,
+};
 
 use super::SourceHarness;
 use super::tools::*;
@@ -24,8 +24,8 @@ pub async fn identity_is_told_and_stays(harness: &dyn SourceHarness) {
     assert_eq!(identity(&*source).await, told);
 }
 
-/// A queue of the same name in another place has another identity: a message that is equal in both, its dedup id
-/// included, takes effect in each, although both share one store.
+/// A queue of the same name in another place has another identity: a message that is equal in both, its key included, is new
+/// in each, although both share one store.
 pub async fn namesake_is_another_queue(harness: &dyn SourceHarness) {
     let (source, sink) = (harness.source().await, harness.sink().await);
     let (other, other_sink) = harness.namesake().await;
@@ -37,36 +37,19 @@ pub async fn namesake_is_another_queue(harness: &dyn SourceHarness) {
             result.expect("the sink takes it");
         }
         sink.close().await.expect("the sink closes");
-        let report = take_one(harness, source, store.clone()).await;
-        assert_eq!((report.applied, report.duplicates), (1, 0), "{report:?}");
+        let delivery = collect_one(harness, &*source).await;
+        let scope = Scope {
+            consumer: "default".into(),
+            queue: identity(&*source).await,
+        };
+        let claim = Claim {
+            key: KeyDigest::new(&scope, &DedupKey::new("payment")),
+            fingerprint: Fingerprint::of(&delivery.message.body),
+        };
+        let claimed = store
+            .claim(Owner::random(), &[claim], harness.lease())
+            .await;
+        let claimed = claimed.expect("the store is there");
+        assert!(matches!(claimed[0], Claimed::New { .. }), "{claimed:?}");
     }
-}
-
-/// Runs a pipeline until it has handled a message.
-async fn take_one(
-    harness: &dyn SourceHarness,
-    source: std::sync::Arc<dyn Source>,
-    store: MemoryStore,
-) -> Report {
-    let (handled, mut first) = mpsc::channel(1);
-    let patience = harness.patience();
-    let hazards = [
-        Hazard::ShortRetention,
-        Hazard::DeliveryLimit,
-        Hazard::GivesUp,
-        Hazard::NoDeadLetter,
-    ];
-    let pipeline = Pipeline::idempotent(source, store).shutdown(async move {
-        let _ = timeout(patience, first.recv()).await;
-    });
-    let pipeline = hazards
-        .into_iter()
-        .fold(pipeline, |p, hazard| p.allow(hazard));
-    let run = pipeline.run(move |_: DedupKey| {
-        let handled = handled.clone();
-        async move {
-            let _ = handled.try_send(());
-        }
-    });
-    run.await.expect("it runs")
 }
