@@ -1,11 +1,11 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::config::{SharedHttpClient, StalledStreamProtectionConfig};
+use aws_sdk_sqs::config::{IdentityCache, SharedHttpClient, StalledStreamProtectionConfig};
 use onlyonce_core::{Error, Params};
 use url::Url;
 
@@ -86,6 +86,26 @@ impl Config {
     /// # Errors
     /// There is no region.
     pub async fn connect(&self) -> Result<Client, Error> {
+        let config = self.load().await;
+        if config.region().is_none() {
+            return Err(Error::config(
+                "no AWS region: add `region=…` to the URL, or set AWS_REGION",
+            )
+            .on_queue(self.name()));
+        }
+        Ok(Client::new(&config))
+    }
+
+    /// The same client, with credentials from a chain that has read nothing yet.
+    pub(crate) async fn with_fresh_credentials(&self, client: &Client) -> Client {
+        let fresh = self.load().await;
+        let mut config = client.config().to_builder();
+        config.set_credentials_provider(fresh.credentials_provider());
+        config.set_identity_cache(IdentityCache::lazy().build());
+        Client::from_conf(config.build())
+    }
+
+    async fn load(&self) -> SdkConfig {
         // A request has its own bound; this one leaves time for another try.
         let time_outs = TimeoutConfig::builder().connect_timeout(CONNECT).build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -99,14 +119,7 @@ impl Config {
         if let Some(endpoint) = &self.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        let config = loader.load().await;
-        if config.region().is_none() {
-            return Err(Error::config(
-                "no AWS region: add `region=…` to the URL, or set AWS_REGION",
-            )
-            .on_queue(self.name()));
-        }
-        Ok(Client::new(&config))
+        loader.load().await
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {

@@ -290,7 +290,7 @@ impl Shared {
                 )),
             };
             let target = target.map_err(|error| error.on_queue(self.queue.name()))?;
-            Ok(SqsSink::to(self.queue.beside(target).await?))
+            Ok(SqsSink::to(self.queue.beside(target)?))
         };
         self.dead_letters.get_or_try_init(open).await
     }

@@ -147,7 +147,7 @@ impl Source for SqsSource {
         }
         let mut inspection = settings.inspection(&queue.config)?;
         if let Some(redrive) = settings.redrive() {
-            let dead = async { Settings::read(&queue.beside(redrive.target()?).await?).await };
+            let dead = async { Settings::read(&queue.beside(redrive.target()?)?).await };
             match dead.await {
                 Ok(dead) => inspection.retention = settings.horizon(&dead, queue.is_fifo()),
                 Err(error) if error.is_retryable() => return Err(error),
