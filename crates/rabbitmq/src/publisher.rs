@@ -278,7 +278,7 @@ impl Shared {
             if let Some(left_out) = headers::left_out(&message.properties) {
                 tracing::warn!(
                     queue = self.target,
-                    message = ?message.properties.message_id(),
+                    message_id = ?message.properties.message_id(),
                     left_out,
                     "a dead letter goes without some of its attributes: they do not fit into a frame"
                 );

@@ -85,7 +85,7 @@ impl Sink for RabbitSink {
             if result.is_ok() {
                 let silent = || Err(Error::new(ErrorKind::Other, "no result came back"));
                 let outcome = published.next().unwrap_or_else(silent);
-                *result = outcome.map_err(|error| error.on_message(message.label()));
+                *result = outcome.map_err(|error| error.on_message(message));
             }
         }
         results

@@ -270,7 +270,7 @@ impl Sink for SqliteQueue {
             .unwrap_or_else(|failure| vec![Err(failure); batch.len()]);
         self.database.arrivals().notify_waiters();
         let named = results.into_iter().zip(batch).map(|(result, message)| {
-            result.map_err(|failure| self.error(failure).on_message(message.label()))
+            result.map_err(|failure| self.error(failure).on_message(message))
         });
         named.collect()
     }

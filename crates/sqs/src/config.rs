@@ -7,7 +7,7 @@ use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{IdentityCache, SharedHttpClient, StalledStreamProtectionConfig};
 use onlyonce_core::{Error, Params};
-use url::Url;
+use url::{Host, Url};
 
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-queues.html>
 const MAX_NAME: usize = 80;
@@ -92,6 +92,12 @@ impl Config {
                 "no AWS region: add `region=…` to the URL, or set AWS_REGION",
             )
             .on_queue(self.name()));
+        }
+        if let Some(host) = config.endpoint_url().and_then(exposed_to) {
+            tracing::warn!(
+                host,
+                "messages and session tokens go to another machine unencrypted; write https:// instead of http://"
+            );
         }
         Ok(Client::new(&config))
     }
@@ -303,6 +309,18 @@ fn check_endpoint(endpoint: &str) -> Result<(), Error> {
     }
 }
 
+/// The other machine to which this endpoint's requests go as they are.
+fn exposed_to(endpoint: &str) -> Option<String> {
+    let url = Url::parse(endpoint).ok()?;
+    let loopback = match url.host()? {
+        Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
+        Host::Ipv4(address) => address.is_loopback(),
+        Host::Ipv6(address) => address.is_loopback(),
+    };
+    let host = url.host_str()?.to_owned();
+    (url.scheme() == "http" && !loopback).then_some(host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -399,6 +417,22 @@ mod tests {
         ] {
             let error = refused(text);
             assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_goes_to_another_machine_unencrypted_is_known() {
+        for endpoint in ["http://sqs.example:4566", "http://10.0.0.7", "http://[fd00::1]"] {
+            assert!(exposed_to(endpoint).is_some(), "{endpoint}");
+        }
+        for endpoint in [
+            "https://sqs.example",
+            "http://localhost:4566",
+            "http://sqs.localhost",
+            "http://127.0.0.1:4566",
+            "http://[::1]",
+        ] {
+            assert_eq!(exposed_to(endpoint), None, "{endpoint}");
         }
     }
 

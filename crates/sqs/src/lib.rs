@@ -133,6 +133,7 @@
 //! | `AWSTraceHeader` | the attribute `AWSTraceHeader`, read and written, so that a [trace][xray] goes on behind dead letters and sinks |
 //! | `SentTimestamp`, `ApproximateReceiveCount` | [`Message::published_at`], [`Delivery::attempt`] |
 //! | `MessageId` | [`Message::broker_id`] |
+//! | `SenderId` | [`Message::sender`]: the user's or role's unique id, for which AWS vouches |
 //!
 //! What SQS has no place for goes as an attribute of our own, and becomes what it was at the other end: `onlyonce-dedup-id` (on
 //! standard queues, in dead letters, and where the id is longer than 128 characters or has others than letters, digits and
@@ -167,6 +168,7 @@
 //! [`Message::group`]: onlyonce_core::Message::group
 //! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id
 //! [`Message::broker_id`]: onlyonce_core::Message::broker_id
+//! [`Message::sender`]: onlyonce_core::Message::sender
 //! [`Message::published_at`]: onlyonce_core::Message::published_at
 //! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
 //! [`Ordering::Group`]: onlyonce_core::Ordering::Group

@@ -133,6 +133,7 @@ pub fn read(received: &sqs::Message, fifo: bool) -> Received {
     message.attributes = attributes;
     message.dedup_id = dedup_id;
     message.broker_id = received.message_id().map(str::to_owned);
+    message.sender = system(System::SenderId).map(str::to_owned);
     message.published_at = system(System::SentTimestamp)
         .and_then(|millis| millis.parse().ok())
         .and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
@@ -215,7 +216,7 @@ impl Outgoing {
     /// # Errors
     /// SQS would refuse it.
     pub(crate) fn of(message: &Message, fifo: bool) -> Result<Self, Error> {
-        let refuse = |why: String| Error::new(ErrorKind::Message, why).on_message(message.label());
+        let refuse = |why: String| Error::new(ErrorKind::Message, why).on_message(message);
         let mut outgoing = Self::carry(message, fifo).map_err(refuse)?;
         if is_dead_letter(message) {
             outgoing.make_fit();

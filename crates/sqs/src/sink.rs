@@ -147,7 +147,7 @@ impl Sink for SqsSink {
         let mut results: Vec<Result<(), Error>> = Vec::with_capacity(batch.len());
         results.extend(outgoing.into_iter().map(|outgoing| outgoing.map(drop)));
         for (at, result) in sent {
-            results[at] = result.map_err(|error| error.on_message(batch[at].label()));
+            results[at] = result.map_err(|error| error.on_message(&batch[at]));
         }
         let named = |error: Error| error.on_queue(self.queue.name());
         results

@@ -1,4 +1,3 @@
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::{Capabilities, Error, ErrorKind, Inspection, Ordering};
@@ -40,11 +39,11 @@ pub(crate) fn check(
     if found.is_empty() {
         return Ok(());
     }
-    let mut text = String::from("refusing to start, because of these settings:");
-    for (hazard, why) in &found {
-        let _ = write!(text, "\n  - {why} (or allow(Hazard::{hazard:?}))");
-    }
-    Err(Error::new(ErrorKind::Unsafe, text))
+    let text = "refusing to start, because of these settings:";
+    let list = found
+        .into_iter()
+        .map(|(hazard, why)| format!("{why} (or allow(Hazard::{hazard:?}))"));
+    Err(Error::new(ErrorKind::Unsafe, text).with_list(list.collect()))
 }
 
 fn hazards(

@@ -258,6 +258,22 @@ fn a_digest_of_the_body_is_no_id() {
     assert_eq!(with_id("order-17").as_deref(), Some("order-17"));
 }
 
+/// No attribute of a message can say it.
+#[test]
+fn the_sender_is_whom_sqs_names() {
+    let by = |sender: Option<&str>| {
+        let message = sqs::Message::builder().body("x");
+        let message = message.message_attributes("SenderId", text("AIDAMALLORY"));
+        let message = match sender {
+            Some(sender) => message.attributes(System::SenderId, sender),
+            None => message,
+        };
+        read(&message.build(), false).message.sender
+    };
+    assert_eq!(by(Some("AROAALICE:worker")).as_deref(), Some("AROAALICE:worker"));
+    assert_eq!(by(None), None);
+}
+
 /// As SNS wraps what was published to a topic.
 fn notification(message: &str, at: &str) -> String {
     serde_json::json!({

@@ -104,7 +104,7 @@ fn refused() -> Answer {
 }
 
 fn label(message: &Message) -> String {
-    message.label().to_owned()
+    message.label().to_string()
 }
 
 impl Buggy {
