@@ -25,7 +25,7 @@ pub use pipeline::{
     DEAD_LETTER_REASON, Hazard, Pipeline, Report, RetryPolicy, Uncertain,
 };
 pub use printable::Printable;
-pub use sink::Sink;
+pub use sink::{Sink, SinkInspection};
 pub use source::{Action, Answer, Capabilities, Inspection, Limit, Ordering, Settlement, Source};
 pub use store::{
     Claim, Claimed, Completion, Fenced, Held, Owner, Store, Token, Transaction, TransactionalStore,

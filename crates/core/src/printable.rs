@@ -64,7 +64,10 @@ mod tests {
     fn it_is_one_line_and_has_an_end() {
         for (text, shown) in [
             ("order-17 für \"Ω\" in C:\\x", "order-17 für \"Ω\" in C:\\x"),
-            ("a\r\nb\u{1b}[2J\0\u{202e}\u{2028}", r"a\r\nb\u{1b}[2J\0\u{202e}\u{2028}"),
+            (
+                "a\r\nb\u{1b}[2J\0\u{202e}\u{2028}",
+                r"a\r\nb\u{1b}[2J\0\u{202e}\u{2028}",
+            ),
         ] {
             assert_eq!(Printable(text).to_string(), shown);
             assert_eq!(Printable(shown).to_string(), shown, "once is enough");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::{
     Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Limit, Message, Ordering,
-    Receipt, Settlement, Sink, Source,
+    Receipt, Settlement, Sink, SinkInspection, Source,
 };
 use tokio::time::Instant;
 
@@ -255,6 +255,15 @@ impl Source for SqliteQueue {
 impl Sink for SqliteQueue {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        if self.sink_closed.load(SeqCst) {
+            return Err(self.closed_error());
+        }
+        let mut found = SinkInspection::default();
+        found.identity = Some(self.identity.clone());
+        Ok(found)
     }
 
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {

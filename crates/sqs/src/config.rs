@@ -422,7 +422,11 @@ mod tests {
 
     #[test]
     fn what_goes_to_another_machine_unencrypted_is_known() {
-        for endpoint in ["http://sqs.example:4566", "http://10.0.0.7", "http://[fd00::1]"] {
+        for endpoint in [
+            "http://sqs.example:4566",
+            "http://10.0.0.7",
+            "http://[fd00::1]",
+        ] {
             assert!(exposed_to(endpoint).is_some(), "{endpoint}");
         }
         for endpoint in [

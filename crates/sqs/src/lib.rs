@@ -78,8 +78,8 @@
 //! one's own are its own affair. TLS is rustls with ring (feature `rustls-ring`, on by default); for
 //! another stack switch it off and bring a client: [`SqsSource::with_client`].
 //!
-//! A producer needs the permission `sqs:SendMessage`, by name or ARN `sqs:GetQueueUrl`. A consumer needs `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and
-//! `sqs:GetQueueAttributes`, by name or ARN `sqs:GetQueueUrl`, and on the queue of the redrive policy `sqs:SendMessage`,
+//! A producer needs the permission `sqs:SendMessage`, by name or ARN `sqs:GetQueueUrl`. A consumer needs `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility`,
+//! `sqs:GetQueueAttributes` and `sqs:ListDeadLetterSourceQueues`, by name or ARN `sqs:GetQueueUrl`, and on the queue of the redrive policy `sqs:SendMessage`,
 //! `sqs:GetQueueUrl` and `sqs:GetQueueAttributes`; for encrypted queues [those of the key][kms], too.
 //!
 //! # Delivery semantics

@@ -80,6 +80,21 @@ impl Queue {
         url.map(String::as_str)
     }
 
+    /// The queues whose redrive policies name this one, the first thousand of them.
+    pub(crate) async fn sources_of_dead_letters(&self) -> Result<Vec<String>, Error> {
+        let what =
+            "cannot list the queues whose dead letters come here (sqs:ListDeadLetterSourceQueues)";
+        let request = self
+            .client()
+            .await?
+            .list_dead_letter_source_queues()
+            .queue_url(self.url().await?);
+        let answer = self.call(what, self.config.timeout, request.send()).await?;
+        let urls = answer.queue_urls().iter();
+        let name = |url: &String| url.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok(urls.map(name).collect())
+    }
+
     /// Waits for the answer to a request, so long at most.
     pub(crate) async fn call<T, E>(
         &self,

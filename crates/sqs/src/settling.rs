@@ -223,8 +223,9 @@ impl Shared {
         let mut said = said.map(Vec::into_iter);
         for held in held {
             let message = &held.lease.message;
-            let unknown =
-                |error: Error| Answer::Unknown(error.on_queue(self.queue.name()).on_message(message));
+            let unknown = |error: Error| {
+                Answer::Unknown(error.on_queue(self.queue.name()).on_message(message))
+            };
             let answer = match &mut said {
                 Err(error) => unknown(error.clone()),
                 Ok(outcomes) => match outcomes.next() {

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::handler::{Callable, OnFailure, States};
 use crate::{
-    Action, Capabilities, Claim, Completion, Context, DedupKey, Delivery, Error, ErrorKind, Failure,
-    Fingerprint, KeyDigest, Ordering as GroupOrder, Outcome, Owner, Parts, Printable, Scope, Sink, Source,
-    Store, TransactionalStore,
+    Action, Capabilities, Claim, Completion, Context, DedupKey, Delivery, Error, ErrorKind,
+    Failure, Fingerprint, KeyDigest, Ordering as GroupOrder, Outcome, Owner, Parts, Printable,
+    Scope, Sink, Source, Store, TransactionalStore,
 };
 
 use super::Mode;

@@ -15,7 +15,8 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::support::*;
 
-const FORGED: &str = "m1\n2026-01-01T00:00:00Z ERROR forged\r\n{\"level\":\"ERROR\"}\u{1b}[2J\u{202e}";
+const FORGED: &str =
+    "m1\n2026-01-01T00:00:00Z ERROR forged\r\n{\"level\":\"ERROR\"}\u{1b}[2J\u{202e}";
 
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
@@ -82,6 +83,10 @@ struct RefusesOnce(MemoryQueue, AtomicBool);
 impl Sink for RefusesOnce {
     fn name(&self) -> &str {
         "dead"
+    }
+
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        Ok(SinkInspection::default())
     }
 
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {

@@ -411,7 +411,10 @@ async fn a_key_policy_that_panics_costs_its_message_and_no_worker() {
     assert_eq!((report.applied, report.dead_lettered), (2, 1));
     assert_eq!(queue.depth() + queue.in_flight(), 0);
     let reasons = reasons(&dead).await;
-    assert!(reasons[0].contains("the key policy panicked"), "{reasons:?}");
+    assert!(
+        reasons[0].contains("the key policy panicked"),
+        "{reasons:?}"
+    );
     assert!(reasons[0].contains("no such shard"), "{reasons:?}");
 
     // Without a store there is no key to be chosen for, but a handler may ask for it.
@@ -446,6 +449,66 @@ async fn json_may_begin_with_a_byte_order_mark_and_what_is_none_is_named() {
         .unwrap();
     assert_eq!((report.applied, report.dead_lettered), (1, 2));
     let reasons = reasons(&dead).await;
-    assert!(reasons.iter().any(|why| why.contains("gzip")), "{reasons:?}");
-    assert!(reasons.iter().any(|why| why.contains("UTF-16")), "{reasons:?}");
+    assert!(
+        reasons.iter().any(|why| why.contains("gzip")),
+        "{reasons:?}"
+    );
+    assert!(
+        reasons.iter().any(|why| why.contains("UTF-16")),
+        "{reasons:?}"
+    );
+}
+
+/// A dead-letter queue that answers as told.
+struct Checked(MemoryQueue, Mutex<Vec<Result<SinkInspection, Error>>>);
+
+#[async_trait::async_trait]
+impl Sink for Checked {
+    fn name(&self) -> &str {
+        "dead"
+    }
+
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        self.1.lock().unwrap().pop().unwrap()
+    }
+
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        Sink::publish(&self.0, batch).await
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_queue_must_be_there_and_another() {
+    let (queue, dead) = (MemoryQueue::new("orders"), MemoryQueue::new("dead"));
+    publish(&queue, [numbered(1)]).await;
+    let run = async |sink: Checked| {
+        Pipeline::at_least_once(queue.clone())
+            .dead_letter(sink)
+            .stop_when_idle(IDLE)
+            .run(async || Err::<(), _>(Failure::dead_letter("no")))
+            .await
+    };
+    let gone = Err(Error::new(ErrorKind::NotFound, "there is no such queue"));
+    let away = || Err(Error::new(ErrorKind::Connection, "away"));
+    let answers = Mutex::new(vec![gone, away(), away()]);
+    let error = run(Checked(dead.clone(), answers)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!(queue.depth(), 1, "it was not even received");
+
+    let own = Pipeline::at_least_once(queue.clone())
+        .dead_letter(queue.clone())
+        .stop_when_idle(IDLE)
+        .run(async || Err::<(), _>(Failure::dead_letter("no")))
+        .await
+        .unwrap_err();
+    assert_eq!(own.kind(), ErrorKind::Unsafe, "{own}");
+    assert_eq!(queue.depth(), 1, "it was not even received");
+
+    let answers = Mutex::new(vec![Ok(SinkInspection::default()), away()]);
+    let report = run(Checked(dead.clone(), answers)).await.unwrap();
+    assert_eq!((report.dead_lettered, dead.depth()), (1, 1));
 }

@@ -270,7 +270,10 @@ fn the_sender_is_whom_sqs_names() {
         };
         read(&message.build(), false).message.sender
     };
-    assert_eq!(by(Some("AROAALICE:worker")).as_deref(), Some("AROAALICE:worker"));
+    assert_eq!(
+        by(Some("AROAALICE:worker")).as_deref(),
+        Some("AROAALICE:worker")
+    );
     assert_eq!(by(None), None);
 }
 
