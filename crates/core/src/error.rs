@@ -2,6 +2,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::{Message, Printable};
+
 /// A boxed error of somebody else's.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -40,12 +42,14 @@ pub enum ErrorKind {
 
 /// What happened, to which queue and message, and whether trying again can help.
 ///
-/// `Display` gives one line; [`source`](StdError::source) the cause. No secret appears in either.
+/// `Display` gives one line, whatever a message or a broker has put into it, of bounded length; only the settings that the
+/// start-up checks refuse have a line each. [`source`](StdError::source) gives the cause. No secret appears in either.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     retryable: bool,
     what: String,
+    list: Vec<String>,
     queue: Option<String>,
     message: Option<String>,
     cause: Option<Arc<dyn StdError + Send + Sync>>,
@@ -62,6 +66,7 @@ impl Error {
                 ErrorKind::Connection | ErrorKind::Throttled | ErrorKind::Timeout
             ),
             what: what.into(),
+            list: Vec::new(),
             queue: None,
             message: None,
             cause: None,
@@ -89,8 +94,15 @@ impl Error {
 
     /// Names the message.
     #[must_use]
-    pub fn on_message(mut self, message: impl Into<String>) -> Self {
-        self.message = Some(message.into());
+    pub fn on_message(mut self, message: &Message) -> Self {
+        self.message = Some(message.label().to_string());
+        self
+    }
+
+    /// Adds items, each to be shown on a line of its own.
+    #[must_use]
+    pub(crate) fn with_list(mut self, items: Vec<String>) -> Self {
+        self.list = items;
         self
     }
 
@@ -116,15 +128,18 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)?;
+        Printable(&self.what).fmt(f)?;
+        for item in &self.list {
+            write!(f, "\n  - {}", Printable(item))?;
+        }
         if let Some(queue) = &self.queue {
-            write!(f, " [queue {queue}]")?;
+            write!(f, " [queue {}]", Printable(queue))?;
         }
         if let Some(message) = &self.message {
             write!(f, " [message {message}]")?;
         }
         if let Some(cause) = &self.cause {
-            write!(f, ": {cause}")?;
+            write!(f, ": {}", Printable(cause))?;
         }
         Ok(())
     }

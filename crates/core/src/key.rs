@@ -144,7 +144,10 @@ impl KeyPolicy {
         }
     }
 
-    /// What `choose` makes of the message: a field of its payload, say.
+    /// What `choose` makes of the message: a field of its payload, say. Where producers do not trust each other it can
+    /// demand that a key is its sender's own, by [`Message::sender`].
+    ///
+    /// If it panics, the message is dead-lettered with that reason.
     pub fn custom(choose: impl Fn(&Message) -> Option<String> + Send + Sync + 'static) -> Self {
         Self {
             rules: vec![Rule::Custom(Arc::new(choose))],

@@ -7,6 +7,7 @@ pub mod memory;
 mod message;
 mod params;
 mod pipeline;
+mod printable;
 mod sink;
 mod source;
 mod store;
@@ -23,7 +24,8 @@ pub use pipeline::{
     Builder, Counters, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE,
     DEAD_LETTER_REASON, Hazard, Pipeline, Report, RetryPolicy, Uncertain,
 };
-pub use sink::Sink;
+pub use printable::Printable;
+pub use sink::{Sink, SinkInspection};
 pub use source::{Action, Answer, Capabilities, Inspection, Limit, Ordering, Settlement, Source};
 pub use store::{
     Claim, Claimed, Completion, Fenced, Held, Owner, Store, Token, Transaction, TransactionalStore,

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::Printable;
+
 /// Before the digits of an attribute's bytes that are not UTF-8.
 const HEX: &str = "hex:";
 
@@ -110,6 +112,9 @@ pub struct Message {
     /// The id that the *broker* gave, for logs and errors, and by which the pipeline knows what comes again; a sink
     /// ignores it.
     pub broker_id: Option<String>,
+    /// Who sent it, where the *broker* vouches for that: SQS's `SenderId`, RabbitMQ's validated user id. A sink ignores it,
+    /// so a dead letter's is whoever put it there.
+    pub sender: Option<String>,
     /// When it was published, by the broker's or the producer's clock.
     pub published_at: Option<SystemTime>,
 }
@@ -152,11 +157,9 @@ impl Message {
     }
 
     /// What people call this message: its dedup id, else the broker's id.
-    pub fn label(&self) -> &str {
-        self.dedup_id
-            .as_deref()
-            .or(self.broker_id.as_deref())
-            .unwrap_or("(no id)")
+    pub fn label(&self) -> Printable<&str> {
+        let id = self.dedup_id.as_deref().or(self.broker_id.as_deref());
+        Printable(id.unwrap_or("(no id)"))
     }
 }
 

@@ -4,6 +4,17 @@ use async_trait::async_trait;
 
 use crate::{Error, Message};
 
+/// What a [`Sink`] has found of its queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SinkInspection {
+    /// Which queue messages go to, in the words of [`Inspection::identity`](crate::Inspection::identity); `None` where the
+    /// broker does not tell, or routes them.
+    pub identity: Option<String>,
+    /// What could not be found out, each with the reason, for people.
+    pub unknown: Vec<String>,
+}
+
 /// A queue to publish to: dead letters, an outbox, tests.
 ///
 /// All methods may be called concurrently. Each tries once: the caller retries, with the same dedup id.
@@ -11,6 +22,12 @@ use crate::{Error, Message};
 pub trait Sink: Send + Sync + 'static {
     /// The queue's name, for logs and errors. It holds no secret.
     fn name(&self) -> &str;
+
+    /// Looks whether messages can be published: the queue is there and can be reached. Publishes nothing.
+    ///
+    /// # Errors
+    /// The queue does not exist, or may not be published to; connection errors are retryable.
+    async fn check(&self) -> Result<SinkInspection, Error>;
 
     /// Publishes each message; one result per message, in the same order. `Ok` means that the broker has confirmed that
     /// it keeps the message durably in a queue. Messages of one group are published in the order given.
@@ -29,6 +46,9 @@ pub trait Sink: Send + Sync + 'static {
 impl<S: Sink + ?Sized> Sink for Arc<S> {
     fn name(&self) -> &str {
         (**self).name()
+    }
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        (**self).check().await
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         (**self).publish(batch).await

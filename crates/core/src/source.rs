@@ -139,6 +139,8 @@ pub struct Inspection {
     pub gives_up: Option<String>,
     /// Where the broker puts what it gives up on; `None` where it has no such place.
     pub dead_letter: Option<String>,
+    /// The queues whose dead-letter queue this is, as far as the broker tells.
+    pub dead_letters_of: Vec<String>,
     /// How long the broker itself suppresses duplicates.
     pub dedup_window: Option<Duration>,
     /// Whether the queue keeps groups in order.

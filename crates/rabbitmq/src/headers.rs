@@ -144,6 +144,7 @@ pub fn read(
     }
     if let Some(user) = properties.user_id() {
         message.attributes.insert(USER_ID, user.as_str());
+        message.sender = Some(user.to_string());
     }
     (message, malformed)
 }
@@ -166,11 +167,13 @@ pub(crate) fn read_first_user(
 ) {
     if let Some(first) = header(properties, FIRST_USER) {
         message.attributes.remove(USER_ID);
+        message.sender = None;
         let user = properties.user_id().as_ref().map(ShortString::as_str);
         if user.is_some()
             && user == own
             && let Some(first) = text(first)
         {
+            message.sender = Some(first.clone());
             message.attributes.insert(USER_ID, first);
         }
     }
@@ -449,9 +452,7 @@ fn short(message: &Message, what: &str, text: &str) -> Result<ShortString, Error
 }
 
 fn refuse(message: &Message, why: String) -> Error {
-    // A label of any length must not swamp the log.
-    let label: String = message.label().chars().take(100).collect();
-    Error::new(ErrorKind::Message, why).on_message(label)
+    Error::new(ErrorKind::Message, why).on_message(message)
 }
 
 /// What a dead letter was published without, if anything.
@@ -1007,6 +1008,7 @@ mod tests {
         let user = |properties: &BasicProperties, own| {
             let mut message = read(properties, Bytes::new(), None).0;
             read_first_user(&mut message, properties, own);
+            assert_eq!(message.sender.as_deref(), message.attributes.get(USER_ID));
             message.attributes.get(USER_ID).map(str::to_owned)
         };
         let original = BasicProperties::default().with_user_id("alice".into());

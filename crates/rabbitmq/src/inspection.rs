@@ -171,7 +171,7 @@ impl<'a> Queue<'a> {
     /// `own`: how many of its consumers are this source's.
     pub(crate) fn inspection(&self, own: u32) -> Inspection {
         let mut inspection = Inspection::default();
-        inspection.identity = Some(self.identity());
+        inspection.identity = Some(identity(self.config, self.name));
         inspection.gives_up = self.gives_up();
         inspection.lease = Some(self.config.consumer_timeout).filter(|time| *time > Duration::ZERO);
         inspection.ordered = self.ordered(self.consumers.saturating_sub(own));
@@ -185,13 +185,6 @@ impl<'a> Queue<'a> {
             .extend(declared.map(Declared::settings).unwrap_or_default());
         inspection.unknown = self.unknown();
         inspection
-    }
-
-    /// The vhost and the queue. Not the host: a broker moves, and a cluster has many.
-    fn identity(&self) -> String {
-        let part = |text: &str| text.replace('%', "%25").replace('/', "%2f");
-        let (vhost, queue) = (part(self.config.vhost()), part(self.name));
-        format!("rabbitmq:{vhost}/{queue}")
     }
 
     fn ordered(&self, other_consumers: u32) -> Option<bool> {
@@ -233,4 +226,11 @@ impl<'a> Queue<'a> {
         }
         unknown
     }
+}
+
+/// The vhost and the queue. Not the host: a broker moves, and a cluster has many.
+pub(crate) fn identity(config: &Config, queue: &str) -> String {
+    let part = |text: &str| text.replace('%', "%25").replace('/', "%2f");
+    let (vhost, queue) = (part(config.vhost()), part(queue));
+    format!("rabbitmq:{vhost}/{queue}")
 }

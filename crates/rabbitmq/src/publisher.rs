@@ -8,9 +8,11 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{MaybeDone, maybe_done};
 use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions,
+};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, ConnectionStatus};
+use lapin::{BasicProperties, Channel, Confirmation, ConnectionStatus, ExchangeKind};
 use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
 use tokio::time::{Instant, sleep, timeout};
@@ -112,6 +114,21 @@ impl Publisher {
         tokio::spawn(async move { shared.run(link, declare, batch, answer).await });
         let closed = |_| self.shared.refuse(many, &Fault::Closed);
         results.await.unwrap_or_else(closed)
+    }
+
+    /// Asks the broker for the exchange, or for the queue of this name where none is given.
+    pub(crate) async fn find(&self, queue: &ShortString) -> Result<(), Error> {
+        let found = async {
+            let mut kept = self.shared.turn(self.shared.unsent).await?;
+            if self.shared.stop.is_cancelled() {
+                return Err(Fault::Closed);
+            }
+            let link = self.shared.link(&mut kept, BTreeMap::new()).await?;
+            let found = self.shared.find(&link, queue).await;
+            *kept = Some(link);
+            found
+        };
+        found.await.map_err(|fault| self.shared.error(&fault))
     }
 
     /// Ends when the broker blocks the connection.
@@ -239,6 +256,34 @@ impl Shared {
         Ok(link)
     }
 
+    /// On a channel of its own, since a refusal ends it.
+    async fn find(&self, link: &Link, queue: &ShortString) -> Result<(), Fault> {
+        let asked = answer(self.config.timeout, async {
+            let channel = link.connection.create_channel().await?;
+            let none = FieldTable::default();
+            if self.exchange.as_str().is_empty() {
+                let passive = QueueDeclareOptions {
+                    passive: true,
+                    ..QueueDeclareOptions::default()
+                };
+                channel.queue_declare(queue.clone(), passive, none).await?;
+            } else {
+                let passive = ExchangeDeclareOptions {
+                    passive: true,
+                    ..ExchangeDeclareOptions::default()
+                };
+                // The broker does not look at the kind.
+                let kind = ExchangeKind::Direct;
+                let exchange = self.exchange.clone();
+                channel
+                    .exchange_declare(exchange, kind, passive, none)
+                    .await?;
+            }
+            channel.close(200, "found".into()).await
+        });
+        asked.await
+    }
+
     fn status(&self) -> MutexGuard<'_, Option<ConnectionStatus>> {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -278,7 +323,7 @@ impl Shared {
             if let Some(left_out) = headers::left_out(&message.properties) {
                 tracing::warn!(
                     queue = self.target,
-                    message = ?message.properties.message_id(),
+                    message_id = ?message.properties.message_id(),
                     left_out,
                     "a dead letter goes without some of its attributes: they do not fit into a frame"
                 );

@@ -4,10 +4,10 @@ use std::fmt;
 use async_trait::async_trait;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
-use onlyonce_core::{Error, ErrorKind, Message, Sink};
+use onlyonce_core::{Error, ErrorKind, Message, Sink, SinkInspection};
 
 use crate::publisher::{Outgoing, Publisher};
-use crate::{Config, config, headers};
+use crate::{Config, config, headers, inspection};
 
 /// Publishes to a queue or an exchange, confirmed by the broker. See the [crate's page](crate).
 pub struct RabbitSink {
@@ -16,6 +16,8 @@ pub struct RabbitSink {
     user: Option<String>,
     routing_key: ShortString,
     publisher: Publisher,
+    /// Of the queue, where no exchange routes.
+    identity: Option<String>,
 }
 
 impl RabbitSink {
@@ -29,12 +31,15 @@ impl RabbitSink {
         let name = name.cloned().unwrap_or_default();
         config.warn_of_plain_credentials();
         let unsent = config.timeout;
+        let queue = config.queue.as_deref();
+        let identity = queue.map(|queue| inspection::identity(&config, queue));
         Ok(Self {
             group_header: config.group_header.clone(),
             user: config.user().map(str::to_owned),
             routing_key,
             publisher: Publisher::new(config, "sink", exchange, &name, unsent),
             name,
+            identity,
         })
     }
 }
@@ -55,6 +60,14 @@ impl RabbitSink {
 impl Sink for RabbitSink {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Asks for the queue or the exchange. Whether an exchange routes to any queue shows with the first message.
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        self.publisher.find(&self.routing_key).await?;
+        let mut found = SinkInspection::default();
+        found.identity.clone_from(&self.identity);
+        Ok(found)
     }
 
     /// One batch at a time, in order; a second call waits for the first. `Ok`: the broker confirmed it, on a quorum queue
@@ -85,7 +98,7 @@ impl Sink for RabbitSink {
             if result.is_ok() {
                 let silent = || Err(Error::new(ErrorKind::Other, "no result came back"));
                 let outcome = published.next().unwrap_or_else(silent);
-                *result = outcome.map_err(|error| error.on_message(message.label()));
+                *result = outcome.map_err(|error| error.on_message(message));
             }
         }
         results

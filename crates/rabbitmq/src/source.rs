@@ -442,7 +442,7 @@ impl Shared {
             match worn.and_then(|_| renewed.next()) {
                 Some(Ok(())) => moved.push((moved.len(), tag, Verdict::Moved)),
                 Some(Err(error)) => {
-                    tracing::warn!(queue = self.queue, message = delivery.message.label(), %error, "the broker will soon give up on this message, and no copy could take its place");
+                    tracing::warn!(queue = self.queue, message_id = %delivery.message.label(), %error, "the broker will soon give up on this message, and no copy could take its place");
                     kept.push(delivery);
                 }
                 None => kept.push(delivery),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::{
     Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Limit, Message, Ordering,
-    Receipt, Settlement, Sink, Source,
+    Receipt, Settlement, Sink, SinkInspection, Source,
 };
 use tokio::time::Instant;
 
@@ -257,6 +257,15 @@ impl Sink for SqliteQueue {
         &self.name
     }
 
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        if self.sink_closed.load(SeqCst) {
+            return Err(self.closed_error());
+        }
+        let mut found = SinkInspection::default();
+        found.identity = Some(self.identity.clone());
+        Ok(found)
+    }
+
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         if self.sink_closed.load(SeqCst) {
             return batch.iter().map(|_| Err(self.closed_error())).collect();
@@ -270,7 +279,7 @@ impl Sink for SqliteQueue {
             .unwrap_or_else(|failure| vec![Err(failure); batch.len()]);
         self.database.arrivals().notify_waiters();
         let named = results.into_iter().zip(batch).map(|(result, message)| {
-            result.map_err(|failure| self.error(failure).on_message(message.label()))
+            result.map_err(|failure| self.error(failure).on_message(message))
         });
         named.collect()
     }

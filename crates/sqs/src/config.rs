@@ -1,13 +1,13 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
-use aws_sdk_sqs::config::{SharedHttpClient, StalledStreamProtectionConfig};
+use aws_sdk_sqs::config::{IdentityCache, SharedHttpClient, StalledStreamProtectionConfig};
 use onlyonce_core::{Error, Params};
-use url::Url;
+use url::{Host, Url};
 
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-queues.html>
 const MAX_NAME: usize = 80;
@@ -86,6 +86,32 @@ impl Config {
     /// # Errors
     /// There is no region.
     pub async fn connect(&self) -> Result<Client, Error> {
+        let config = self.load().await;
+        if config.region().is_none() {
+            return Err(Error::config(
+                "no AWS region: add `region=…` to the URL, or set AWS_REGION",
+            )
+            .on_queue(self.name()));
+        }
+        if let Some(host) = config.endpoint_url().and_then(exposed_to) {
+            tracing::warn!(
+                host,
+                "messages and session tokens go to another machine unencrypted; write https:// instead of http://"
+            );
+        }
+        Ok(Client::new(&config))
+    }
+
+    /// The same client, with credentials from a chain that has read nothing yet.
+    pub(crate) async fn with_fresh_credentials(&self, client: &Client) -> Client {
+        let fresh = self.load().await;
+        let mut config = client.config().to_builder();
+        config.set_credentials_provider(fresh.credentials_provider());
+        config.set_identity_cache(IdentityCache::lazy().build());
+        Client::from_conf(config.build())
+    }
+
+    async fn load(&self) -> SdkConfig {
         // A request has its own bound; this one leaves time for another try.
         let time_outs = TimeoutConfig::builder().connect_timeout(CONNECT).build();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
@@ -99,14 +125,7 @@ impl Config {
         if let Some(endpoint) = &self.endpoint {
             loader = loader.endpoint_url(endpoint);
         }
-        let config = loader.load().await;
-        if config.region().is_none() {
-            return Err(Error::config(
-                "no AWS region: add `region=…` to the URL, or set AWS_REGION",
-            )
-            .on_queue(self.name()));
-        }
-        Ok(Client::new(&config))
+        loader.load().await
     }
 
     pub(crate) fn check(&self) -> Result<(), Error> {
@@ -290,6 +309,18 @@ fn check_endpoint(endpoint: &str) -> Result<(), Error> {
     }
 }
 
+/// The other machine to which this endpoint's requests go as they are.
+fn exposed_to(endpoint: &str) -> Option<String> {
+    let url = Url::parse(endpoint).ok()?;
+    let loopback = match url.host()? {
+        Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
+        Host::Ipv4(address) => address.is_loopback(),
+        Host::Ipv6(address) => address.is_loopback(),
+    };
+    let host = url.host_str()?.to_owned();
+    (url.scheme() == "http" && !loopback).then_some(host)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -386,6 +417,26 @@ mod tests {
         ] {
             let error = refused(text);
             assert!(error.contains(hint), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_goes_to_another_machine_unencrypted_is_known() {
+        for endpoint in [
+            "http://sqs.example:4566",
+            "http://10.0.0.7",
+            "http://[fd00::1]",
+        ] {
+            assert!(exposed_to(endpoint).is_some(), "{endpoint}");
+        }
+        for endpoint in [
+            "https://sqs.example",
+            "http://localhost:4566",
+            "http://sqs.localhost",
+            "http://127.0.0.1:4566",
+            "http://[::1]",
+        ] {
+            assert_eq!(exposed_to(endpoint), None, "{endpoint}");
         }
     }
 

@@ -75,6 +75,35 @@ pub(crate) fn is_lease_lost(entry: &BatchResultErrorEntry) -> bool {
     }
 }
 
+/// Whether it was the credentials that AWS did not take, or that could not be found.
+pub(crate) fn refuses_credentials<E>(error: &SdkError<E, HttpResponse>) -> bool
+where
+    E: ProvideErrorMetadata + StdError + 'static,
+{
+    match error {
+        SdkError::ServiceError(answer) => {
+            let meta = answer.err().meta();
+            let text = meta.message().unwrap_or_default();
+            match bare(meta.code().unwrap_or_default()) {
+                "ExpiredToken"
+                | "InvalidClientTokenId"
+                | "UnrecognizedClient"
+                | "InvalidAccessKeyId" => true,
+                // Of a file that was read while it was written, the halves do not fit.
+                code => code.contains("Signature") && !blames_clock(text),
+            }
+        }
+        SdkError::DispatchFailure(_) => lacks_credentials(error),
+        _ => false,
+    }
+}
+
+fn blames_clock(message: &str) -> bool {
+    ["Signature expired", "Signature not yet current"]
+        .iter()
+        .any(|text| message.starts_with(text))
+}
+
 /// The code without what the query protocol puts before it, and JSON behind.
 fn bare(code: &str) -> &str {
     let code = code.strip_prefix("AWS.SimpleQueueService.").unwrap_or(code);
@@ -86,10 +115,8 @@ fn of_code(what: &str, code: &str, message: &str, sender_fault: bool) -> Error {
     // SignatureDoesNotMatch, InvalidSignature …: their text holds the signed request, session token included.
     if code.contains("Signature") {
         // A clock is set again by itself, where a machine was suspended.
-        let clock = ["Signature expired", "Signature not yet current"];
-        let passes = clock.iter().any(|text| message.starts_with(text));
         let text = format!("{what}: {code} (wrong secret key, or a clock that is off)");
-        return Error::new(ErrorKind::Permission, text).retryable(passes);
+        return Error::new(ErrorKind::Permission, text).retryable(blames_clock(message));
     }
     let (kind, retryable, hint) = meaning(code, sender_fault);
     let mut text = format!("{what}: {code}");
@@ -137,6 +164,7 @@ fn meaning(code: &str, sender_fault: bool) -> (ErrorKind, bool, &'static str) {
         | "InvalidSecurity"
         | "InvalidAddress"
         | "InvalidClientTokenId"
+        | "InvalidAccessKeyId"
         | "UnrecognizedClient"
         | "MissingAuthenticationToken"
         | "OptInRequired"

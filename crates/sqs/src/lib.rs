@@ -39,7 +39,9 @@
 //! ```
 //!
 //! **Most messages on SQS have no dedup key**, and what has none is dead-lettered, since nobody can tell whether it is new. There is none
-//! on standard queues, in whatever S3, SNS or EventBridge send, and on FIFO queues with [content-based deduplication][content].
+//! on standard queues, in whatever S3, SNS or EventBridge send, and on FIFO queues with [content-based deduplication][content], their own
+//! or that of an [SNS topic][topic] in front of them. What a topic's publisher sets as an attribute arrives as one only with raw message
+//! delivery; else it is in the payload, which is SNS's notification.
 //! Have the producer set the attribute `idempotency-key`; or name the attribute or the field of the payload that makes a message
 //! what it is, by `KeyPolicy::attribute` or `KeyPolicy::custom`; or say by `KeyPolicy::or_content` that equal payloads are one message.
 //! The message's own id will not do: a producer's retry has another, and so has a redrive.
@@ -71,11 +73,13 @@
 //! | `timeout` | `10s` | for a request, beyond the wait of a long poll |
 //!
 //! An unknown parameter is an error. Durations are written like `30s`, `5m`. Credentials come from the
-//! [usual chain][chain] and never stand in the URL. TLS is rustls with ring (feature `rustls-ring`, on by default); for
+//! [usual chain][chain] and never stand in the URL. When AWS refuses them, the whole chain is read again: a profile's file may have been
+//! renewed. After five minutes without good ones the pipeline ends; at once, if none were ever good. The credentials of a client of
+//! one's own are its own affair. TLS is rustls with ring (feature `rustls-ring`, on by default); for
 //! another stack switch it off and bring a client: [`SqsSource::with_client`].
 //!
-//! A producer needs the permission `sqs:SendMessage`, by name or ARN `sqs:GetQueueUrl`. A consumer needs `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility` and
-//! `sqs:GetQueueAttributes`, by name or ARN `sqs:GetQueueUrl`, and on the queue of the redrive policy `sqs:SendMessage`,
+//! A producer needs the permission `sqs:SendMessage`, by name or ARN `sqs:GetQueueUrl`. A consumer needs `sqs:ReceiveMessage`, `sqs:DeleteMessage`, `sqs:ChangeMessageVisibility`,
+//! `sqs:GetQueueAttributes` and `sqs:ListDeadLetterSourceQueues`, by name or ARN `sqs:GetQueueUrl`, and on the queue of the redrive policy `sqs:SendMessage`,
 //! `sqs:GetQueueUrl` and `sqs:GetQueueAttributes`; for encrypted queues [those of the key][kms], too.
 //!
 //! # Delivery semantics
@@ -121,7 +125,7 @@
 //!
 //! | SQS | onlyonce |
 //! |---|---|
-//! | `MessageDeduplicationId` | [`Message::dedup_id`], unless SQS [made it of the content][content], or of the message's id [in a dead-letter queue][redrive]: neither is the producer's word that two messages are one |
+//! | `MessageDeduplicationId` | [`Message::dedup_id`], unless SQS or an [SNS topic][topic] [made it of the content][content], or SQS of the message's id [in a dead-letter queue][redrive]: neither is the producer's word that two messages are one |
 //! | `MessageGroupId` of a FIFO queue | [`Message::group`] |
 //! | `MessageGroupId` of a standard queue | the attribute `sqs-message-group-id`, read and written: a tenant of a [fair queue][fair], and no order |
 //! | message attributes | attributes; numbers as text, bytes that are not UTF-8 as `hex:…`. A sink writes text |
@@ -129,6 +133,7 @@
 //! | `AWSTraceHeader` | the attribute `AWSTraceHeader`, read and written, so that a [trace][xray] goes on behind dead letters and sinks |
 //! | `SentTimestamp`, `ApproximateReceiveCount` | [`Message::published_at`], [`Delivery::attempt`] |
 //! | `MessageId` | [`Message::broker_id`] |
+//! | `SenderId` | [`Message::sender`]: the user's or role's unique id, for which AWS vouches |
 //!
 //! What SQS has no place for goes as an attribute of our own, and becomes what it was at the other end: `onlyonce-dedup-id` (on
 //! standard queues, in dead letters, and where the id is longer than 128 characters or has others than letters, digits and
@@ -143,7 +148,8 @@
 //! # Limits
 //!
 //! - [1 MiB][quotas] for body and attributes, ten attributes, XML's characters: the sink says so before it sends. What the
-//!   [extended client][extended] put into S3 is not read: such a message is dead-lettered with that reason.
+//!   [extended client][extended], the npm packages sqs-extended-client and sns-sqs-big-payload or NServiceBus put into S3 is not
+//!   read: such a message is dead-lettered with a reason that names who put it there.
 //! - [120,000 messages in flight][quotas]; beyond it a queue returns nothing, without a word (a standard queue answers `OverLimit`, but to
 //!   short polls only).
 //!   A FIFO queue looks for groups among its [first 120,000 messages][backlog] only.
@@ -162,6 +168,7 @@
 //! [`Message::group`]: onlyonce_core::Message::group
 //! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id
 //! [`Message::broker_id`]: onlyonce_core::Message::broker_id
+//! [`Message::sender`]: onlyonce_core::Message::sender
 //! [`Message::published_at`]: onlyonce_core::Message::published_at
 //! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
 //! [`Ordering::Group`]: onlyonce_core::Ordering::Group
@@ -176,6 +183,7 @@
 //! [delete]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html
 //! [redrive]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-configure-dead-letter-queue-redrive.html
 //! [content]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
+//! [topic]: https://docs.aws.amazon.com/sns/latest/dg/fifo-message-dedup.html
 //! [retention]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/setting-up-dead-letter-queue-retention.html
 //! [atleastonce]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/standard-queues-at-least-once-delivery.html
 //! [xray]: https://docs.aws.amazon.com/xray/latest/devguide/xray-services-sqs.html
@@ -187,7 +195,9 @@
 
 mod batch;
 mod config;
+mod connection;
 mod error;
+mod foreign;
 mod leases;
 pub mod message;
 mod polls;

@@ -19,6 +19,7 @@ use onlyonce_core::{
 use sha2::{Digest as _, Sha256};
 
 use crate::error::impossible;
+use crate::foreign;
 
 /// Bytes of a message, and of all messages of one request.
 pub(crate) const MAX_BYTES: usize = 1 << 20;
@@ -88,7 +89,8 @@ pub fn read(received: &sqs::Message, fifo: bool) -> Received {
     let mut malformed = None;
     let mut attributes = read_attributes(received);
     let text = received.body().unwrap_or_default();
-    let body = read_body(text, attributes.remove(BODY)).unwrap_or_else(|reason| {
+    let form = attributes.remove(BODY);
+    let body = read_body(text, form.as_deref(), &attributes).unwrap_or_else(|reason| {
         malformed = Some(reason);
         Bytes::copy_from_slice(text.as_bytes())
     });
@@ -131,6 +133,7 @@ pub fn read(received: &sqs::Message, fifo: bool) -> Received {
     message.attributes = attributes;
     message.dedup_id = dedup_id;
     message.broker_id = received.message_id().map(str::to_owned);
+    message.sender = system(System::SenderId).map(str::to_owned);
     message.published_at = system(System::SentTimestamp)
         .and_then(|millis| millis.parse().ok())
         .and_then(|millis| SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
@@ -153,12 +156,13 @@ pub fn write(
     Outgoing::of(message, fifo)?.entry(id.into())
 }
 
-/// Content-based deduplication makes the id of the body. That is the content's digest and not the producer's word that
+/// Content-based deduplication makes the id of the body; where SNS does it, of what was published to the topic. That is the content's digest and not the producer's word that
 /// two messages are one: payments of one amount between the same accounts would be taken for duplicates, for as long as
 /// records are kept and not for five minutes.
 fn is_digest_of(id: &str, body: &str) -> bool {
     let hex = id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
-    hex && digest_of(body) == id
+    let made_of = |text: &str| digest_of(text) == id;
+    hex && (made_of(body) || foreign::notified(body).is_some_and(|inner| made_of(&inner)))
 }
 
 fn digest_of(body: &str) -> String {
@@ -178,33 +182,24 @@ fn read_attributes(received: &sqs::Message) -> Attributes {
         .collect()
 }
 
-fn read_body(text: &str, form: Option<String>) -> Result<Bytes, String> {
-    match form.as_deref() {
-        None if is_pointer(text) => Err(
-            "its payload is in S3, put there by the SQS extended client, which onlyonce does not read; \
-             send the payload itself, or a reference that the handler follows"
-                .into(),
-        ),
-        None => Ok(Bytes::copy_from_slice(text.as_bytes())),
+fn read_body(text: &str, form: Option<&str>, attributes: &Attributes) -> Result<Bytes, String> {
+    match form {
+        None => match foreign::offloaded_by(text, attributes) {
+            Some(who) => Err(format!(
+                "its payload is in S3, put there by {who}, which onlyonce does not read; \
+                 send the payload itself, or a reference that the handler follows"
+            )),
+            None => Ok(Bytes::copy_from_slice(text.as_bytes())),
+        },
         Some(BODY_EMPTY) => Ok(Bytes::new()),
         Some(BODY_BASE64) => match BASE64.decode(text) {
             Ok(bytes) => Ok(bytes.into()),
             Err(error) => Err(format!("its body is not base64: {error}")),
         },
-        Some(_) => Err(format!("its attribute `{BODY}` is neither base64 nor empty")),
+        Some(_) => Err(format!(
+            "its attribute `{BODY}` is neither base64 nor empty"
+        )),
     }
-}
-
-/// What AWS's extended client libraries send for a payload that they put into S3:
-/// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-managing-large-messages.html>
-fn is_pointer(text: &str) -> bool {
-    let rest = text.trim_start().strip_prefix('[').unwrap_or_default();
-    [
-        "\"software.amazon.payloadoffloading.PayloadS3Pointer\"",
-        "\"com.amazon.sqs.javamessaging.MessageS3Pointer\"",
-    ]
-    .iter()
-    .any(|class| rest.trim_start().starts_with(class))
 }
 
 /// A message as an entry of a request, and its size as SQS reckons it.
@@ -221,7 +216,7 @@ impl Outgoing {
     /// # Errors
     /// SQS would refuse it.
     pub(crate) fn of(message: &Message, fifo: bool) -> Result<Self, Error> {
-        let refuse = |why: String| Error::new(ErrorKind::Message, why).on_message(message.label());
+        let refuse = |why: String| Error::new(ErrorKind::Message, why).on_message(message);
         let mut outgoing = Self::carry(message, fifo).map_err(refuse)?;
         if is_dead_letter(message) {
             outgoing.make_fit();

@@ -1,5 +1,6 @@
 use std::error::Error as StdError;
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
@@ -12,6 +13,7 @@ use tokio::time::timeout;
 
 use crate::Config;
 use crate::config::Address;
+use crate::connection::Connection;
 use crate::error;
 
 /// As many entries fit into one request:
@@ -25,26 +27,30 @@ const CALLS: usize = 10;
 pub(crate) struct Queue {
     pub(crate) config: Config,
     address: Address,
-    client: OnceCell<Client>,
+    connection: Arc<Connection>,
     url: OnceCell<String>,
 }
 
 impl Queue {
     pub(crate) fn new(config: Config, client: Option<Client>) -> Result<Self, Error> {
+        Self::by(config, Arc::new(Connection::new(client)))
+    }
+
+    fn by(config: Config, connection: Arc<Connection>) -> Result<Self, Error> {
         config.check()?;
         Ok(Self {
             address: config.address.clone(),
-            client: OnceCell::new_with(client),
+            connection,
             url: OnceCell::new_with(config.address.url.clone()),
             config,
         })
     }
 
     /// Another queue, reached by the same client.
-    pub(crate) async fn beside(&self, address: Address) -> Result<Self, Error> {
+    pub(crate) fn beside(&self, address: Address) -> Result<Self, Error> {
         let mut config = self.config.clone();
         config.address = address;
-        Self::new(config, Some(self.client().await?.clone()))
+        Self::by(config, self.connection.clone())
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -55,8 +61,8 @@ impl Queue {
         self.address.is_fifo()
     }
 
-    pub(crate) async fn client(&self) -> Result<&Client, Error> {
-        self.client.get_or_try_init(|| self.config.connect()).await
+    pub(crate) async fn client(&self) -> Result<Client, Error> {
+        self.connection.client(&self.config).await
     }
 
     pub(crate) async fn url(&self) -> Result<&str, Error> {
@@ -74,6 +80,21 @@ impl Queue {
         url.map(String::as_str)
     }
 
+    /// The queues whose redrive policies name this one, the first thousand of them.
+    pub(crate) async fn sources_of_dead_letters(&self) -> Result<Vec<String>, Error> {
+        let what =
+            "cannot list the queues whose dead letters come here (sqs:ListDeadLetterSourceQueues)";
+        let request = self
+            .client()
+            .await?
+            .list_dead_letter_source_queues()
+            .queue_url(self.url().await?);
+        let answer = self.call(what, self.config.timeout, request.send()).await?;
+        let urls = answer.queue_urls().iter();
+        let name = |url: &String| url.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok(urls.map(name).collect())
+    }
+
     /// Waits for the answer to a request, so long at most.
     pub(crate) async fn call<T, E>(
         &self,
@@ -85,13 +106,32 @@ impl Queue {
         E: ProvideErrorMetadata + StdError + 'static,
     {
         let result = match timeout(limit, request).await {
-            Ok(answer) => answer.map_err(|error| error::of_request(what, &error)),
+            Ok(answer) => self.judged(what, answer),
             Err(_) => Err(Error::new(
                 ErrorKind::Timeout,
                 format!("{what}: SQS did not answer within {limit:?}"),
             )),
         };
         result.map_err(|error| error.on_queue(self.name()))
+    }
+
+    fn judged<T, E>(
+        &self,
+        what: &str,
+        answer: Result<T, SdkError<E, HttpResponse>>,
+    ) -> Result<T, Error>
+    where
+        E: ProvideErrorMetadata + StdError + 'static,
+    {
+        answer
+            .inspect(|_| self.connection.accepted())
+            .map_err(|answer| {
+                let error = error::of_request(what, &answer);
+                match error::refuses_credentials(&answer) {
+                    true => self.connection.refused(error),
+                    false => error,
+                }
+            })
     }
 }
 

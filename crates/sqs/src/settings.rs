@@ -65,6 +65,10 @@ impl Settings {
         })
     }
 
+    pub(crate) fn arn(&self) -> Option<String> {
+        self.text(&Attribute::QueueArn).map(str::to_owned)
+    }
+
     pub(crate) fn redrive(&self) -> Option<Redrive> {
         let policy: Value = serde_json::from_str(self.text(&Attribute::RedrivePolicy)?).ok()?;
         // It is a number or, where it was set so, a text.

@@ -150,7 +150,7 @@ impl Shared {
             let error = Error::new(ErrorKind::Other, text).on_queue(self.queue.name());
             (
                 held.at,
-                Answer::Unknown(error.on_message(held.lease.message.label())),
+                Answer::Unknown(error.on_message(&held.lease.message)),
             )
         }));
         let sent = Instant::now();
@@ -222,9 +222,10 @@ impl Shared {
         let mut state = self.state();
         let mut said = said.map(Vec::into_iter);
         for held in held {
-            let label = held.lease.message.label();
-            let unknown =
-                |error: Error| Answer::Unknown(error.on_queue(self.queue.name()).on_message(label));
+            let message = &held.lease.message;
+            let unknown = |error: Error| {
+                Answer::Unknown(error.on_queue(self.queue.name()).on_message(message))
+            };
             let answer = match &mut said {
                 Err(error) => unknown(error.clone()),
                 Ok(outcomes) => match outcomes.next() {
@@ -258,7 +259,7 @@ impl Shared {
             Ok(sink) => sink.publish(&letters).await,
             Err(error) => letters
                 .iter()
-                .map(|letter| Err(error.clone().on_message(letter.label())))
+                .map(|letter| Err(error.clone().on_message(letter)))
                 .collect(),
         };
         let mut buried = Vec::new();
@@ -290,7 +291,7 @@ impl Shared {
                 )),
             };
             let target = target.map_err(|error| error.on_queue(self.queue.name()))?;
-            Ok(SqsSink::to(self.queue.beside(target).await?))
+            Ok(SqsSink::to(self.queue.beside(target)?))
         };
         self.dead_letters.get_or_try_init(open).await
     }

@@ -3,12 +3,13 @@ use std::fmt;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
-use onlyonce_core::{Error, ErrorKind, Message, Sink};
+use onlyonce_core::{Error, ErrorKind, Message, Sink, SinkInspection};
 use tokio::sync::{Mutex, RwLock};
 
 use crate::batch::{Outcome, entries, outcomes};
 use crate::message::{MAX_BYTES, Outgoing};
 use crate::queue::{BATCH, Queue, all_of};
+use crate::settings::Settings;
 use crate::{Config, error};
 
 /// Publishes to a queue, FIFO or standard. See the [crate's page](crate).
@@ -38,6 +39,10 @@ impl SqsSink {
     /// The configuration cannot work.
     pub fn with_client(config: Config, client: Client) -> Result<Self, Error> {
         Ok(Self::to(Queue::new(config, Some(client))?))
+    }
+
+    fn closed_error(&self) -> Error {
+        Error::new(ErrorKind::Closed, "the sink was closed").on_queue(self.queue.name())
     }
 
     pub(crate) fn to(queue: Queue) -> Self {
@@ -120,14 +125,32 @@ impl Sink for SqsSink {
         self.queue.name()
     }
 
+    /// Reads the queue's attributes, if that is allowed (`sqs:GetQueueAttributes`); whether messages may be sent there shows
+    /// with the first.
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        if *self.closed.read().await {
+            return Err(self.closed_error());
+        }
+        let mut found = SinkInspection::default();
+        match Settings::read(&self.queue).await {
+            Ok(settings) => found.identity = settings.arn(),
+            Err(error) if error.kind() == ErrorKind::Permission && !error.is_retryable() => {
+                found
+                    .unknown
+                    .push(format!("whether the queue exists: {error}"));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(found)
+    }
+
     /// `Ok`: SQS has stored it, or on a FIFO queue has stored one with this dedup id within five minutes. On a FIFO
     /// queue the requests of a batch go one after another; SQS may refuse one entry of a request and take a later one
     /// of the same group. Tries once; after a retryable error the message may or may not be in the queue.
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         let closed = self.closed.read().await;
         if *closed {
-            let error = || Err(Error::new(ErrorKind::Closed, "the sink was closed"));
-            return batch.iter().map(|_| error()).collect();
+            return batch.iter().map(|_| Err(self.closed_error())).collect();
         }
         let fifo = self.queue.is_fifo();
         let outgoing: Vec<_> = batch.iter().map(|m| Outgoing::of(m, fifo)).collect();
@@ -147,7 +170,7 @@ impl Sink for SqsSink {
         let mut results: Vec<Result<(), Error>> = Vec::with_capacity(batch.len());
         results.extend(outgoing.into_iter().map(|outgoing| outgoing.map(drop)));
         for (at, result) in sent {
-            results[at] = result.map_err(|error| error.on_message(batch[at].label()));
+            results[at] = result.map_err(|error| error.on_message(&batch[at]));
         }
         let named = |error: Error| error.on_queue(self.queue.name());
         results

@@ -147,14 +147,23 @@ impl Source for SqsSource {
         }
         let mut inspection = settings.inspection(&queue.config)?;
         if let Some(redrive) = settings.redrive() {
-            let dead = async { Settings::read(&queue.beside(redrive.target()?).await?).await };
+            let dead = async { Settings::read(&queue.beside(redrive.target()?)?).await };
             match dead.await {
                 Ok(dead) => inspection.retention = settings.horizon(&dead, queue.is_fifo()),
-                Err(error) if error.is_retryable() => return Err(error),
+                Err(error) if error.is_retryable() || error.kind() == ErrorKind::NotFound => {
+                    return Err(error);
+                }
                 Err(error) => inspection.unknown.push(format!(
                     "how long the dead-letter queue keeps a message, which may be redriven: {error}"
                 )),
             }
+        }
+        match queue.sources_of_dead_letters().await {
+            Ok(names) => inspection.dead_letters_of = names,
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => inspection.unknown.push(format!(
+                "whether this is another's dead-letter queue: {error}"
+            )),
         }
         Ok(inspection)
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
+use super::content::{decoded, guess, without_bom};
 use crate::{Attributes, DedupKey, Message};
 
 /// Why a handler's parameter could not be made of a message. Such a message can never be handled: it is dead-lettered
@@ -81,29 +82,42 @@ pub trait FromMessage: Sized {
 }
 
 /// The payload, decoded from JSON.
+///
+/// A payload that the attribute `content-encoding`, or RabbitMQ's property of that name, declares as `gzip`, `deflate` or
+/// `zstd` is decompressed first, to 16 MiB at most; a byte-order mark of UTF-8 is ignored. What remains is rejected, with
+/// what it looks like. The dedup key's fingerprint is of the payload as it was sent.
 #[derive(Clone, Debug)]
 pub struct Json<T>(pub T);
 
 impl<T: DeserializeOwned> FromMessage for Json<T> {
     fn from_message(parts: &Parts) -> Result<Self, Rejection> {
-        serde_json::from_slice(&parts.message.body)
+        let body = decoded(&parts.message)?;
+        serde_json::from_slice(without_bom(&body))
             .map(Json)
-            .map_err(|e| Rejection(format!("the payload is not the JSON asked for: {e}")))
+            .map_err(|error| not_the("JSON asked for", &body, &error))
     }
 }
 
+fn not_the(form: &str, body: &[u8], error: &dyn fmt::Display) -> Rejection {
+    let guess = guess(body).map(|what| format!("; {what}"));
+    let guess = guess.unwrap_or_default();
+    Rejection(format!("the payload is not the {form}: {error}{guess}"))
+}
+
+/// The payload as it was sent.
 impl FromMessage for Bytes {
     fn from_message(parts: &Parts) -> Result<Self, Rejection> {
         Ok(parts.message.body.clone())
     }
 }
 
-/// The payload as text.
+/// The payload as text, decompressed as for [`Json`].
 impl FromMessage for String {
     fn from_message(parts: &Parts) -> Result<Self, Rejection> {
-        std::str::from_utf8(&parts.message.body)
+        let body = decoded(&parts.message)?;
+        std::str::from_utf8(&body)
             .map(str::to_owned)
-            .map_err(|e| Rejection(format!("the payload is not UTF-8: {e}")))
+            .map_err(|error| not_the("UTF-8 asked for", &body, &error))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Handlers: plain async functions whose parameters say what they need of the message.
 
+mod content;
 mod extract;
 mod failure;
 mod running;

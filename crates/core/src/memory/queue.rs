@@ -12,7 +12,7 @@ use super::later;
 use super::state::{DeadLetter, State, Taken};
 use crate::{
     Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Message, Ordering,
-    Receipt, Settlement, Sink, Source,
+    Receipt, Settlement, Sink, SinkInspection, Source,
 };
 
 /// A queue in memory: a [`Source`] and a [`Sink`] with every [capability](Capabilities).
@@ -124,6 +124,10 @@ impl MemoryQueue {
         let now = Instant::now();
         state.advance(now);
         (now, state)
+    }
+
+    fn identity(&self) -> String {
+        format!("memory:{:x}/{}", self.shared.id, self.shared.name)
     }
 
     fn check_open(&self, closed: bool) -> Result<(), Error> {
@@ -239,12 +243,13 @@ impl Source for MemoryQueue {
     async fn inspect(&self) -> Result<Inspection, Error> {
         let (_, state) = self.now();
         Ok(Inspection {
-            identity: Some(format!("memory:{:x}/{}", self.shared.id, self.shared.name)),
+            identity: Some(self.identity()),
             lease: Some(state.options.lease),
             retention: state.options.retention,
             max_deliveries: state.options.max_deliveries,
             gives_up: None,
             dead_letter: Some(format!("{}.dead-letters", self.shared.name)),
+            dead_letters_of: Vec::new(),
             dedup_window: None,
             ordered: Some(true),
             settings: Vec::new(),
@@ -266,6 +271,14 @@ impl Source for MemoryQueue {
 impl Sink for MemoryQueue {
     fn name(&self) -> &str {
         &self.shared.name
+    }
+
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        self.check_open(self.sink_closed.load(Atomic::Acquire))?;
+        Ok(SinkInspection {
+            identity: Some(self.identity()),
+            unknown: Vec::new(),
+        })
     }
 
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {

@@ -85,7 +85,8 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         self
     }
 
-    /// Where messages go that cannot be processed. Without one, the source's own dead-letter queue takes them.
+    /// Where messages go that cannot be processed. Without one, the source's own dead-letter queue takes them. It must exist
+    /// when the pipeline starts, and be another queue than the one that is consumed.
     pub fn dead_letter(mut self, sink: impl Sink) -> Self {
         self.setup.sink = Some(Arc::new(sink));
         self

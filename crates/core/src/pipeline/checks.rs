@@ -1,7 +1,6 @@
-use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::{Capabilities, Error, ErrorKind, Inspection, Ordering};
+use crate::{Capabilities, Error, ErrorKind, Inspection, Ordering, SinkInspection};
 
 use super::Mode;
 use super::options::Options;
@@ -19,6 +18,11 @@ pub enum Hazard {
     DeliveryLimit,
     /// The broker can give up on a message that no handler failed: it counts workers that stop or crash.
     GivesUp,
+    /// The dead-letter queue given to the pipeline is the queue that is consumed.
+    OwnDeadLetters,
+    /// The queue is the dead-letter queue of another: what took effect there would run here again, since each queue has its
+    /// own dedup records.
+    DeadLetterQueue,
     /// There is nowhere to put what cannot be processed.
     NoDeadLetter,
     /// Order within groups was asked for, and the queue does not keep it.
@@ -33,18 +37,18 @@ pub(crate) fn check(
     options: &Options,
     capabilities: Capabilities,
     inspection: &Inspection,
-    has_sink: bool,
+    sink: Option<&SinkInspection>,
 ) -> Result<(), Error> {
-    let mut found = hazards(mode, options, capabilities, inspection, has_sink);
+    let mut found = hazards(mode, options, capabilities, inspection, sink);
     found.retain(|(hazard, _)| !options.allowed.contains(hazard));
     if found.is_empty() {
         return Ok(());
     }
-    let mut text = String::from("refusing to start, because of these settings:");
-    for (hazard, why) in &found {
-        let _ = write!(text, "\n  - {why} (or allow(Hazard::{hazard:?}))");
-    }
-    Err(Error::new(ErrorKind::Unsafe, text))
+    let text = "refusing to start, because of these settings:";
+    let list = found
+        .into_iter()
+        .map(|(hazard, why)| format!("{why} (or allow(Hazard::{hazard:?}))"));
+    Err(Error::new(ErrorKind::Unsafe, text).with_list(list.collect()))
 }
 
 fn hazards(
@@ -52,7 +56,7 @@ fn hazards(
     options: &Options,
     capabilities: Capabilities,
     inspection: &Inspection,
-    has_sink: bool,
+    sink: Option<&SinkInspection>,
 ) -> Vec<(Hazard, String)> {
     let mut found = Vec::new();
     found.extend(short_retention(mode, options, inspection));
@@ -82,8 +86,15 @@ fn hazards(
     if let Some(why) = &inspection.gives_up {
         found.push((Hazard::GivesUp, why.clone()));
     }
+    if sink.is_some_and(|sink| sink.identity.is_some() && sink.identity == inspection.identity) {
+        found.push((
+            Hazard::OwnDeadLetters,
+            "dead_letter() was given the queue that is consumed: what cannot be processed would come again without end; give it another queue".into(),
+        ));
+    }
+    found.extend(dead_letter_queue(mode, options, inspection));
     let at_source = capabilities.dead_letter && inspection.dead_letter.is_some();
-    if !has_sink && !at_source && mode != Mode::AtMostOnce {
+    if sink.is_none() && !at_source && mode != Mode::AtMostOnce {
         found.push((
             Hazard::NoDeadLetter,
             "nowhere to put messages that cannot be processed: give dead_letter() a sink, or the queue a dead-letter queue of its own where the source can use it".into(),
@@ -122,6 +133,23 @@ fn short_retention(
     })
 }
 
+fn dead_letter_queue(
+    mode: Mode,
+    options: &Options,
+    inspection: &Inspection,
+) -> Option<(Hazard, String)> {
+    let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
+    let shared = options.identity.is_some();
+    let sources = &inspection.dead_letters_of;
+    (records && !shared && !sources.is_empty()).then(|| {
+        let why = format!(
+            "this is the dead-letter queue of {}: a message that took effect there would run here again, since each queue has its own dedup records; put it back there instead (a redrive), or share the records by identity(…)",
+            sources.join(", ")
+        );
+        (Hazard::DeadLetterQueue, why)
+    })
+}
+
 fn days(duration: Duration) -> String {
     let hours = duration.as_secs_f64() / 3_600.0;
     if hours >= 48.0 {
@@ -135,28 +163,22 @@ fn days(duration: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn found(inspection: &Inspection, has_sink: bool) -> Vec<Hazard> {
+    fn found(inspection: &Inspection, sink: Option<&SinkInspection>) -> Vec<Hazard> {
         let capabilities = Capabilities {
             dead_letter: true,
             ..Capabilities::default()
         };
         let options = Options::default();
-        let found = hazards(
-            Mode::AtLeastOnce,
-            &options,
-            capabilities,
-            inspection,
-            has_sink,
-        );
+        let found = hazards(Mode::AtLeastOnce, &options, capabilities, inspection, sink);
         found.into_iter().map(|(hazard, _)| hazard).collect()
     }
 
     #[test]
     fn a_source_that_could_dead_letter_needs_a_queue_to_do_so() {
         let mut inspection = Inspection::default();
-        assert_eq!(found(&inspection, false), [Hazard::NoDeadLetter]);
-        assert_eq!(found(&inspection, true), []);
+        assert_eq!(found(&inspection, None), [Hazard::NoDeadLetter]);
+        assert_eq!(found(&inspection, Some(&SinkInspection::default())), []);
         inspection.dead_letter = Some("orders.dead".into());
-        assert_eq!(found(&inspection, false), []);
+        assert_eq!(found(&inspection, None), []);
     }
 }

@@ -12,8 +12,6 @@ use super::in_flight::Flight;
 
 /// At most so many dead letters in one call to the sink.
 const BATCH: usize = 100;
-/// A reason is cut here: brokers bound the size of attributes.
-const REASON: usize = 1_000;
 
 /// Attribute of a dead letter: why it is there.
 pub const DEAD_LETTER_REASON: &str = "onlyonce-reason";
@@ -54,7 +52,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 match result {
                     Ok(()) => confirmed.push((flight, reason)),
                     Err(error) if error.is_retryable() && flight.lease.leased() => {
-                        tracing::warn!(queue = sink.name(), message = flight.label(), %error, "dead letter not confirmed; trying again");
+                        tracing::warn!(queue = sink.name(), message_id = %flight.label(), %error, "dead letter not confirmed; trying again");
                         again.push((flight, reason));
                     }
                     Err(error) => self.not_dead_lettered(flight, reason, &error),
@@ -85,14 +83,14 @@ impl<Tx: Send + 'static> Engine<Tx> {
         add(&self.counters.dead_lettered, batch.len());
         self.release(batch.iter().map(|(flight, _)| flight)).await;
         for (flight, reason) in batch {
-            tracing::warn!(queue = &*self.queue, message = flight.label(), %reason, "dead-lettered");
+            tracing::warn!(queue = &*self.queue, message_id = %flight.label(), %reason, "dead-lettered");
             self.settle(flight, action(reason));
         }
     }
 
     /// The message stays where it is, kept rather than lost, until the dead-letter queue takes it.
     fn not_dead_lettered(&self, mut flight: Flight, reason: String, error: &Error) {
-        tracing::error!(queue = &*self.queue, message = flight.label(), %reason, %error, "cannot be dead-lettered");
+        tracing::error!(queue = &*self.queue, message_id = %flight.label(), %reason, %error, "cannot be dead-lettered");
         if flight.acked {
             add(&self.counters.lost, 1);
         } else {
@@ -104,12 +102,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     fn letter(&self, (flight, reason): &(Flight, String)) -> Message {
         let mut letter = Message::clone(&flight.delivery.message);
-        let reason: String = reason
-            .chars()
-            .map(|c| if c.is_control() { ' ' } else { c })
-            .take(REASON)
-            .collect();
-        letter.attributes.insert(DEAD_LETTER_REASON, reason);
+        letter
+            .attributes
+            .insert(DEAD_LETTER_REASON, reason.as_str());
         letter.attributes.insert(DEAD_LETTER_QUEUE, &*self.queue);
         letter
             .attributes

@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::handler::{Callable, OnFailure, States};
 use crate::{
-    Action, Capabilities, Claim, Completion, Context, Error, ErrorKind, Failure, Fingerprint,
-    KeyDigest, Ordering as GroupOrder, Outcome, Owner, Parts, Scope, Sink, Source, Store,
-    TransactionalStore,
+    Action, Capabilities, Claim, Completion, Context, DedupKey, Delivery, Error, ErrorKind,
+    Failure, Fingerprint, KeyDigest, Ordering as GroupOrder, Outcome, Owner, Parts, Printable,
+    Scope, Sink, Source, Store, TransactionalStore,
 };
 
 use super::Mode;
@@ -91,10 +91,9 @@ pub(crate) struct Engine<Tx> {
 }
 
 impl<Tx: Send + 'static> Engine<Tx> {
-    /// Takes a delivery in: identifies it and gives it its place in the budget.
-    pub(crate) fn admit(&self, delivery: crate::Delivery) -> Flight {
+    /// Takes a delivery in and gives it its place in the budget.
+    pub(crate) fn admit(&self, delivery: Delivery, key: Option<DedupKey>) -> Flight {
         let message = &delivery.message;
-        let key = self.options.key.choose(message);
         let claim = match (&key, &self.store) {
             (Some(key), Some(_)) => Some(Claim {
                 key: KeyDigest::new(&self.scope, key),
@@ -247,7 +246,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) fn dead_letter(&self, mut flight: Flight, reason: impl Into<String>) {
         flight.key_place = None;
         flight.permit.stall();
-        let _ = self.stages.dead_letter.send((flight, reason.into()));
+        let reason = Printable(reason.into()).to_string();
+        let _ = self.stages.dead_letter.send((flight, reason));
     }
 
     /// Gives a message back, and with it, in order, all that waits behind it: they must not overtake it.
@@ -294,7 +294,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// What becomes of a message whose handler failed.
     pub(crate) fn failed(&self, mut flight: Flight, failure: &Failure) {
         add(&self.counters.failed, 1);
-        tracing::debug!(queue = &*self.queue, message = flight.label(), error = %failure, "handler failed");
+        tracing::debug!(queue = &*self.queue, message_id = %flight.label(), error = %Printable(failure), "handler failed");
         let attempt = flight.attempt();
         let max = self.options.retry.max_attempts;
         if failure.then == OnFailure::Reject {
@@ -361,7 +361,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     /// The store does not know whether the effect was recorded: claim the message again and see.
     pub(crate) fn in_doubt(&self, mut flight: Flight, error: &Error) {
-        tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "effect not confirmed by the store");
+        tracing::warn!(queue = &*self.queue, message_id = %flight.label(), %error, "effect not confirmed by the store");
         // This worker has not died of it.
         flight.marked_in_vain = !(flight.begun && self.quarantines());
         self.claim_again(flight, 1);

@@ -5,7 +5,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Receipt};
+use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Printable, Receipt};
 
 use super::budget::Permit;
 use super::keeper::Kept;
@@ -100,7 +100,7 @@ impl InFlight {
         !claimed && self.doomed.is_none() && self.lease.leased()
     }
 
-    pub(crate) fn label(&self) -> &str {
+    pub(crate) fn label(&self) -> Printable<&str> {
         self.delivery.message.label()
     }
 }

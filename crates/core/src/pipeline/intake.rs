@@ -1,9 +1,10 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{Delivery, Error, Limit};
+use crate::{DedupKey, Delivery, Error, Limit};
 
 use super::backoff::Backoff;
 use super::budget::Amount;
@@ -11,6 +12,7 @@ use super::counters::add;
 use super::engine::{Engine, FEW};
 use super::in_flight::Flight;
 use super::keeper::extended_after;
+use super::worker::panic_text;
 
 /// How long one receive may wait: the longest poll that any broker allows.
 const LONG_POLL: Duration = Duration::from_secs(20);
@@ -141,14 +143,10 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let mut batch = Vec::with_capacity(deliveries.len());
         let mut keyless = Vec::new();
         for delivery in deliveries {
-            let malformed = delivery.malformed.clone();
-            let flight = self.admit(delivery);
-            if let Some(reason) = malformed {
-                self.dead_letter(flight, reason);
-            } else if self.store.is_some() && flight.claim.is_none() {
-                keyless.push(flight);
-            } else {
-                batch.push(flight);
+            match self.identify(&delivery) {
+                Ok(None) if self.store.is_some() => keyless.push(self.admit(delivery, None)),
+                Ok(key) => batch.push(self.admit(delivery, key)),
+                Err(reason) => self.dead_letter(self.admit(delivery, None), reason),
             }
         }
         if !batch.is_empty() {
@@ -162,6 +160,16 @@ impl<Tx: Send + 'static> Engine<Tx> {
         } else {
             self.lanes.push(batch);
         }
+    }
+
+    /// The key of a message, if it has one, or why it cannot be handled.
+    fn identify(&self, delivery: &Delivery) -> Result<Option<DedupKey>, String> {
+        if let Some(reason) = &delivery.malformed {
+            return Err(reason.clone());
+        }
+        let choose = || self.options.key.choose(&delivery.message);
+        catch_unwind(AssertUnwindSafe(choose))
+            .map_err(|panic| format!("the key policy panicked: {}", panic_text(&*panic)))
     }
 
     /// One message without a key is its producer's mistake. If the first ones all have none, the key policy does not fit the

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::handler::{Callable, States};
 use crate::{
-    Action, Context, Error, ErrorKind, Inspection, Outcome, Owner, Parts, Scope, Sink, Source,
-    Store, Transaction, TransactionalStore,
+    Action, Context, Error, ErrorKind, Inspection, Outcome, Owner, Parts, Scope, Sink,
+    SinkInspection, Source, Store, Transaction, TransactionalStore,
 };
 
 use super::Mode;
@@ -81,9 +81,9 @@ pub(crate) async fn run<Tx: Transaction>(
     (handler, about): (Callable<Tx>, About),
     mut shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
 ) -> Result<Report, Error> {
-    let inspection = tokio::select! {
+    let (inspection, sink) = tokio::select! {
         biased;
-        inspection = inspect(&*setup.source) => inspection?,
+        found = look(&setup) => found?,
         () = &mut shutdown => return Ok(setup.counters.report()),
     };
     check(
@@ -91,7 +91,7 @@ pub(crate) async fn run<Tx: Transaction>(
         &setup.options,
         setup.source.capabilities(),
         &inspection,
-        setup.sink.is_some(),
+        sink.as_ref(),
     )?;
     let identity = identity(&setup, &inspection)?;
     show(setup.source.name(), &identity, &inspection);
@@ -124,16 +124,31 @@ pub(crate) async fn run<Tx: Transaction>(
     engine.close().await
 }
 
-/// Reads the queue's settings, however long it takes until the broker is there.
-async fn inspect(source: &dyn Source) -> Result<Inspection, Error> {
+/// Looks at the queue and at its dead-letter queue.
+async fn look<Tx>(setup: &Setup<Tx>) -> Result<(Inspection, Option<SinkInspection>), Error> {
+    let source = &setup.source;
+    let inspection = answered(source.name(), || source.inspect()).await?;
+    let Some(sink) = &setup.sink else {
+        return Ok((inspection, None));
+    };
+    let found = answered(sink.name(), || sink.check()).await?;
+    show_unknown(sink.name(), &found.unknown);
+    Ok((inspection, Some(found)))
+}
+
+/// Asks until there is an answer, however long it takes until the broker is there.
+async fn answered<T, F>(queue: &str, ask: impl Fn() -> F) -> Result<T, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
     let mut backoff = Backoff::new();
     loop {
-        let error = match source.inspect().await {
+        let error = match ask().await {
             Err(error) if error.is_retryable() => error,
             other => return other,
         };
         let delay = backoff.next();
-        tracing::warn!(queue = source.name(), %error, ?delay, "cannot start yet; trying again");
+        tracing::warn!(queue, %error, ?delay, "cannot start yet; trying again");
         sleep(delay).await;
     }
 }
@@ -153,10 +168,14 @@ fn identity<Tx>(setup: &Setup<Tx>, inspection: &Inspection) -> Result<String, Er
 
 /// What could not be read could not be checked either.
 fn show(queue: &str, identity: &str, inspection: &Inspection) {
-    for unknown in &inspection.unknown {
+    show_unknown(queue, &inspection.unknown);
+    tracing::info!(queue, identity, settings = ?inspection.settings, "the queue's settings");
+}
+
+fn show_unknown(queue: &str, unknown: &[String]) {
+    for unknown in unknown {
         tracing::warn!(queue, unknown, "a setting that was not checked");
     }
-    tracing::info!(queue, identity, settings = ?inspection.settings, "the queue's settings");
 }
 
 fn stage_ended(ended: Result<(), tokio::task::JoinError>) -> Error {

@@ -135,7 +135,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     fn unknown(&self, flight: &InFlight, error: &Error) {
         add(&self.counters.unknown, 1);
-        tracing::warn!(queue = &*self.queue, message = flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
+        tracing::warn!(queue = &*self.queue, message_id = %flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
     }
 
     /// Releases claims, then gives the messages back, so that a failure is never taken for work in progress. In a drain the

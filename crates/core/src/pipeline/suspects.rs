@@ -76,7 +76,7 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         tracing::warn!(
             queue = &*self.queue,
-            message = flight.label(),
+            message_id = %flight.label(),
             attempt = flight.attempt(),
             handler = self.handler_name,
             "the handler was cut off, which counts as an attempt: {why}.{blocked}"

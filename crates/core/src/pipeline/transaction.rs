@@ -226,7 +226,7 @@ impl<Tx: Transaction> Engine<Tx> {
     /// Nothing was committed, and one of these or of those that shared the commit is why: each is done again alone, in
     /// order, which shows whose failure it is and spares the others. It is no attempt of theirs.
     fn separate(&self, mut head: Flight, mut behind: Vec<Flight>, error: &Error) {
-        tracing::warn!(queue = &*self.queue, message = head.label(), followers = behind.len(), %error, "a commit was refused; its messages are done again one by one");
+        tracing::warn!(queue = &*self.queue, message_id = %head.label(), followers = behind.len(), %error, "a commit was refused; its messages are done again one by one");
         head.alone = true;
         behind.iter_mut().for_each(|flight| flight.alone = true);
         if let Some(turn) = &head.turn {

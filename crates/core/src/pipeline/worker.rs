@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
@@ -245,11 +246,13 @@ fn too_late() -> Error {
     .retryable(true)
 }
 
-fn panicked<T>(panic: Box<dyn std::any::Any + Send>) -> Result<T, Failure> {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|s| (*s).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into());
+fn panicked<T>(panic: Box<dyn Any + Send>) -> Result<T, Failure> {
+    let text = panic_text(&*panic);
     Err(Failure::retry(format!("the handler panicked: {text}")))
+}
+
+pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }

@@ -98,6 +98,9 @@ impl Sink for Hanging {
     fn name(&self) -> &str {
         self.dead.name()
     }
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        Ok(SinkInspection::default())
+    }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         self.at(Hang::Publish).await;
         Sink::publish(&self.dead, batch).await

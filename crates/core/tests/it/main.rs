@@ -8,6 +8,7 @@ mod busy_keys;
 mod cut_off;
 mod hanging;
 mod layers;
+mod logs;
 mod pipeline;
 mod prefetch;
 mod regressions;

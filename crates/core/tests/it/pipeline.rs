@@ -372,3 +372,143 @@ async fn at_most_once_acks_first() {
         .unwrap();
     assert_eq!((report.applied, report.lost), (9, 1));
 }
+
+/// The reasons in a dead-letter queue.
+async fn reasons(dead: &MemoryQueue) -> Vec<String> {
+    let limit = Limit {
+        messages: 100,
+        per_group: usize::MAX,
+        bytes: usize::MAX,
+        wait: Duration::ZERO,
+    };
+    let letters = Source::receive(dead, limit).await.unwrap();
+    let reason = |letter: &Delivery| {
+        let reason = letter.message.attributes.get(DEAD_LETTER_REASON);
+        reason.unwrap_or_default().to_owned()
+    };
+    letters.iter().map(reason).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_policy_that_panics_costs_its_message_and_no_worker() {
+    let policy = || {
+        KeyPolicy::custom(|message| {
+            let id = message.dedup_id.clone();
+            assert_ne!(id.as_deref(), Some("m2"), "no such shard");
+            id
+        })
+    };
+    let (queue, store) = (MemoryQueue::new("orders"), MemoryStore::new());
+    let dead = MemoryQueue::new("dead");
+    publish(&queue, (1..=3).map(numbered)).await;
+    let report = Pipeline::transactional(queue.clone(), store.clone())
+        .key(policy())
+        .dead_letter(dead.clone())
+        .stop_when_idle(IDLE)
+        .run(record)
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (2, 1));
+    assert_eq!(queue.depth() + queue.in_flight(), 0);
+    let reasons = reasons(&dead).await;
+    assert!(
+        reasons[0].contains("the key policy panicked"),
+        "{reasons:?}"
+    );
+    assert!(reasons[0].contains("no such shard"), "{reasons:?}");
+
+    // Without a store there is no key to be chosen for, but a handler may ask for it.
+    publish(&queue, [numbered(2)]).await;
+    let report = Pipeline::at_least_once(queue.clone())
+        .key(policy())
+        .stop_when_idle(IDLE)
+        .run(async || {})
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn json_may_begin_with_a_byte_order_mark_and_what_is_none_is_named() {
+    let (queue, dead) = (MemoryQueue::new("orders"), MemoryQueue::new("dead"));
+    let bodies = [
+        &b"\xef\xbb\xbf{\"id\":1}"[..],
+        b"\x1f\x8b\x08\0",
+        b"\xff\xfe{\0",
+    ];
+    let message = |(n, body): (usize, &&'static [u8])| {
+        Message::new(Bytes::from_static(body)).with_dedup_id((n + 1).to_string())
+    };
+    publish(&queue, bodies.iter().enumerate().map(message)).await;
+    let report = Pipeline::transactional(queue, MemoryStore::new())
+        .dead_letter(dead.clone())
+        .concurrency(1)
+        .stop_when_idle(IDLE)
+        .run(take_order)
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (1, 2));
+    let reasons = reasons(&dead).await;
+    assert!(
+        reasons.iter().any(|why| why.contains("gzip")),
+        "{reasons:?}"
+    );
+    assert!(
+        reasons.iter().any(|why| why.contains("UTF-16")),
+        "{reasons:?}"
+    );
+}
+
+/// A dead-letter queue that answers as told.
+struct Checked(MemoryQueue, Mutex<Vec<Result<SinkInspection, Error>>>);
+
+#[async_trait::async_trait]
+impl Sink for Checked {
+    fn name(&self) -> &str {
+        "dead"
+    }
+
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        self.1.lock().unwrap().pop().unwrap()
+    }
+
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        Sink::publish(&self.0, batch).await
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_queue_must_be_there_and_another() {
+    let (queue, dead) = (MemoryQueue::new("orders"), MemoryQueue::new("dead"));
+    publish(&queue, [numbered(1)]).await;
+    let run = async |sink: Checked| {
+        Pipeline::at_least_once(queue.clone())
+            .dead_letter(sink)
+            .stop_when_idle(IDLE)
+            .run(async || Err::<(), _>(Failure::dead_letter("no")))
+            .await
+    };
+    let gone = Err(Error::new(ErrorKind::NotFound, "there is no such queue"));
+    let away = || Err(Error::new(ErrorKind::Connection, "away"));
+    let answers = Mutex::new(vec![gone, away(), away()]);
+    let error = run(Checked(dead.clone(), answers)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!(queue.depth(), 1, "it was not even received");
+
+    let own = Pipeline::at_least_once(queue.clone())
+        .dead_letter(queue.clone())
+        .stop_when_idle(IDLE)
+        .run(async || Err::<(), _>(Failure::dead_letter("no")))
+        .await
+        .unwrap_err();
+    assert_eq!(own.kind(), ErrorKind::Unsafe, "{own}");
+    assert_eq!(queue.depth(), 1, "it was not even received");
+
+    let answers = Mutex::new(vec![Ok(SinkInspection::default()), away()]);
+    let report = run(Checked(dead.clone(), answers)).await.unwrap();
+    assert_eq!((report.dead_lettered, dead.depth()), (1, 1));
+}

@@ -210,6 +210,9 @@ impl Sink for Away {
     fn name(&self) -> &str {
         "dead"
     }
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        Ok(SinkInspection::default())
+    }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         if Instant::now() < self.until {
             let away = || Error::new(ErrorKind::Connection, "away").retryable(true);

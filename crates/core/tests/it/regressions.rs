@@ -273,6 +273,9 @@ async fn a_dead_letter_is_confirmed_before_the_message_is_acked() {
         fn name(&self) -> &str {
             "dead"
         }
+        async fn check(&self) -> Result<SinkInspection, Error> {
+            Ok(SinkInspection::default())
+        }
         async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
             match self.0.fetch_add(1, Ordering::SeqCst) {
                 0..3 => batch

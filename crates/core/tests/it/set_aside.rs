@@ -33,6 +33,9 @@ impl Sink for Refusing {
     fn name(&self) -> &str {
         "dead"
     }
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        Ok(SinkInspection::default())
+    }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         let take = |left: usize| left.checked_sub(1);
         let refuse = self

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::{
     Action, Answer, Capabilities, Claim, Claimed, Completion, Delivery, Error, Fenced, Held,
-    Inspection, Limit, Message, Owner, Receipt, Settlement, Sink, Source, Store, Transaction,
-    TransactionalStore, Verdicts,
+    Inspection, Limit, Message, Owner, Receipt, Settlement, Sink, SinkInspection, Source, Store,
+    Transaction, TransactionalStore, Verdicts,
 };
 
 use super::instrument::Instrument;
@@ -137,6 +137,9 @@ impl<T: Transaction> Transaction for Watched<T> {
 impl<S: Sink> Sink for Watched<S> {
     fn name(&self) -> &str {
         self.inner.name()
+    }
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        self.inner.check().await
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         let call = self.inner.publish(batch);

@@ -6,7 +6,8 @@ use crate::common::*;
 use lapin::options::{BasicConsumeOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use onlyonce_core::{
-    Action, Answer, Delivery, ErrorKind, Inspection, Message, Ordering, Sink as _, Source as _,
+    Action, Answer, Delivery, ErrorKind, Inspection, Message, Ordering, Pipeline, Sink as _,
+    Source as _,
 };
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 use tokio::time::Instant;
@@ -629,4 +630,52 @@ async fn somebody_elses_exclusive_consumer_is_waited_for() {
     queue.fill(1).await;
     assert_eq!(drain(&source, 1).await, ["0"]);
     source.close().await.unwrap();
+}
+
+/// Found only with the first dead letter, its message would run again every minute until then.
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn a_dead_letter_queue_that_does_not_exist_is_found_at_the_start() {
+    let queue = Queue::declare("letters", Kind::Quorum, &[]).await;
+    let url = url();
+    let run = async |sink: RabbitSink| {
+        Pipeline::at_least_once(queue.source(""))
+            .dead_letter(sink)
+            .run(async |_: bytes::Bytes| {})
+            .await
+            .unwrap_err()
+    };
+    for to in [
+        "queue=no.such.queue",
+        "exchange=no.such.exchange&routing_key=k",
+    ] {
+        let sink = RabbitSink::new(format!("{url}?{to}").parse().unwrap()).unwrap();
+        let error = run(sink).await;
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        assert!(
+            !error.is_retryable() && error.to_string().contains("no.such"),
+            "{error}"
+        );
+    }
+    let own = run(queue.sink("")).await;
+    assert!(own.to_string().contains("OwnDeadLetters"), "{own}");
+}
+
+#[tokio::test]
+#[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
+async fn a_sink_that_was_checked_publishes() {
+    let queue = Queue::declare("checked", Kind::Classic, &[]).await;
+    let sink = queue.sink("");
+    let identity = queue.source("").inspect().await.unwrap().identity;
+    assert!(identity.is_some());
+    assert_eq!(sink.check().await.unwrap().identity, identity);
+    sink.publish(&[Message::new("x")])
+        .await
+        .pop()
+        .unwrap()
+        .unwrap();
+    sink.check().await.unwrap();
+    let exchange = format!("{}?exchange=amq.direct&routing_key=k", url());
+    let exchange = RabbitSink::new(exchange.parse().unwrap()).unwrap();
+    assert_eq!(exchange.check().await.unwrap().identity, None);
 }

@@ -258,6 +258,72 @@ fn a_digest_of_the_body_is_no_id() {
     assert_eq!(with_id("order-17").as_deref(), Some("order-17"));
 }
 
+/// No attribute of a message can say it.
+#[test]
+fn the_sender_is_whom_sqs_names() {
+    let by = |sender: Option<&str>| {
+        let message = sqs::Message::builder().body("x");
+        let message = message.message_attributes("SenderId", text("AIDAMALLORY"));
+        let message = match sender {
+            Some(sender) => message.attributes(System::SenderId, sender),
+            None => message,
+        };
+        read(&message.build(), false).message.sender
+    };
+    assert_eq!(
+        by(Some("AROAALICE:worker")).as_deref(),
+        Some("AROAALICE:worker")
+    );
+    assert_eq!(by(None), None);
+}
+
+/// As SNS wraps what was published to a topic.
+fn notification(message: &str, at: &str) -> String {
+    serde_json::json!({
+        "Type": "Notification",
+        "MessageId": at,
+        "SequenceNumber": "10000000000000003000",
+        "TopicArn": "arn:aws:sns:eu-central-1:123456789012:orders.fifo",
+        "Message": message,
+        "Timestamp": at,
+        "UnsubscribeURL": "https://sns.eu-central-1.amazonaws.com/",
+    })
+    .to_string()
+}
+
+/// A FIFO topic makes its id of what was published, and its notifications of equal payloads differ: they would be
+/// conflicts.
+#[test]
+fn a_topics_digest_of_what_was_published_is_no_id() {
+    let dedup_id = |body: &str, id: &str| {
+        let message = sqs::Message::builder().body(body);
+        let message = message.attributes(System::MessageDeduplicationId, id);
+        read(&message.build(), true).message.dedup_id
+    };
+    let digest = digest_of("hello");
+    for at in ["2026-01-01T10:00:00.000Z", "2026-01-01T11:00:00.000Z"] {
+        assert_eq!(dedup_id(&notification("hello", at), &digest), None);
+    }
+    let chosen = digest_of("order-17");
+    let kept = [
+        (notification("hello", "now"), "order-17"),
+        (notification("hello", "now"), &chosen),
+        // It only looks like one.
+        (
+            notification("hello", "now").replace("Notification", "Other"),
+            &digest,
+        ),
+        (
+            notification("hello", "now").replace("TopicArn", "Topic"),
+            &digest,
+        ),
+        (r#"{"Message":"hello"}"#.into(), &digest),
+    ];
+    for (body, id) in kept {
+        assert_eq!(dedup_id(&body, id).as_deref(), Some(id), "{body}");
+    }
+}
+
 /// On a standard queue a group id is a tenant's, and orders nothing.
 #[test]
 fn tenants_of_fair_queues_survive() {
@@ -318,6 +384,51 @@ fn payloads_in_s3_are_malformed() {
     for body in [r#"["com.example.Pointer",{}]"#, pointer, "[", ""] {
         assert_eq!(read(&delivered(body, &[]), true).malformed, None, "{body}");
     }
+}
+
+#[test]
+fn references_of_other_clients_are_malformed_and_named() {
+    let reason = |body: &str, attributes: &[(&str, MessageAttributeValue)]| {
+        read(&delivered(body, attributes), false).malformed
+    };
+    let npm = r#"{"S3Payload":{"Id":"1","Bucket":"b","Key":"1.json","Location":"https://b"}}"#;
+    let wrapped = r#"{"Headers":{"NServiceBus.MessageId":"1"},"Body":null,"S3BodyKey":"prefix/1"}"#;
+    let pointer = r#"["software.amazon.payloadoffloading.PayloadS3Pointer",{}]"#;
+    let native = [
+        ("S3BodyKey", text("prefix/1")),
+        ("MessageTypeFullName", text("Sales.Order")),
+    ];
+    let replaced = [("S3MessageBodyKey", text("(bucket)key"))];
+    for (body, attributes, who) in [
+        (npm.to_owned(), &[][..], "sns-sqs-big-payload"),
+        (notification(npm, "now"), &[], "sns-sqs-big-payload"),
+        (notification(pointer, "now"), &[], "the SQS extended client"),
+        (wrapped.to_owned(), &[], "NServiceBus"),
+        ("-".to_owned(), &native, "NServiceBus"),
+        ("x".to_owned(), &replaced, "sqs-extended-client"),
+    ] {
+        let reason = reason(&body, attributes).unwrap_or_default();
+        assert!(
+            reason.contains("S3") && reason.contains(who),
+            "{body}: {reason}"
+        );
+    }
+}
+
+#[test]
+fn payloads_that_only_resemble_a_reference_are_payloads() {
+    for body in [
+        r#"{"S3Payload":"text"}"#,
+        r#"{"S3Payload":{"Key":""}}"#,
+        r#"{"S3Payload":{"Key":"k"},"order":1}"#,
+        r#"{"S3BodyKey":"k"}"#,
+        r#"{"Headers":{},"Body":"x","S3BodyKey":""}"#,
+        r#"{"a":["S3Payload"]"#,
+    ] {
+        assert_eq!(read(&delivered(body, &[]), false).malformed, None, "{body}");
+    }
+    let key = [("S3BodyKey", text("k"))];
+    assert_eq!(read(&delivered("x", &key), false).malformed, None);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use bytes::Bytes;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
-    Action, Answer, Counters, DEAD_LETTER_REASON, Delivery, Error, ErrorKind, Failure, Message,
-    Pipeline, Report, Settlement, Sink as _, Source, State,
+    Action, Answer, Counters, DEAD_LETTER_REASON, Delivery, Error, ErrorKind, Failure, Hazard,
+    Message, Pipeline, Report, Settlement, Sink as _, Source, State,
 };
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use onlyonce_testkit::proxy::{Direction, Fault};
@@ -374,4 +374,78 @@ async fn a_dead_letter_that_is_redriven_at_once_is_not_dropped_as_a_duplicate() 
         assert_eq!(back[0].message.dedup_id, sent.dedup_id);
         ack(&source, &back).await;
     }
+}
+
+/// What SNS sends for `hello`, published to a FIFO topic with content-based deduplication.
+async fn notify(queue: &Queue, at: &str) {
+    let body = format!(
+        r#"{{"Type":"Notification","MessageId":"{at}","TopicArn":"arn:aws:sns:us-east-1:{ACCOUNT}:t.fifo","Message":"hello","Timestamp":"{at}"}}"#
+    );
+    let sent = queue.client.send_message().queue_url(&queue.url);
+    let digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
+    sent.message_body(body)
+        .message_group_id("group")
+        .message_deduplication_id(digest)
+        .send()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs both emulators: ./tests/run sqs"]
+async fn a_topics_digest_of_what_was_published_is_no_id() {
+    for emulator in [MiniStack, LocalStack] {
+        let queue = Queue::create(emulator, Kind::Fifo, LEASE.as_secs()).await;
+        notify(&queue, "10:00").await;
+        let source = queue.source();
+        let received = receive(&source, 1).await;
+        assert_eq!(received[0].message.dedup_id, None);
+        assert_eq!(received[0].message.group.as_deref(), Some("group"));
+        ack(&source, &received).await;
+        source.close().await.unwrap();
+    }
+}
+
+/// References to payloads elsewhere, as npm's clients and NServiceBus send them.
+#[tokio::test]
+#[ignore = "needs both emulators: ./tests/run sqs"]
+async fn references_of_other_clients_end_as_dead_letters() {
+    for emulator in [MiniStack, LocalStack] {
+        let queue = Queue::create(emulator, Kind::Standard, LEASE.as_secs()).await;
+        for body in [
+            r#"{"S3Payload":{"Id":"1","Bucket":"b","Key":"1.json","Location":"https://b"}}"#,
+            r#"{"Headers":{"NServiceBus.MessageId":"1"},"Body":null,"S3BodyKey":"prefix/1"}"#,
+        ] {
+            let sent = queue.client.send_message().queue_url(&queue.url);
+            sent.message_body(body).send().await.unwrap();
+        }
+        let report = Pipeline::at_least_once(queue.source())
+            .stop_when_idle(Duration::from_millis(800))
+            .run(async |_: Bytes| {})
+            .await
+            .unwrap();
+        assert_eq!((report.applied, report.dead_lettered), (0, 2));
+        let dead = SqsSource::new(queue.dead_url.parse().unwrap()).unwrap();
+        let letters = receive(&dead, 2).await;
+        for letter in &letters {
+            let reason = letter.message.attributes.get(DEAD_LETTER_REASON).unwrap();
+            assert!(reason.contains("its payload is in S3"), "{reason}");
+        }
+        ack(&dead, &letters).await;
+    }
+}
+
+/// What had taken effect in the queue itself is not run again here. MiniStack does not tell whose dead letters come to a queue.
+#[tokio::test]
+#[ignore = "needs both emulators: ./tests/run sqs"]
+async fn a_worker_does_not_start_on_its_own_dead_letter_queue() {
+    let queue = Queue::create(LocalStack, Kind::Standard, 30).await;
+    let dead = SqsSource::new(queue.dead_url.parse().unwrap()).unwrap();
+    let refused = Pipeline::idempotent(dead, MemoryStore::new())
+        .allow(Hazard::NoDeadLetter)
+        .run(async || {})
+        .await
+        .unwrap_err();
+    let why = format!("dead-letter queue of {}", queue.name);
+    assert!(refused.to_string().contains(&why), "{refused}");
 }

@@ -6,4 +6,5 @@ mod broker;
 mod common;
 mod conformance;
 mod emulators;
+mod rotation;
 mod scripted;

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{Action, Error, Limit, Message, Settlement, Sink, Source as _};
+use onlyonce_core::{Action, Error, Limit, Message, Settlement, Sink, SinkInspection, Source as _};
 use tokio::time::Duration;
 
 use super::faults::{Call, Faults};
@@ -79,6 +79,10 @@ pub struct Sender {
 impl Sink for Sender {
     fn name(&self) -> &str {
         self.queue.name()
+    }
+
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        self.queue.check().await
     }
 
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {

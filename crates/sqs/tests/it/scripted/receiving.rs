@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use onlyonce_core::{ErrorKind, Limit, Receipt, Source as _};
+use onlyonce_core::memory::MemoryStore;
+use onlyonce_core::{ErrorKind, Hazard, Limit, Pipeline, Receipt, Source as _};
 use onlyonce_sqs::SqsSource;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -505,7 +506,7 @@ async fn the_queues_settings_are_read_as_aws_tells_them() {
     let found = found.gets(ok(json!({ "QueueUrl": format!("{URL}dead.fifo") })));
     let dead = json!({ "MessageRetentionPeriod": "1209600" });
     let dead = get_attributes().gets(ok(json!({ "Attributes": dead })));
-    let script = Script::of([own, found, dead]);
+    let script = Script::of([own, found, dead, sources(&[])]);
     let inspection = script.source("orders.fifo").inspect().await.unwrap();
     assert_eq!(inspection.lease, Some(seconds(45)));
     // Its own, that of the dead-letter queue, and its own again.
@@ -523,6 +524,42 @@ async fn the_queues_settings_are_read_as_aws_tells_them() {
     shown("SqsManagedSseEnabled", "true");
 }
 
+/// The answer to which queues' dead letters come to this one.
+fn sources(names: &[&str]) -> Step {
+    let urls: Vec<_> = names.iter().map(|name| format!("{URL}{name}")).collect();
+    request("ListDeadLetterSourceQueues", json!({})).gets(ok(json!({ "queueUrls": urls })))
+}
+
+/// What took effect in the queues themselves would run here again.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_queue_is_not_consumed_with_records_of_its_own() {
+    let own = || get_attributes().gets(ok(json!({ "Attributes": { "VisibilityTimeout": "45" } })));
+    let script = Script::of([own(), sources(&["orders", "payments"])]);
+    let inspection = script.source("dead").inspect().await.unwrap();
+    assert_eq!(inspection.dead_letters_of, ["orders", "payments"]);
+
+    let script = Script::of([own(), sources(&["orders"])]);
+    let refused = Pipeline::idempotent(script.source("dead"), MemoryStore::new())
+        .allow(Hazard::NoDeadLetter)
+        .run(async || {})
+        .await
+        .unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsafe);
+    assert!(
+        refused.to_string().contains("dead-letter queue of orders"),
+        "{refused}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_may_not_ask_whose_dead_letters_come_here_is_told_so() {
+    let own = get_attributes().gets(ok(json!({ "Attributes": { "VisibilityTimeout": "45" } })));
+    let asked = request("ListDeadLetterSourceQueues", json!({}));
+    let script = Script::of([own, asked.gets(refused(403, "AccessDenied", "no"))]);
+    let inspection = script.source("orders").inspect().await.unwrap();
+    assert!(inspection.unknown[0].contains("sqs:ListDeadLetterSourceQueues"));
+}
+
 /// A move to a standard dead-letter queue leaves the message as old as it is; a redrive makes a new one of it.
 #[tokio::test(start_paused = true)]
 async fn a_message_of_a_standard_queue_grows_as_old_as_its_dead_letter_queue_lets_it() {
@@ -536,6 +573,7 @@ async fn a_message_of_a_standard_queue_grows_as_old_as_its_dead_letter_queue_let
             get_attributes().gets(ok(json!({ "Attributes": own }))),
             request("GetQueueUrl", json!({})).gets(found),
             get_attributes().gets(ok(json!({ "Attributes": retention(dead) }))),
+            sources(&[]),
         ]);
         let inspection = script.source("orders").inspect().await.unwrap();
         assert_eq!(
@@ -549,6 +587,7 @@ async fn a_message_of_a_standard_queue_grows_as_old_as_its_dead_letter_queue_let
 async fn a_dead_letter_queue_that_may_not_be_asked_is_said_to_be_unknown() {
     for (status, code, known) in [
         (403, "AccessDenied", true),
+        (400, "QueueDoesNotExist", false),
         (503, "ServiceUnavailable", false),
     ] {
         let own = json!({
@@ -556,10 +595,12 @@ async fn a_dead_letter_queue_that_may_not_be_asked_is_said_to_be_unknown() {
             "RedrivePolicy": POLICY,
             "VisibilityTimeout": "45",
         });
-        let script = Script::of([
+        let mut steps = vec![
             get_attributes().gets(ok(json!({ "Attributes": own }))),
             request("GetQueueUrl", json!({})).gets(refused(status, code, "no")),
-        ]);
+        ];
+        steps.extend(known.then(|| sources(&[])));
+        let script = Script::of(steps);
         let inspected = script.source("orders").inspect().await;
         assert_eq!(inspected.is_ok(), known, "{inspected:?}");
         if let Ok(inspection) = inspected {

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use onlyonce_core::{Error, ErrorKind, Message, Sink as _};
+use onlyonce_core::memory::{MemoryQueue, MemoryStore};
+use onlyonce_core::{Error, ErrorKind, Message, Pipeline, Sink as _};
 use serde_json::{Value, json};
 
 use super::script::*;
@@ -336,4 +337,39 @@ async fn close_waits_for_what_is_under_way() {
     let error = results[0].as_ref().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
     sink.close().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_says_which_queue_it_is_and_whether_it_is_there() {
+    let arn = "arn:aws:sqs:eu-central-1:123456789012:orders";
+    let told = ok(json!({ "Attributes": { "QueueArn": arn } }));
+    let found = Script::of([get_attributes().gets(told)]);
+    let found = found.sink(STANDARD).check().await.unwrap();
+    assert_eq!(found.identity.as_deref(), Some(arn));
+    assert_eq!(found.unknown, [""; 0]);
+
+    // A producer need not be allowed to look.
+    let script = Script::of([get_attributes().gets(refused(403, "AccessDenied", "no"))]);
+    let found = script.sink(STANDARD).check().await.unwrap();
+    assert_eq!(found.identity, None);
+    assert!(
+        found.unknown[0].contains("sqs:GetQueueAttributes"),
+        "{:?}",
+        found.unknown
+    );
+}
+
+/// Found only with the first dead letter, its message would run again every minute until then.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_queue_that_does_not_exist_is_found_at_the_start() {
+    let gone = get_attributes().gets(refused(400, "QueueDoesNotExist", "no"));
+    let away = get_attributes().gets(page(503));
+    let script = Script::of([away, gone]);
+    let orders = MemoryQueue::new("orders");
+    let error = Pipeline::idempotent(orders.clone(), MemoryStore::new())
+        .dead_letter(script.sink(STANDARD))
+        .run(async || {})
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use onlyonce_core::memory::MemoryQueue;
 use onlyonce_core::{
     Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Limit, Message, Receipt,
-    Settlement, Sink, Source,
+    Settlement, Sink, SinkInspection, Source,
 };
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::source_suite;
@@ -104,7 +104,7 @@ fn refused() -> Answer {
 }
 
 fn label(message: &Message) -> String {
-    message.label().to_owned()
+    message.label().to_string()
 }
 
 impl Buggy {
@@ -317,6 +317,9 @@ impl Source for Buggy {
 
 #[async_trait]
 impl Sink for Buggy {
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        Ok(SinkInspection::default())
+    }
     fn name(&self) -> &str {
         "orders"
     }
