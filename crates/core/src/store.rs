@@ -41,6 +41,9 @@ pub enum Claimed {
         /// The key was taken over from a claim that had been marked as started and was neither completed nor released:
         /// its effect may or may not have happened. The mark outlives takeovers, until a claim is completed or released.
         uncertain: bool,
+        /// How many claims of this key before this one, in a row, have expired: their owners neither completed nor released
+        /// them. Where the broker does not count deliveries, so many workers may have died of the message.
+        takeovers: u32,
     },
     /// It took effect before.
     Done {

@@ -42,6 +42,7 @@ struct Existing {
     token: i64,
     until: i64,
     started: bool,
+    takeovers: u32,
 }
 
 pub(crate) fn claim(
@@ -79,7 +80,7 @@ fn claim_one(
         });
     }
     if insert(session, claimer, token, claim)? {
-        return Ok(new(token, false));
+        return Ok(new(token, false, 0));
     }
     let existing = find(&session.conn, claim)?;
     let live = existing.until > claimer.now;
@@ -95,11 +96,13 @@ fn claim_one(
             retry_in: Duration::from_millis(left.unsigned_abs()),
         });
     }
+    let takeovers = existing.takeovers.saturating_add(u32::from(!live));
     // The mark of a start stays: the key is in doubt until someone completes or releases it.
     session
         .conn
         .prepare_cached(
-            "UPDATE onlyonce_claim SET fingerprint = ?2, owner = ?3, token = ?4, until = ?5 WHERE key = ?1",
+            "UPDATE onlyonce_claim SET fingerprint = ?2, owner = ?3, token = ?4, until = ?5, takeovers = ?6
+             WHERE key = ?1",
         )?
         .execute((
             claim.key.0,
@@ -107,14 +110,16 @@ fn claim_one(
             claimer.owner,
             token,
             claimer.until,
+            takeovers,
         ))?;
-    Ok(new(token, existing.started))
+    Ok(new(token, existing.started, takeovers))
 }
 
-fn new(token: i64, uncertain: bool) -> Claimed {
+fn new(token: i64, uncertain: bool, takeovers: u32) -> Claimed {
     Claimed::New {
         token: Token(token.unsigned_abs()),
         uncertain,
+        takeovers,
     }
 }
 
@@ -128,7 +133,7 @@ fn insert(
     let inserted = session
         .conn
         .prepare_cached(
-            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0) ON CONFLICT DO NOTHING",
+            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0, 0) ON CONFLICT DO NOTHING",
         )?
         .execute((
             claim.key.0,
@@ -142,7 +147,7 @@ fn insert(
 
 fn find(conn: &Connection, claim: &Claim) -> Result<Existing, Failure> {
     let mut find = conn.prepare_cached(
-        "SELECT fingerprint, owner, token, until, started FROM onlyonce_claim WHERE key = ?1",
+        "SELECT fingerprint, owner, token, until, started, takeovers FROM onlyonce_claim WHERE key = ?1",
     )?;
     let existing = find.query_row([claim.key.0], |row| {
         Ok(Existing {
@@ -151,6 +156,7 @@ fn find(conn: &Connection, claim: &Claim) -> Result<Existing, Failure> {
             token: row.get(2)?,
             until: row.get(3)?,
             started: row.get(4)?,
+            takeovers: row.get(5)?,
         })
     });
     Ok(existing?)

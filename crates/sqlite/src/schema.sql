@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS onlyonce_claim (
     owner       INTEGER NOT NULL,
     token       INTEGER NOT NULL,
     until       INTEGER NOT NULL,
-    started     INTEGER NOT NULL
+    started     INTEGER NOT NULL,
+    takeovers   INTEGER NOT NULL  -- how many claims before it have expired
 ) WITHOUT ROWID, STRICT;
 
 -- What took effect, in the order in which it did.

@@ -122,6 +122,7 @@ macro_rules! __store_checks {
             same_owner_claims_again_with_a_higher_token
             expired_claim_is_taken_over
             stale_token_is_fenced
+            takeovers_are_counted
             token_is_fenced_once_it_is_spent
             expired_claim_that_nobody_took_completes
             renewed_claim_outlives_its_first_lease

@@ -53,6 +53,7 @@ enum State {
         token: Token,
         until: Instant,
         started: bool,
+        takeovers: u32,
     },
     Done {
         outcome: Option<Bytes>,
@@ -104,7 +105,7 @@ impl Records {
     /// `first` is the first token that this batch can give: a claim with such a token was made by the batch itself.
     fn claim(&mut self, owner: Owner, claim: &Claim, until: Instant, first: Token) -> Claimed {
         let now = Instant::now();
-        let mut uncertain = false;
+        let (mut uncertain, mut takeovers) = (false, 0);
         if let Some(record) = self.by_key.get(&claim.key) {
             if record.fingerprint != claim.fingerprint && record.is_binding(now) {
                 return Claimed::Conflict;
@@ -125,7 +126,15 @@ impl Records {
                         retry_in: *until - now,
                     };
                 }
-                State::Claimed { started, .. } => uncertain = *started,
+                State::Claimed {
+                    started,
+                    until,
+                    takeovers: before,
+                    ..
+                } => {
+                    uncertain = *started;
+                    takeovers = before.saturating_add(u32::from(*until <= now));
+                }
             }
         }
         self.last_token += 1;
@@ -138,10 +147,15 @@ impl Records {
                 until,
                 // Kept: if this claim expires too, the next must still hear of it.
                 started: uncertain,
+                takeovers,
             },
         };
         self.by_key.insert(claim.key, record);
-        Claimed::New { token, uncertain }
+        Claimed::New {
+            token,
+            uncertain,
+            takeovers,
+        }
     }
 
     /// The lease and the started mark of the claim, if its token is still the newest.

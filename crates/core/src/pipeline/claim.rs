@@ -117,9 +117,14 @@ impl<Tx: Send + 'static> Engine<Tx> {
         until: Instant,
     ) -> Option<Flight> {
         match answer {
-            Claimed::New { token, uncertain } => {
+            Claimed::New {
+                token,
+                uncertain,
+                takeovers,
+            } => {
                 let key = claim.key;
                 flight.lease.claimed(Held { key, token }, until);
+                flight.takeovers = takeovers;
                 flight.uncertain = uncertain && !flight.marked_in_vain;
                 return Some(flight);
             }

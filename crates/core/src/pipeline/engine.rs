@@ -115,6 +115,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             recorded: None,
             unsettled: 0,
             acked: false,
+            takeovers: 0,
             alone: false,
             uncertain: false,
             marked_in_vain: false,

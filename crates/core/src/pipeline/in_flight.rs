@@ -32,6 +32,8 @@ pub(crate) struct InFlight {
     pub(crate) unsettled: u32,
     /// The broker has confirmed its ack.
     pub(crate) acked: bool,
+    /// How many claims before its own have expired.
+    pub(crate) takeovers: u32,
     /// It shares no transaction and no commit: it has failed before, or a commit that it shared was refused.
     pub(crate) alone: bool,
     /// Taken over from an owner that may have produced the effect.
@@ -65,9 +67,11 @@ impl InFlight {
         u32::try_from(attempt).unwrap_or(u32::MAX)
     }
 
-    /// How many deliveries the broker has counted. One that does not count tells no first from later ones.
+    /// How many deliveries the broker has counted. Where it does not count, the store knows from how many workers the message
+    /// was taken over.
     pub(crate) fn count(&self) -> u32 {
-        self.delivery.attempt.unwrap_or(1)
+        let counted = self.delivery.attempt;
+        counted.unwrap_or_else(|| self.takeovers.saturating_add(1))
     }
 
     /// The attempts that were made in this delivery.

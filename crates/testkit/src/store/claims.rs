@@ -220,3 +220,33 @@ pub async fn corrected_payload_takes_over_what_never_started(harness: &dyn Store
     let again = claim_all(&*store, A, &corrected, LONG).await;
     assert!(matches!(again[0], Claimed::Busy { .. }), "{again:?}");
 }
+
+/// Each claim that expires is counted, until one is completed or released: so many owners may have died of the message.
+pub async fn takeovers_are_counted(harness: &dyn StoreHarness) {
+    let store = harness.store().await;
+    let lease = harness.lease();
+    let takeovers = async |owner| {
+        let answer = claim_all(&*store, owner, &[claim("k")], lease)
+            .await
+            .remove(0);
+        let Claimed::New {
+            token, takeovers, ..
+        } = answer
+        else {
+            panic!("it should be new, it is {answer:?}");
+        };
+        let key = key("k");
+        (takeovers, Held { key, token })
+    };
+    for n in 0..3 {
+        let owner = if n % 2 == 0 { A } else { B };
+        assert_eq!(takeovers(owner).await.0, n);
+        expire(harness).await;
+    }
+    let (count, _) = takeovers(A).await;
+    assert_eq!(count, 3);
+    let (count, held) = takeovers(A).await;
+    assert_eq!(count, 3, "its own live claim has not expired");
+    assert_eq!(store.release(&[held]).await.expect("it is there"), [Ok(())]);
+    assert_eq!(takeovers(B).await.0, 0);
+}

@@ -190,7 +190,10 @@ impl History<'_> {
                 Claimed::Conflict => Expected::Conflict,
             };
             assert_eq!(got, expected, "{owner:?} claims k{n}: {:?}", self.model);
-            let Claimed::New { token, uncertain } = answer else {
+            let Claimed::New {
+                token, uncertain, ..
+            } = answer
+            else {
                 continue;
             };
             assert!(token.0 > self.model.last[n], "k{n}: {:?}", self.model);

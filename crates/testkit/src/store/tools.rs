@@ -79,7 +79,10 @@ pub(crate) async fn take_key(
     let answer = claim_all(store, owner, &[claim(name)], lease)
         .await
         .remove(0);
-    let Claimed::New { token, uncertain } = answer else {
+    let Claimed::New {
+        token, uncertain, ..
+    } = answer
+    else {
         panic!("`{name}` should be new, it is {answer:?}");
     };
     let key = key(name);

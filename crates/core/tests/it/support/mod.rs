@@ -53,6 +53,8 @@ pub struct FaultyQueue {
     pub retryable: bool,
     pub extend: bool,
     pub timed: bool,
+    /// Whether deliveries are counted.
+    pub counts: bool,
     /// So many inspections find nobody at home.
     pub absent: Arc<AtomicUsize>,
     pub count: Arc<AtomicUsize>,
@@ -71,6 +73,7 @@ impl FaultyQueue {
             retryable: true,
             extend: true,
             timed: true,
+            counts: true,
             absent: Arc::default(),
             count: Arc::default(),
             received: Arc::default(),
@@ -89,11 +92,15 @@ impl Source for FaultyQueue {
         let mut capabilities = self.queue.capabilities();
         capabilities.extend &= self.extend;
         capabilities.timed_lease &= self.timed;
+        capabilities.counts_attempts &= self.counts;
         capabilities
     }
     async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
         self.limits.lock().expect("no panic under it").push(limit);
-        let deliveries = self.queue.receive(limit).await?;
+        let mut deliveries = self.queue.receive(limit).await?;
+        for delivery in &mut deliveries {
+            delivery.attempt = delivery.attempt.filter(|_| self.counts);
+        }
         self.received
             .lock()
             .expect("no panic under it")

@@ -40,6 +40,8 @@ enum Bug {
     DoubtIsForgotten,
     /// Takeovers are always uncertain.
     DoubtIsInvented,
+    /// How often a key was taken over is not kept.
+    TakeoversAreForgotten,
     /// Later tokens are lower.
     TokensFall,
     /// Answers come sorted, not in the batch's order.
@@ -128,7 +130,12 @@ impl Buggy {
     }
 
     async fn given(&self, claim: &Claim, answer: &mut Claimed) -> Result<(), Error> {
-        let Claimed::New { token, uncertain } = answer else {
+        let Claimed::New {
+            token,
+            uncertain,
+            takeovers,
+        } = answer
+        else {
             return Ok(());
         };
         let key = claim.key;
@@ -140,6 +147,7 @@ impl Buggy {
             }
             Bug::DoubtIsForgotten => *uncertain = false,
             Bug::DoubtIsInvented => *uncertain = true,
+            Bug::TakeoversAreForgotten => *takeovers = 0,
             Bug::TokensFall => *token = fall(*token),
             _ => {}
         }
@@ -451,6 +459,9 @@ plant! {
         random_histories_agree_with_the_model
         uncertain_only_after_a_start
         uncertain_outlives_takeovers
+    ]
+    store_suite takeovers_are_forgotten: TakeoversAreForgotten [
+        takeovers_are_counted
     ]
     store_suite doubt_is_invented: DoubtIsInvented [
         answers_follow_the_batch
