@@ -168,3 +168,30 @@ fn an_error_is_one_line_whatever_it_quotes() {
     assert!(text.chars().all(|c| !c.is_control()), "{text}");
     assert!(text.len() < 5_000, "{} bytes", text.len());
 }
+
+async fn slower_than_its_lease() {
+    tokio::time::sleep(Duration::from_secs(60)).await;
+}
+
+/// What is cancelled and delivered again without end must not be silent.
+#[tokio::test(start_paused = true)]
+async fn a_run_that_was_cut_off_is_said_with_queue_message_lease_and_handler() {
+    let (log, _guard) = Log::plain();
+    let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(7));
+    publish(&queue, [numbered(1)]).await;
+    let mut source = FaultyQueue::new(&queue);
+    source.extend = false;
+    let report = Pipeline::idempotent(source, MemoryStore::new())
+        .retry(RetryPolicy::default().max_attempts(2))
+        .stop_when_idle(Duration::from_secs(60))
+        .run(slower_than_its_lease)
+        .await
+        .unwrap();
+    assert_eq!(report.dead_lettered, 1, "{report:?}");
+    let text = log.text();
+    let mut warnings = text.lines().filter(|line| line.contains("cut off"));
+    let warning = warnings.next().expect("it is said");
+    for part in ["orders", "m1", "7s", "slower_than_its_lease", "attempt=1"] {
+        assert!(warning.contains(part), "{part}: {warning}");
+    }
+}
