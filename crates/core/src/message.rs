@@ -181,7 +181,7 @@ pub enum Receipt {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Lease {
-    /// When it ends, on the local monotonic clock, reckoned from *before* the request that began it.
+    /// When it ends, on the local monotonic clock, counted from *before* the request that began it.
     /// `None`: it has no end of its own.
     pub until: Option<Instant>,
     /// Cancelled when the source learns that the lease is gone (a channel that died, a session lock that was lost).

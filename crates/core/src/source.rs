@@ -179,7 +179,7 @@ pub trait Source: Send + Sync + 'static {
     /// Idempotent. Dropping the future leaves each settlement either made or not made.
     async fn settle(&self, batch: &[Settlement]) -> Vec<Answer>;
 
-    /// Prolongs leases so that they end `lease` from now; one answer per receipt, in the same order.
+    /// Extends leases so that they end `lease` from now; one answer per receipt, in the same order.
     /// Without [`Capabilities::extend`] every answer is a non-retryable [`Answer::Unknown`].
     async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer>;
 

@@ -111,7 +111,7 @@ pub trait Store: Send + Sync + 'static {
         lease: Duration,
     ) -> Result<Vec<Claimed>, Error>;
 
-    /// Prolongs claims so that they end `lease` from now. A claim that expired but was not taken over is renewed.
+    /// Renews claims so that they end `lease` from now. A claim that expired but was not taken over is renewed.
     async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error>;
 
     /// Marks claims as started, so that a takeover after expiry says [`uncertain`](Claimed::New::uncertain).

@@ -162,7 +162,7 @@ fn find(conn: &Connection, claim: &Claim) -> Result<Existing, Failure> {
     Ok(existing?)
 }
 
-/// Promises to prolong the claims that are still held: see [`Promise`].
+/// Promises to renew the claims that are still held: see [`Promise`].
 pub(crate) fn renew(
     session: &mut Session,
     batch: &[Held],
@@ -193,7 +193,7 @@ fn is_held(session: &Session, claim: &Row) -> Result<bool, Failure> {
 }
 
 /// Carries out a promised renewal. Does nothing where the claim has ended since.
-pub(crate) fn prolong(conn: &Connection, claim: &Row, until: i64) -> Result<(), Failure> {
+pub(crate) fn renew_now(conn: &Connection, claim: &Row, until: i64) -> Result<(), Failure> {
     conn.prepare_cached("UPDATE onlyonce_claim SET until = ?3 WHERE key = ?1 AND token = ?2")?
         .execute((claim.key, claim.token, until))?;
     Ok(())

@@ -54,7 +54,7 @@ impl Held {
         }
     }
 
-    pub(crate) fn prolong(&self, batch: &[Option<Leased>], answers: &[Answer], until: Instant) {
+    pub(crate) fn extend(&self, batch: &[Option<Leased>], answers: &[Answer], until: Instant) {
         let mut holding = self.lock();
         for (leased, answer) in batch.iter().zip(answers) {
             if answer.is_applied()

@@ -480,7 +480,7 @@ fn set_head(conn: &Connection, queue: i64, group: &Text) -> Result<(), Failure> 
     Ok(())
 }
 
-/// Promises to prolong those leases that are still the newest of their message: see [`Promise`].
+/// Promises to extend those leases that are still the newest of their message: see [`Promise`].
 pub(crate) fn extend(
     session: &mut Session,
     batch: &[Option<Leased>],
@@ -505,7 +505,7 @@ pub(crate) fn extend(
 }
 
 /// Carries out a promised extension. Does nothing where the lease has ended since.
-pub(crate) fn prolong(conn: &Connection, leased: &Leased, until: i64) -> Result<(), Failure> {
+pub(crate) fn extend_now(conn: &Connection, leased: &Leased, until: i64) -> Result<(), Failure> {
     conn.prepare_cached("UPDATE onlyonce_message SET free_at = ?3 WHERE id = ?1 AND lease = ?2")?
         .execute((leased.id, leased.token, until))?;
     Ok(())

@@ -205,7 +205,7 @@ impl Source for SqliteQueue {
             .urgent(move |session| messages::extend(session, &asked, lease))
             .await;
         let answers = self.answers(batch.len(), extended);
-        self.held.prolong(&leases, &answers, until);
+        self.held.extend(&leases, &answers, until);
         answers
     }
 

@@ -343,8 +343,8 @@ impl Session {
     pub(crate) fn keep_promises(&mut self) -> Result<(), Failure> {
         for promise in &self.promises[self.kept..] {
             match promise {
-                Promise::Renew { claim, until } => claims::prolong(&self.conn, claim, *until)?,
-                Promise::Extend { lease, until } => messages::prolong(&self.conn, lease, *until)?,
+                Promise::Renew { claim, until } => claims::renew_now(&self.conn, claim, *until)?,
+                Promise::Extend { lease, until } => messages::extend_now(&self.conn, lease, *until)?,
             }
         }
         self.kept = self.promises.len();

@@ -92,7 +92,7 @@
 //! [`ReceiveRequestAttemptId`][receive], for which SQS gives the same messages again instead of holding them back, as long as it
 //! may hold them back. AWS bills each 64 KB of a request's payload as a request.
 //!
-//! **Leases** are reckoned from before the request was sent. How long after that SQS gave the message out nobody tells, so a
+//! **Leases** are counted from before the request was sent. How long after that SQS gave the message out nobody tells, so a
 //! poll waits for two thirds of the visibility timeout at most: with a timeout of less than 30 seconds polls are shorter, and an idle
 //! queue costs more requests. Leases are extended ten to a request, which may take a third of what is left. A lease ends for good [12 hours][visibility] after the receive;
 //! an extension beyond that is refused here, and the handler is cancelled when the lease ends.

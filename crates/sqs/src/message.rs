@@ -202,7 +202,7 @@ fn read_body(text: &str, form: Option<&str>, attributes: &Attributes) -> Result<
     }
 }
 
-/// A message as an entry of a request, and its size as SQS reckons it.
+/// A message as an entry of a request, and its size as SQS counts it.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     body: String,

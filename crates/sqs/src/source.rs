@@ -229,7 +229,7 @@ impl Shared {
         self.changed.notify_waiters();
     }
 
-    /// One request: when it was sent, and what it brought. Leases are reckoned from when it was sent: SQS began to count
+    /// One request: when it was sent, and what it brought. Leases are counted from when it was sent: SQS began to count
     /// no earlier. How much later nobody tells, which is why polls wait for two thirds of the visibility timeout at
     /// most: a third is left in any case.
     async fn receive(&self, poll: &mut Poll) -> Result<(Instant, Vec<Delivery>), Error> {
@@ -304,7 +304,7 @@ impl Shared {
     }
 }
 
-/// No wait is too long to be reckoned.
+/// No wait is too long to be counted.
 fn after(wait: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
     let now = Instant::now();

@@ -94,7 +94,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         if flight.acked {
             add(&self.counters.lost, 1);
         } else {
-            // In place, where the verdict is known: another worker would run it again.
+            // In place, where the reason is known: another worker would run it again.
             flight.doomed = Some(reason);
             self.put_off(flight, self.options.retry.max_delay, Duration::MAX);
         }

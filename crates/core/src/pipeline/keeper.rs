@@ -56,7 +56,7 @@ impl Keeper {
         }
     }
 
-    /// Prolongs the leases at the broker; runs for as long as the pipeline.
+    /// Extends the leases at the broker; runs for as long as the pipeline.
     pub(crate) async fn extend_leases(&self, source: &dyn Source, lease: Duration) {
         let mut ticks = ticks(lease);
         loop {
@@ -98,7 +98,7 @@ impl Keeper {
 
 async fn extend(source: &dyn Source, leases: &[Arc<LeaseState>], lease: Duration) {
     let receipts: Vec<Receipt> = leases.iter().map(|s| s.receipt.clone()).collect();
-    // The new deadline is reckoned from before the request: the broker began to count no earlier.
+    // The new deadline is counted from before the request: the broker began to count no earlier.
     let sent = Instant::now();
     let Ok(answers) = timeout(lease / 3, source.extend(&receipts, lease)).await else {
         tracing::warn!(queue = source.name(), "extending leases timed out");

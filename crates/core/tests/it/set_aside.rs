@@ -79,7 +79,7 @@ async fn group_of_three() -> (MemoryQueue, Runs) {
     (queue, Runs::default())
 }
 
-/// The verdict is kept, and the group waits for it.
+/// What was decided is kept, and the group waits for it.
 #[tokio::test(start_paused = true)]
 async fn a_group_waits_until_its_dead_letter_is_confirmed() {
     let (queue, runs) = group_of_three().await;
@@ -90,7 +90,7 @@ async fn a_group_waits_until_its_dead_letter_is_confirmed() {
     assert_eq!(dead.queue.depth(), 1);
 }
 
-/// Another worker does not know the verdict: the message runs again, before those that follow it.
+/// Another worker does not know what was decided: the message runs again, before those that follow it.
 #[tokio::test(start_paused = true)]
 async fn a_message_that_could_not_be_set_aside_is_not_overtaken() {
     let (queue, runs) = group_of_three().await;

@@ -226,14 +226,14 @@ pub const MUTANTS: &[Mutant] = &[
     // Leases.
     Mutant {
         name: "renewed-from-the-reply",
-        bug: "an extended lease is reckoned from the answer, not from before the request",
+        bug: "an extended lease is counted from the answer, not from before the request",
         file: KEEPER,
         find: "            Answer::Applied => state.extended(sent + lease),",
         replace: "            Answer::Applied => state.extended(if PLANTED { Instant::now() } else { sent } + lease),",
     },
     Mutant {
         name: "renewed-by-wall-clock",
-        bug: "a renewed claim is reckoned by a wall clock that is three seconds off",
+        bug: "a renewed claim is counted by a wall clock that is three seconds off",
         file: KEEPER,
         find: "                state.renewed(*held, verdict.map_or(sent, |()| sent + lease));",
         replace: "                let off = Duration::from_secs(if PLANTED { 3 } else { 0 });\n                state.renewed(*held, verdict.map_or(sent, |()| sent + off + lease));",

@@ -33,7 +33,7 @@ pub async fn expired_lease_redelivers(harness: &dyn SourceHarness) {
     let until = held.lease.until.expect("a timed lease has an end");
     assert!(
         until <= Instant::now() + harness.lease(),
-        "reckoned too late"
+        "counted too late"
     );
     let again = collect_one(harness, &*second).await;
     assert!(

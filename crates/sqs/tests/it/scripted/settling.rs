@@ -231,7 +231,7 @@ async fn an_extension_may_take_a_third_of_what_is_left() {
     assert_eq!(words(&extend().await), ["applied"]);
 }
 
-/// Reckoned from before the request, like the first lease.
+/// Counted from before the request, like the first lease.
 #[tokio::test(start_paused = true)]
 async fn an_extension_moves_the_deadline() {
     let (_script, source, held) = holding(

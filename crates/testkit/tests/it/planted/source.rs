@@ -47,7 +47,7 @@ enum Bug {
     ReasonIsLost,
     /// Extending answers without doing anything.
     ExtendDoesNothing,
-    /// The lease is reckoned longer than it is.
+    /// The lease is counted longer than it is.
     LeaseIsOverstated,
     /// Groups are a mere label.
     GroupsAreIgnored,
