@@ -114,7 +114,7 @@ fn shown(name: &str) -> String {
     }
 }
 
-/// So that a moment that much later can still be counted.
+/// So that a moment that much later can still be told.
 const LONGEST: Duration = Duration::from_secs(36_500 * 86_400);
 
 fn parse_duration(text: &str) -> Option<Duration> {

@@ -105,7 +105,7 @@ async fn connect_to(
     filter::connector(uri, tls, properties).await
 }
 
-/// `duration` from now, or a century where that cannot be counted.
+/// `duration` from now, or a century where that cannot be told.
 pub(crate) fn after(duration: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
     let now = Instant::now();

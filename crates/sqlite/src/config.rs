@@ -182,7 +182,7 @@ pub(crate) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).map_or(i64::MAX / 4, |ms| ms.min(i64::MAX / 4))
 }
 
-/// `duration` from now, or a century where that cannot be counted.
+/// `duration` from now, or a century where that cannot be told.
 pub(crate) fn after(duration: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
     let now = Instant::now();

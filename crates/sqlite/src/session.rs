@@ -344,7 +344,9 @@ impl Session {
         for promise in &self.promises[self.kept..] {
             match promise {
                 Promise::Renew { claim, until } => claims::renew_now(&self.conn, claim, *until)?,
-                Promise::Extend { lease, until } => messages::extend_now(&self.conn, lease, *until)?,
+                Promise::Extend { lease, until } => {
+                    messages::extend_now(&self.conn, lease, *until)?
+                }
             }
         }
         self.kept = self.promises.len();

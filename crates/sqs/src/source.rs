@@ -304,7 +304,7 @@ impl Shared {
     }
 }
 
-/// No wait is too long to be counted.
+/// No wait is too long to be added.
 fn after(wait: Duration) -> Instant {
     const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
     let now = Instant::now();
