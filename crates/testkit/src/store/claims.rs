@@ -1,6 +1,6 @@
 //! The life of one key: claimed, started, renewed, taken over, released, done.
 
-use onlyonce_core::Claimed;
+use onlyonce_core::{Claimed, Held};
 
 use super::StoreHarness;
 use super::tools::*;
@@ -209,7 +209,10 @@ pub async fn corrected_payload_takes_over_what_never_started(harness: &dyn Store
     expire(harness).await;
     let corrected = [claim_for("k", "corrected")];
     let answer = claim_all(&*store, B, &corrected, LONG).await.remove(0);
-    let Claimed::New { token, uncertain } = answer else {
+    let Claimed::New {
+        token, uncertain, ..
+    } = answer
+    else {
         panic!("it is taken over: {answer:?}");
     };
     assert!(token > held.token && !uncertain);

@@ -387,6 +387,7 @@ plant! {
         same_owner_claims_again_with_a_higher_token
         second_claim_in_a_batch_is_busy
         stale_token_is_fenced
+        takeovers_are_counted
         token_is_fenced_once_it_is_spent
         tokens_rise_across_a_crash
         uncertain_only_after_a_start
@@ -434,6 +435,7 @@ plant! {
         same_owner_claims_again_with_a_higher_token
         second_claim_in_a_batch_is_busy
         stale_token_is_fenced
+        takeovers_are_counted
         uncertain_outlives_takeovers
     ]
     store_suite batch_claims_twice: BatchClaimsTwice [
