@@ -31,6 +31,8 @@ enum Known {
         runs: u32,
         /// What is to be added to its count, for the deliveries before it.
         more: i64,
+        /// The runs of the deliveries before it.
+        before: u32,
     },
     /// Two messages have this id: the runs of one must not be taken off the other, which might then never be given up.
     Ambiguous,
@@ -39,21 +41,41 @@ enum Known {
 /// A delivery: its place in the order of arrival, and the broker's count of it, if it counts.
 type Counted = (u64, Option<u32>);
 
+/// What is known of the deliveries before one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Before {
+    /// What is to be added to the broker's count, or to 1 where it does not count.
+    pub(crate) more: i64,
+    /// Their runs.
+    pub(crate) runs: u32,
+}
+
 impl Known {
-    /// What is to be added to the count of this delivery. A broker's count grows with each delivery of a message; one that
-    /// does not is another message's. Where the broker does not count, each delivery counts as the first.
-    fn more(self, (delivery, delivered): Counted) -> Option<i64> {
-        match (self, delivered) {
-            (Self::Delivery { seq, more, .. }, _) if seq == delivery => Some(more),
-            (Self::Delivery { runs, more, .. }, None) => Some(more.saturating_add(runs.into())),
-            (
-                Self::Delivery {
-                    count, runs, more, ..
-                },
-                Some(delivered),
-            ) if count < delivered => Some(more.saturating_add(i64::from(runs) - 1)),
-            _ => None,
+    /// What is known before this delivery. A broker's count grows with each delivery of a message; one that does not is
+    /// another message's. Where the broker does not count, each delivery counts as the first.
+    fn before(self, (delivery, delivered): Counted) -> Option<Before> {
+        let Self::Delivery {
+            seq,
+            count,
+            runs,
+            more,
+            before,
+        } = self
+        else {
+            return None;
+        };
+        if seq == delivery {
+            return Some(Before { more, runs: before });
         }
+        let added = match delivered {
+            None => i64::from(runs),
+            Some(delivered) if count < delivered => i64::from(runs) - 1,
+            Some(_) => return None,
+        };
+        Some(Before {
+            more: more.saturating_add(added),
+            runs: before.saturating_add(runs),
+        })
     }
 }
 
@@ -65,34 +87,35 @@ impl Attempts {
     /// Remembers that this delivery of the message `id` has had so many runs.
     pub(crate) fn record(&self, id: &str, delivery: Counted, runs: u32) {
         let mut memory = self.memory();
-        let more = match memory.remove(id) {
-            Some(known) => known.more(delivery),
-            None => Some(0),
+        let before = match memory.remove(id) {
+            Some(known) => known.before(delivery),
+            None => Some(Before::default()),
         };
         let (seq, count) = delivery;
-        let known = more.map_or(Known::Ambiguous, |more| Known::Delivery {
+        let known = before.map_or(Known::Ambiguous, |before| Known::Delivery {
             seq,
             count: count.unwrap_or(1),
             runs,
-            more,
+            more: before.more,
+            before: before.runs,
         });
         memory.insert(id, known);
         self.any.store(true, Relaxed);
     }
 
-    /// What is to be added to the broker's count of this delivery of the message `id`, or to 1 where it does not count.
-    pub(crate) fn more(&self, id: &str, delivery: Counted) -> i64 {
+    /// What is known of the deliveries of the message `id` before this one.
+    pub(crate) fn before(&self, id: &str, delivery: Counted) -> Before {
         // Nothing is known at a first delivery, and most are: they need not wait for the lock.
         if !self.any.load(Relaxed) || delivery.1.is_some_and(|count| count <= 1) {
-            return 0;
+            return Before::default();
         }
         let mut memory = self.memory();
         let Some(known) = memory.get_mut(id) else {
-            return 0;
+            return Before::default();
         };
-        known.more(delivery).unwrap_or_else(|| {
+        known.before(delivery).unwrap_or_else(|| {
             *known = Known::Ambiguous;
-            0
+            Before::default()
         })
     }
 
@@ -130,18 +153,30 @@ mod tests {
     #[test]
     fn a_delivery_counts_as_its_runs() {
         let attempts = Attempts::default();
-        assert_eq!(attempts.more("a", (1, Some(2))), 0, "nothing is known");
+        assert_eq!(
+            attempts.before("a", (1, Some(2))).more,
+            0,
+            "nothing is known"
+        );
         for runs in 1..=5 {
             attempts.record("a", (0, Some(1)), runs);
-            assert_eq!(attempts.more("a", (1, Some(2))), i64::from(runs) - 1);
+            assert_eq!(attempts.before("a", (1, Some(2))).more, i64::from(runs) - 1);
         }
         attempts.record("a", (1, Some(2)), 0);
-        assert_eq!(attempts.more("a", (1, Some(2))), 4, "its own are not added");
-        assert_eq!(attempts.more("a", (2, Some(3))), 3);
+        assert_eq!(
+            attempts.before("a", (1, Some(2))).more,
+            4,
+            "its own are not added"
+        );
+        assert_eq!(attempts.before("a", (2, Some(3))).more, 3);
         // The third was some other worker's.
         attempts.record("a", (3, Some(4)), 1);
-        assert_eq!(attempts.more("a", (4, Some(5))), 3);
-        assert_eq!(attempts.more("b", (5, Some(5))), 0, "another message");
+        assert_eq!(attempts.before("a", (4, Some(5))).more, 3);
+        assert_eq!(
+            attempts.before("b", (5, Some(5))).more,
+            0,
+            "another message"
+        );
     }
 
     #[test]
@@ -149,7 +184,7 @@ mod tests {
         let attempts = Attempts::default();
         for count in 1..100 {
             let delivery = (u64::from(count), Some(count));
-            assert_eq!(attempts.more("a", delivery), 1 - i64::from(count));
+            assert_eq!(attempts.before("a", delivery).more, 1 - i64::from(count));
             attempts.record("a", delivery, 0);
         }
     }
@@ -161,12 +196,12 @@ mod tests {
         recorded.record("a", (1, Some(3)), 0);
         let looked_up = Attempts::default();
         looked_up.record("a", (0, Some(3)), 0);
-        assert_eq!(looked_up.more("a", (1, Some(2))), 0);
+        assert_eq!(looked_up.before("a", (1, Some(2))).more, 0);
         for attempts in [recorded, looked_up] {
             attempts.record("a", (2, Some(8)), 9);
             attempts.forget("a");
             attempts.record("a", (3, Some(9)), 9);
-            assert_eq!(attempts.more("a", (4, Some(10))), 0);
+            assert_eq!(attempts.before("a", (4, Some(10))).more, 0);
         }
     }
 
@@ -175,7 +210,7 @@ mod tests {
         let attempts = Attempts::default();
         attempts.record("a", (0, Some(1)), 5);
         attempts.forget("a");
-        assert_eq!(attempts.more("a", (1, Some(2))), 0);
+        assert_eq!(attempts.before("a", (1, Some(2))).more, 0);
         assert!(attempts.memory().recent.is_empty());
     }
 
@@ -192,7 +227,7 @@ mod tests {
             let memory = attempts.memory();
             assert!(memory.recent.len() + memory.older.len() <= MOST);
         }
-        let more = |id: &str| attempts.more(id, (u64::MAX, Some(u32::MAX)));
+        let more = |id: &str| attempts.before(id, (u64::MAX, Some(u32::MAX))).more;
         assert_eq!(more("1"), 0, "the oldest is forgotten");
         assert_eq!(more(&(3 * most).to_string()), 2);
         assert_eq!(more("often"), 1, "it was recorded again");
@@ -203,7 +238,7 @@ mod tests {
         let attempts = Attempts::default();
         attempts.record("a", (0, Some(u32::MAX - 1)), u32::MAX);
         assert_eq!(
-            attempts.more("a", (1, Some(u32::MAX))),
+            attempts.before("a", (1, Some(u32::MAX))).more,
             i64::from(u32::MAX) - 1
         );
     }
@@ -211,13 +246,18 @@ mod tests {
     #[test]
     fn runs_add_up_where_the_broker_does_not_count() {
         let attempts = Attempts::default();
-        assert_eq!(attempts.more("a", (0, None)), 0);
+        assert_eq!(attempts.before("a", (0, None)).more, 0);
         attempts.record("a", (0, None), 1);
         attempts.record("a", (0, None), 2);
-        assert_eq!(attempts.more("a", (1, None)), 2);
+        assert_eq!(attempts.before("a", (1, None)).more, 2);
         attempts.record("a", (1, None), 3);
-        assert_eq!(attempts.more("a", (1, None)), 2, "its own are not added");
-        assert_eq!(attempts.more("a", (2, None)), 5);
-        assert_eq!(attempts.more("b", (3, None)), 0, "another message");
+        assert_eq!(
+            attempts.before("a", (1, None)).more,
+            2,
+            "its own are not added"
+        );
+        assert_eq!(attempts.before("a", (2, None)).more, 5);
+        assert_eq!(attempts.before("a", (2, None)).runs, 5);
+        assert_eq!(attempts.before("b", (3, None)).more, 0, "another message");
     }
 }

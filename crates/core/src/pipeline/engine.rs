@@ -15,7 +15,7 @@ use crate::{
 };
 
 use super::Mode;
-use super::attempts::Attempts;
+use super::attempts::{Attempts, Before};
 use super::budget::Budget;
 use super::builder::OnDuplicate;
 use super::counters::{Counters, add};
@@ -111,7 +111,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             claim,
             retries: 0,
             begun: false,
-            more: 0,
+            before: Before::default(),
             recorded: None,
             unsettled: 0,
             acked: false,
@@ -135,8 +135,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// one came.
     pub(crate) fn number(&self, flight: &mut InFlight) {
         let delivery = (flight.seq, flight.delivery.attempt);
-        let more = flight.id().map(|id| self.attempts.more(id, delivery));
-        flight.more = more.unwrap_or_default();
+        let before = flight.id().map(|id| self.attempts.before(id, delivery));
+        flight.before = before.unwrap_or_default();
     }
 
     /// A run begins.
@@ -217,7 +217,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// The broker has done with it what it was told.
     pub(crate) fn settled(&self, flight: &InFlight, action: &Action) {
         let returns = matches!(action, Action::Nack { .. });
-        let known = flight.recorded.is_some() || flight.more != 0 || flight.count() > 1;
+        let known = flight.recorded.is_some() || flight.before.runs > 0 || flight.count() > 1;
         if let Some(id) = flight.id()
             && known
             && !returns

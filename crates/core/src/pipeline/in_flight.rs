@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Printable, Receipt};
 
+use super::attempts::Before;
 use super::budget::Permit;
 use super::keeper::Kept;
 use super::keys::KeyPlace;
@@ -24,8 +25,8 @@ pub(crate) struct InFlight {
     pub(crate) retries: u32,
     /// The present attempt has begun to run: it is used up, even if it is cut off.
     pub(crate) begun: bool,
-    /// What is to be added to the broker's count, see [`Attempts`](super::attempts::Attempts).
-    pub(crate) more: i64,
+    /// What is known of the deliveries before this one.
+    pub(crate) before: Before,
     /// The runs that are recorded there.
     pub(crate) recorded: Option<u32>,
     /// Settlements of it whose result is not known.
@@ -62,7 +63,7 @@ pub(crate) type Flight = Box<InFlight>;
 impl InFlight {
     /// Which attempt the present run is, or the next, from 1.
     pub(crate) fn attempt(&self) -> u32 {
-        let deliveries = i64::from(self.count()).saturating_add(self.more);
+        let deliveries = i64::from(self.count()).saturating_add(self.before.more);
         let attempt = deliveries.saturating_add(i64::from(self.retries)).max(1);
         u32::try_from(attempt).unwrap_or(u32::MAX)
     }
@@ -77,6 +78,11 @@ impl InFlight {
     /// The attempts that were made in this delivery.
     pub(crate) fn runs(&self) -> u32 {
         self.retries.saturating_add(u32::from(self.begun))
+    }
+
+    /// The runs before the present one that this worker knows of.
+    pub(crate) fn known_runs(&self) -> u32 {
+        self.before.runs.saturating_add(self.retries)
     }
 
     /// What a later delivery of this message is known by: the broker's id, or where it gives none the producer's, which

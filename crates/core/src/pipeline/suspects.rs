@@ -2,8 +2,8 @@
 //! leases ended. Such a message may have been the cause, or only have been held beside it.
 //!
 //! So it runs once more, alone, and the store marks that it has started. If that run does not end either, the message was the
-//! cause, and it is dead-lettered without another run. Where no store can remember that, it is given as many runs alone as
-//! it had attempts.
+//! cause, and it is dead-lettered without another run. Where no store can remember that, only the runs that this worker knows of
+//! count: a message is never given up for deliveries in which it may only have been held.
 
 use tokio::sync::{RwLockReadGuard, RwLockWriteGuard};
 
@@ -41,10 +41,9 @@ impl<Tx: Transaction> Engine<Tx> {
             return None;
         }
         let attempt = flight.attempt();
-        let most = self.options.retry.max_attempts.saturating_mul(2);
         let ended = match self.store {
             Some(_) => flight.uncertain,
-            None => attempt > most,
+            None => flight.known_runs() > self.options.retry.max_attempts,
         };
         ended.then(|| {
             format!(

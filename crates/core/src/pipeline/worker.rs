@@ -122,11 +122,9 @@ impl<Tx: Transaction> Engine<Tx> {
         match ended {
             Ended::Succeeded(()) => self.duplicate(flight),
             Ended::Failed(failure) => self.failed(flight, &failure),
-            Ended::Cancelled if self.is_suspect(&flight) => {
-                let reason = format!(
-                    "gave up after {} attempts: on_duplicate was cut off each time",
-                    flight.attempt()
-                );
+            Ended::Cancelled if flight.known_runs() >= self.options.retry.max_attempts => {
+                let runs = flight.known_runs();
+                let reason = format!("gave up: on_duplicate was cut off {runs} times before");
                 self.dead_letter(flight, reason);
             }
             Ended::Cancelled => self.cancelled(flight),

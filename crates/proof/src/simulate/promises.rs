@@ -107,8 +107,9 @@ fn dead_for_a_reason(world: &World, dead: &[(usize, String)]) -> Vec<String> {
         let fine = world.plan.messages[*index].behaviour == Behaviour::Succeeds;
         let doubtful =
             world.plan.mode == Mode::Quarantine && world.history.of(*index).redriven == 0;
-        // Without a store nobody remembers whether a delivery ran, so each counts.
-        let given_up = world.may_be_given_up(*index) || world.plan.mode == Mode::AtLeastOnce;
+        // What had its effect is given up if that cannot be repeated.
+        let replayed = world.plan.replays && world.history.of(*index).succeeded > 0;
+        let given_up = world.may_be_given_up(*index) || replayed;
         if fine && !given_up && !world.is_set_aside(*index) && !doubtful {
             broken.push(format!(
                 "message {index} is a dead letter although it can be handled: {reason}"
