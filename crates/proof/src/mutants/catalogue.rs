@@ -353,13 +353,6 @@ pub const MUTANTS: &[Mutant] = &[
         replace: "            Some(_) => flight.uncertain || PLANTED,",
     },
     Mutant {
-        name: "mark-in-vain",
-        bug: "a mark of a run that never began counts as a run that never ended",
-        file: CLAIM,
-        find: "uncertain && !flight.marked_in_vain",
-        replace: "uncertain && (PLANTED || !flight.marked_in_vain)",
-    },
-    Mutant {
         name: "prefetch-unbounded",
         bug: "more is received than there is room for",
         file: INTAKE,
@@ -386,4 +379,5 @@ pub const SUPPORT: &[(&str, &str, &str)] = &[
         "        for part in std::mem::take(&mut this.parts) {",
     ),
     (TX, "(self.parts.iter()).find(", "(this.parts.iter()).find("),
+    (TX, "records.accept(self.parts", "records.accept(this.parts"),
 ];
