@@ -51,6 +51,7 @@ pub(crate) fn anonymous(mut message: Message) -> Message {
     for name in ["amqp-user-id", "header-amqp-user-id"] {
         message.attributes.remove(name);
     }
+    message.sender = None;
     message
 }
 
