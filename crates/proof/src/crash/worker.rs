@@ -71,7 +71,11 @@ fn settings<Tx: Transaction>(
     work: &Work,
     instrument: &Arc<Instrument>,
 ) -> Result<Builder<Tx>, Error> {
-    let delays = RetryPolicy::default().delays(Duration::from_millis(50), LEASE);
+    // Each kill counts against all that its worker held, and these come from outside: more of them than a message has
+    // attempts by default, after which one that is killed in its run alone is given up.
+    let delays = RetryPolicy::default()
+        .max_attempts(10_000)
+        .delays(Duration::from_millis(50), LEASE);
     let builder = builder
         .consumer("crash")
         .concurrency(32)
