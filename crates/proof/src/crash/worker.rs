@@ -74,7 +74,7 @@ fn settings<Tx: Transaction>(
     // Each kill counts against all that its worker held, and these come from outside: more of them than a message has
     // attempts by default, after which one that is killed in its run alone is given up.
     let delays = RetryPolicy::default()
-        .max_attempts(10_000)
+        .max_attempts(100)
         .delays(Duration::from_millis(50), LEASE);
     let builder = builder
         .consumer("crash")
