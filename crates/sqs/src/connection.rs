@@ -9,7 +9,7 @@ use crate::Config;
 
 /// Credentials are read again no more often than this.
 const READ_AGAIN: Duration = Duration::from_secs(5);
-/// Credentials that were good are waited for so long. After that whoever runs this process has to know.
+/// Credentials that were good are waited for no longer. After that the people who run this process have to know.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A client and how it stands with its credentials.

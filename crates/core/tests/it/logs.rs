@@ -1,11 +1,9 @@
 //! What a producer writes is data: no id, payload or error of its making can forge a line or a field of a log.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore};
 use onlyonce_core::*;
 use serde::Deserialize;
@@ -77,41 +75,16 @@ fn hostile(payload: &str) -> Message {
         .with_attribute(FORGED, FORGED)
 }
 
-struct RefusesOnce(MemoryQueue, AtomicBool);
-
-#[async_trait]
-impl Sink for RefusesOnce {
-    fn name(&self) -> &str {
-        "dead"
-    }
-
-    async fn check(&self) -> Result<SinkInspection, Error> {
-        Ok(SinkInspection::default())
-    }
-
-    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
-        if !self.1.swap(false, Ordering::Relaxed) {
-            return self.0.publish(batch).await;
-        }
-        let error = |message| Error::new(ErrorKind::Message, FORGED).on_message(message);
-        batch.iter().map(|message| Err(error(message))).collect()
-    }
-
-    async fn close(&self) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
 /// Has a message fail by its payload, one by its handler, lets a dead letter be refused and a settlement fail.
 async fn run_hostile_messages() {
-    let (queue, dead) = (MemoryQueue::new("orders"), MemoryQueue::new("dead"));
+    let queue = MemoryQueue::new("orders");
     publish(&queue, [hostile(FORGED), hostile("Order")]).await;
     let source = FaultyQueue {
         settle: first(2, Fault::ReplyLost),
         retryable: false,
         ..FaultyQueue::new(&queue)
     };
-    let sink = RefusesOnce(dead, AtomicBool::new(true));
+    let sink = FaultySink::new(|call| (call == 0).then(|| Error::new(ErrorKind::Message, FORGED)));
     let report = Pipeline::idempotent(source, MemoryStore::new())
         .dead_letter(sink)
         .retry(RetryPolicy::default().max_attempts(2))

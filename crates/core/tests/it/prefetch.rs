@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::*;
-use async_trait::async_trait;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore};
 use onlyonce_core::*;
 use tokio::time::{Instant, sleep};
@@ -199,44 +198,18 @@ async fn copies_that_wait_for_the_first_stall_no_other() {
     nobody_waits_behind(|n| numbered(if n < 10 { n.min(1) } else { n })).await;
 }
 
-/// A dead-letter queue that is away.
-struct Away {
-    queue: MemoryQueue,
-    until: Instant,
-}
-
-#[async_trait]
-impl Sink for Away {
-    fn name(&self) -> &str {
-        "dead"
-    }
-    async fn check(&self) -> Result<SinkInspection, Error> {
-        Ok(SinkInspection::default())
-    }
-    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
-        if Instant::now() < self.until {
-            let away = || Error::new(ErrorKind::Connection, "away").retryable(true);
-            return batch.iter().map(|_| Err(away())).collect();
-        }
-        Sink::publish(&self.queue, batch).await
-    }
-    async fn close(&self) -> Result<(), Error> {
-        Ok(())
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn poison_that_cannot_be_set_aside_stalls_nobody() {
-    let (queue, dead) = (orders(), MemoryQueue::new("dead"));
+    let queue = orders();
     publish(&queue, (0..20).map(numbered)).await;
     let began = Instant::now();
+    let away = || Error::new(ErrorKind::Connection, "away").retryable(true);
+    let sink = FaultySink::new(move |_| (began.elapsed() < Duration::from_secs(600)).then(away));
+    let dead = sink.queue.clone();
     let ended = Arc::new(Mutex::new(Vec::new()));
     let seen = ended.clone();
     let report = Pipeline::idempotent(queue.clone(), MemoryStore::new())
-        .dead_letter(Away {
-            queue: dead.clone(),
-            until: began + Duration::from_secs(600),
-        })
+        .dead_letter(sink)
         .concurrency(2)
         .stop_when_idle(IDLE)
         .run(move |body: String| {

@@ -267,32 +267,12 @@ async fn slow_faulty(body: Bytes, tx: &mut FaultyTx) {
 /// A dead letter deleted the message in other projects when it could not be published.
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_is_confirmed_before_the_message_is_acked() {
-    struct Refusing(Arc<AtomicUsize>, MemoryQueue, bool);
-    #[async_trait::async_trait]
-    impl Sink for Refusing {
-        fn name(&self) -> &str {
-            "dead"
-        }
-        async fn check(&self) -> Result<SinkInspection, Error> {
-            Ok(SinkInspection::default())
-        }
-        async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
-            match self.0.fetch_add(1, Ordering::SeqCst) {
-                0..3 => batch
-                    .iter()
-                    .map(|_| Err(Error::new(ErrorKind::Connection, "down").retryable(self.2)))
-                    .collect(),
-                _ => Sink::publish(&self.1, batch).await,
-            }
-        }
-        async fn close(&self) -> Result<(), Error> {
-            Ok(())
-        }
-    }
     for retryable in [true, false] {
-        let (queue, dead) = (MemoryQueue::new("orders"), MemoryQueue::new("dead"));
+        let queue = MemoryQueue::new("orders");
         publish(&queue, [numbered(1)]).await;
-        let sink = Refusing(Arc::default(), dead.clone(), retryable);
+        let down = move || Error::new(ErrorKind::Connection, "down").retryable(retryable);
+        let sink = FaultySink::new(move |call| (call < 3).then(down));
+        let dead = sink.queue.clone();
         let report = Pipeline::idempotent(queue.clone(), MemoryStore::new())
             .dead_letter(sink)
             .stop_when_idle(Duration::from_secs(300))

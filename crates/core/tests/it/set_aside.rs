@@ -1,56 +1,24 @@
 //! What is put into the dead-letter queue, and when the worker stops instead.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::*;
-use async_trait::async_trait;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore};
 use onlyonce_core::*;
 use tokio::sync::Notify;
 
-/// A dead-letter queue that refuses the first letters.
-#[derive(Clone)]
-struct Refusing {
-    queue: MemoryQueue,
-    left: Arc<AtomicUsize>,
-    refused: Arc<Notify>,
-}
-
-impl Refusing {
-    fn first(letters: usize) -> Self {
-        Self {
-            queue: MemoryQueue::new("dead"),
-            left: Arc::new(letters.into()),
-            refused: Arc::default(),
-        }
-    }
-}
-
-#[async_trait]
-impl Sink for Refusing {
-    fn name(&self) -> &str {
-        "dead"
-    }
-    async fn check(&self) -> Result<SinkInspection, Error> {
-        Ok(SinkInspection::default())
-    }
-    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
-        let take = |left: usize| left.checked_sub(1);
-        let refuse = self
-            .left
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
-        if refuse.is_ok() {
-            self.refused.notify_one();
-            let full = || Error::new(ErrorKind::Other, "full");
-            return batch.iter().map(|_| Err(full())).collect();
-        }
-        Sink::publish(&self.queue, batch).await
-    }
-    async fn close(&self) -> Result<(), Error> {
-        Ok(())
-    }
+/// A dead-letter queue that refuses the first letters, and tells that it did.
+fn refusing(letters: usize) -> (FaultySink, Arc<Notify>) {
+    let refused = Arc::new(Notify::new());
+    let tell = refused.clone();
+    let sink = FaultySink::new(move |call| {
+        (call < letters).then(|| {
+            tell.notify_one();
+            Error::new(ErrorKind::Other, "full")
+        })
+    });
+    (sink, refused)
 }
 
 type Runs = Arc<Mutex<Vec<String>>>;
@@ -66,7 +34,7 @@ async fn handle(body: String, State(runs): State<Runs>) -> Result<(), Failure> {
     }
 }
 
-fn pipeline(queue: &MemoryQueue, dead: &Refusing, runs: &Runs) -> Builder<NoTx> {
+fn pipeline(queue: &MemoryQueue, dead: &FaultySink, runs: &Runs) -> Builder<NoTx> {
     Pipeline::at_least_once(queue.clone())
         .dead_letter(dead.clone())
         .state(runs.clone())
@@ -83,7 +51,7 @@ async fn group_of_three() -> (MemoryQueue, Runs) {
 #[tokio::test(start_paused = true)]
 async fn a_group_waits_until_its_dead_letter_is_confirmed() {
     let (queue, runs) = group_of_three().await;
-    let dead = Refusing::first(1);
+    let (dead, _) = refusing(1);
     let report = pipeline(&queue, &dead, &runs).run(handle).await.unwrap();
     assert_eq!((report.applied, report.dead_lettered), (2, 1));
     assert_eq!(*runs.lock().unwrap(), ["0", "1", "2"]);
@@ -94,11 +62,11 @@ async fn a_group_waits_until_its_dead_letter_is_confirmed() {
 #[tokio::test(start_paused = true)]
 async fn a_message_that_could_not_be_set_aside_is_not_overtaken() {
     let (queue, runs) = group_of_three().await;
-    let dead = Refusing::first(usize::MAX);
+    let (dead, refused) = refusing(usize::MAX);
     tokio::select! {
         biased;
         () = async {
-            dead.refused.notified().await;
+            refused.notified().await;
             tokio::time::sleep(Duration::from_secs(5)).await;
         } => {}
         _ = pipeline(&queue, &dead, &runs).run(handle) => unreachable!("it has work"),

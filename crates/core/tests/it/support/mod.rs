@@ -264,3 +264,46 @@ impl Transaction for FaultyTx {
         }
     }
 }
+
+/// A dead-letter queue of which some calls are refused.
+#[derive(Clone)]
+pub struct FaultySink {
+    pub queue: MemoryQueue,
+    calls: Arc<AtomicUsize>,
+    /// Why this call is refused, if it is; by its number.
+    refuse: Arc<dyn Fn(usize) -> Option<Error> + Send + Sync>,
+}
+
+impl FaultySink {
+    pub fn new(refuse: impl Fn(usize) -> Option<Error> + Send + Sync + 'static) -> Self {
+        Self {
+            queue: MemoryQueue::new("dead"),
+            calls: Arc::default(),
+            refuse: Arc::new(refuse),
+        }
+    }
+}
+
+#[async_trait]
+impl Sink for FaultySink {
+    fn name(&self) -> &str {
+        "dead"
+    }
+    async fn check(&self) -> Result<SinkInspection, Error> {
+        Ok(SinkInspection::default())
+    }
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        match (self.refuse)(self.calls.fetch_add(1, Ordering::SeqCst)) {
+            Some(error) => {
+                let refused = batch
+                    .iter()
+                    .map(|message| Err(error.clone().on_message(message)));
+                refused.collect()
+            }
+            None => Sink::publish(&self.queue, batch).await,
+        }
+    }
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
+    }
+}
