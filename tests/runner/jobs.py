@@ -1,5 +1,6 @@
 """Pieces of work that run side by side, each with a log of its own."""
 
+import collections
 import os
 import re
 import shlex
@@ -13,12 +14,12 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
+# A failed job's last lines are shown again at the end.
+END = 60
+
+
 class Failed(Exception):
     """A command that did not do what it should."""
-
-
-class Stopped(Failed):
-    """A command that was ended since something else had failed."""
 
 
 class LeftOut(Exception):
@@ -68,7 +69,7 @@ class Job(threading.Thread):
     def call(self, *command, cwd=ROOT, env=None, output=None, allowed=(0,)):
         """Runs a command, its output going to the log or to the file `output`, and returns its code."""
         if self.plan.stopping:
-            raise Stopped("something else failed")
+            raise Failed("the run was stopped")
         print("$", shlex.join(command), file=self.log, flush=True)
         self.process = subprocess.Popen(
             command,
@@ -81,8 +82,6 @@ class Job(threading.Thread):
             preexec_fn=(lambda: os.nice(self.nice)) if self.nice else None,
         )
         code = self.process.wait()
-        if code not in allowed and self.plan.stopping:
-            raise Stopped(f"something else failed during {shlex.join(command)}")
         if code not in allowed:
             raise Failed(f"exit code {code} of {shlex.join(command)}")
         return code
@@ -98,6 +97,11 @@ class Job(threading.Thread):
         """What its log has of lines like this."""
         self.log.seek(0)
         return re.findall(pattern, self.log.read(), re.M)
+
+    def end(self):
+        """The last lines of its log, which say what failed."""
+        self.log.seek(0)
+        return "".join(collections.deque(self.log, maxlen=END))
 
     def tests(self):
         """How many tests passed, as far as its log tells."""
@@ -122,7 +126,7 @@ class Plan:
             return subprocess.check_output([os.path.join(ROOT, "tests", "python")], text=True).strip()
 
     def carry_out(self, jobs):
-        """Whether all went well. Shows each job's log when the job is over, and stops all others when one failed."""
+        """Whether all went well. Shows each job's log when the job is over. One that fails stops no other, so that a run tells all."""
         self.jobs = list(jobs)
         for job in self.jobs:
             job.plan = self
@@ -135,10 +139,6 @@ class Plan:
             for job in over:
                 waiting.remove(job)
                 self.show(job)
-                if job.error and not self.stopping:
-                    self.stopping = True
-                    for other in waiting:
-                        other.stop()
             time.sleep(0 if over else 0.1)
         return not any(job.error for job in self.jobs)
 
@@ -149,8 +149,7 @@ class Plan:
         for line in job.log:
             print(line, end="")
         if job.error:
-            word = "STOPPED" if isinstance(job.error, Stopped) else "FAILED"
-            print(f"{word}: {job.name}: {job.error}")
+            print(f"FAILED: {job.name}: {job.error}")
         sys.stdout.flush()
 
     def summary(self, seconds):
@@ -178,6 +177,8 @@ def carry_out(sizes, jobs):
             for broker in plan.brokers:
                 broker.stop()
         plan.summary(time.monotonic() - began)
-    failed = [job.name for job in plan.jobs if job.error and not isinstance(job.error, Stopped)]
-    print("all passed" if fine else "FAILED: " + ", ".join(failed))
+    failed = [job for job in plan.jobs if job.error]
+    for job in failed:
+        print(f"\n== {job.name}, its last lines\n{job.end()}FAILED: {job.name}: {job.error}")
+    print("all passed" if fine else "FAILED: " + ", ".join(job.name for job in failed))
     return 0 if fine else 1
