@@ -21,8 +21,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use Emulator::{LocalStack, MiniStack};
 
-const PATIENCE: Duration = Duration::from_secs(30);
-const LEASE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(90);
+/// A busy emulator takes a while to hand out what is there.
+const IDLE: Duration = Duration::from_secs(2);
+/// Long enough that a machine which is busy with other things renews it in time.
+const LEASE: Duration = Duration::from_secs(10);
 
 async fn receive(source: &dyn Source, many: usize) -> Vec<Delivery> {
     let deadline = Instant::now() + PATIENCE;
@@ -255,87 +258,91 @@ impl Worker {
 #[tokio::test]
 #[ignore = "needs both emulators: ./tests/run sqs"]
 async fn a_handler_of_three_visibility_timeouts_finishes_once() {
-    for emulator in [MiniStack, LocalStack] {
-        let queue = Queue::create(emulator, Kind::Fifo, LEASE.as_secs()).await;
-        queue
-            .publish(&[Message::new("slow").with_dedup_id("slow")])
-            .await;
-        let pace = Pace::of(&[LEASE * 3]);
-        let requests = Requests::default();
-        let source = SqsSource::with_client(queue.config(), requests.of(&queue.client));
-        let worker = Worker::start(source.unwrap(), &pace);
-        worker
-            .until("it takes effect", |w| !w.store.effects().is_empty())
-            .await;
-        let report = worker.finish().await;
-        assert_eq!(pace.runs.load(Ordering::Relaxed), 1, "it ran once");
-        assert_eq!(
-            (report.received, report.applied, report.cancelled),
-            (1, 1, 0)
-        );
-        assert_eq!(queue.counts().await, (0, 0));
-        // One each time a third of the lease has passed, seen at the next ninth of it: every 4/9, or 6.75 in three leases.
-        let heartbeats = requests.count("ChangeMessageVisibilityBatch");
-        assert!((5..=9).contains(&heartbeats), "{heartbeats} heartbeats");
-        assert_eq!(requests.count("DeleteMessageBatch"), 1);
-    }
+    tokio::join!(outlasts(MiniStack), outlasts(LocalStack));
+}
+
+async fn outlasts(emulator: Emulator) {
+    let queue = Queue::create(emulator, Kind::Fifo, LEASE.as_secs()).await;
+    queue
+        .publish(&[Message::new("slow").with_dedup_id("slow")])
+        .await;
+    let pace = Pace::of(&[LEASE * 3]);
+    let requests = Requests::default();
+    let source = SqsSource::with_client(queue.config(), requests.of(&queue.client));
+    let worker = Worker::start(source.unwrap(), &pace);
+    worker
+        .until("it takes effect", |w| !w.store.effects().is_empty())
+        .await;
+    let report = worker.finish().await;
+    assert_eq!(pace.runs.load(Ordering::Relaxed), 1, "it ran once");
+    assert_eq!(
+        (report.received, report.applied, report.cancelled),
+        (1, 1, 0)
+    );
+    assert_eq!(queue.counts().await, (0, 0));
+    // One each time a third of the lease has passed, seen at the next ninth of it: every 4/9, or 6.75 in three leases.
+    let heartbeats = requests.count("ChangeMessageVisibilityBatch");
+    assert!((5..=9).contains(&heartbeats), "{heartbeats} heartbeats");
+    assert_eq!(requests.count("DeleteMessageBatch"), 1);
 }
 
 #[tokio::test]
 #[ignore = "needs both emulators: ./tests/run sqs"]
 async fn a_handler_whose_heartbeats_are_blocked_is_cancelled_before_its_lease_ends() {
-    for emulator in [MiniStack, LocalStack] {
-        let queue = Queue::create(emulator, Kind::Fifo, LEASE.as_secs()).await;
-        let proxy = emulator.proxy().await;
-        queue
-            .publish(&[Message::new("once").with_dedup_id("once")])
-            .await;
-        let mut config = queue.through(&proxy);
-        config.timeout = Duration::from_millis(500);
-        let pace = Pace::of(&[LEASE * 3, Duration::ZERO]);
-        let worker = Worker::start(SqsSource::new(config).unwrap(), &pace);
-        let other = queue.source();
+    tokio::join!(is_cut_off(MiniStack), is_cut_off(LocalStack));
+}
 
-        pace.started.notified().await;
-        proxy.set(Direction::ToServer, Fault::BlackHole);
-        let cancelled = async {
-            worker
-                .until("the handler is cancelled", |w| {
-                    w.counters.report().cancelled > 0
-                })
-                .await;
-            Instant::now()
-        };
-        let received = async { (receive(&other, 1).await, Instant::now()) };
-        let (cancelled, (next, received)) = tokio::join!(cancelled, received);
-        // The simulation looks at the moment itself (`lease-end-not-watched`); a busy machine is late for both.
-        assert!(
-            cancelled < received + LEASE / 4,
-            "{:?} after somebody else got the message",
-            cancelled - received
-        );
-        assert!(
-            worker.store.effects().is_empty(),
-            "its effect must not be committed"
-        );
-        assert_eq!(next[0].attempt, Some(2), "nobody had it in between");
-        let back = Settlement {
-            receipt: next[0].receipt.clone(),
-            action: Action::Nack {
-                delay: Duration::ZERO,
-            },
-        };
-        assert!(other.settle(&[back]).await[0].is_applied());
+async fn is_cut_off(emulator: Emulator) {
+    let queue = Queue::create(emulator, Kind::Fifo, LEASE.as_secs()).await;
+    let proxy = emulator.proxy().await;
+    queue
+        .publish(&[Message::new("once").with_dedup_id("once")])
+        .await;
+    let mut config = queue.through(&proxy);
+    config.timeout = Duration::from_millis(500);
+    let pace = Pace::of(&[LEASE * 3, Duration::ZERO]);
+    let worker = Worker::start(SqsSource::new(config).unwrap(), &pace);
+    let other = queue.source();
 
-        proxy.heal();
+    pace.started.notified().await;
+    proxy.set(Direction::ToServer, Fault::BlackHole);
+    let cancelled = async {
         worker
-            .until("it takes effect", |w| !w.store.effects().is_empty())
+            .until("the handler is cancelled", |w| {
+                w.counters.report().cancelled > 0
+            })
             .await;
-        let store = worker.store.clone();
-        worker.finish().await;
-        assert_eq!(store.effects(), ["once"]);
-        assert_eq!(queue.counts().await, (0, 0));
-    }
+        Instant::now()
+    };
+    let received = async { (receive(&other, 1).await, Instant::now()) };
+    let (cancelled, (next, received)) = tokio::join!(cancelled, received);
+    // The simulation looks at the moment itself (`lease-end-not-watched`); a busy machine is late for both.
+    assert!(
+        cancelled < received + LEASE / 4,
+        "{:?} after somebody else got the message",
+        cancelled - received
+    );
+    assert!(
+        worker.store.effects().is_empty(),
+        "its effect must not be committed"
+    );
+    assert_eq!(next[0].attempt, Some(2), "nobody had it in between");
+    let back = Settlement {
+        receipt: next[0].receipt.clone(),
+        action: Action::Nack {
+            delay: Duration::ZERO,
+        },
+    };
+    assert!(other.settle(&[back]).await[0].is_applied());
+
+    proxy.heal();
+    worker
+        .until("it takes effect", |w| !w.store.effects().is_empty())
+        .await;
+    let store = worker.store.clone();
+    worker.finish().await;
+    assert_eq!(store.effects(), ["once"]);
+    assert_eq!(queue.counts().await, (0, 0));
 }
 
 async fn fails(body: Bytes) -> Result<(), Failure> {
@@ -355,7 +362,7 @@ async fn a_dead_letter_that_is_redriven_at_once_is_not_dropped_as_a_duplicate() 
         // It is set aside, put back, set aside again and put back again, all within the five minutes.
         for _ in 0..2 {
             let pipeline = Pipeline::idempotent(queue.source(), MemoryStore::new());
-            let pipeline = pipeline.stop_when_idle(Duration::from_millis(800));
+            let pipeline = pipeline.stop_when_idle(IDLE);
             let report = pipeline.run(fails).await.unwrap();
             assert_eq!(report.dead_lettered, 1);
             let dead = dead(&queue.dead_url);
@@ -420,7 +427,7 @@ async fn references_of_other_clients_end_as_dead_letters() {
             sent.message_body(body).send().await.unwrap();
         }
         let report = Pipeline::at_least_once(queue.source())
-            .stop_when_idle(Duration::from_millis(800))
+            .stop_when_idle(IDLE)
             .run(async |_: Bytes| {})
             .await
             .unwrap();
