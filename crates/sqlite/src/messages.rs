@@ -88,6 +88,14 @@ pub(crate) fn queue(session: &mut Session, name: &str) -> Result<(i64, String), 
     Ok(queue)
 }
 
+/// Whether there is a queue of this name.
+pub(crate) fn exists(session: &Session, name: &str) -> Result<bool, Failure> {
+    let mut find = session
+        .conn
+        .prepare_cached("SELECT 1 FROM onlyonce_queue WHERE name = ?1")?;
+    Ok(find.exists([name])?)
+}
+
 /// Publishes each message that is not too large.
 pub(crate) fn publish(
     session: &mut Session,
@@ -289,7 +297,7 @@ impl Taking<'_> {
     /// Leases one message, or makes a dead letter of it. `false`: it would exceed the limit.
     fn take(&mut self, candidate: Candidate) -> Result<bool, Failure> {
         if let Some(reason) = self.rules.gives_up(&candidate, self.now) {
-            bury(&self.session.conn, self.rules.dead, candidate.id, &reason)?;
+            dead_letter(&self.session.conn, self.rules.dead, candidate.id, &reason)?;
             return Ok(true);
         }
         let received = self.read(candidate)?;
@@ -396,7 +404,7 @@ pub(crate) fn settle(
         return Ok(false);
     }
     match action {
-        Action::DeadLetter { reason } => bury(&session.conn, rules.dead, leased.id, reason)?,
+        Action::DeadLetter { reason } => dead_letter(&session.conn, rules.dead, leased.id, reason)?,
         _ => delete(&session.conn, leased.id)?,
     }
     Ok(true)
@@ -427,7 +435,7 @@ fn delete(conn: &Connection, id: i64) -> Result<(), Failure> {
 }
 
 /// Moves a message to the dead-letter queue, where it stands in the order in which it was published.
-fn bury(conn: &Connection, dead: i64, id: i64, reason: &str) -> Result<(), Failure> {
+fn dead_letter(conn: &Connection, dead: i64, id: i64, reason: &str) -> Result<(), Failure> {
     let place = conn
         .prepare_cached("SELECT queue, grp, head FROM onlyonce_message WHERE id = ?1")?
         .query_row([id], Place::read)?;

@@ -89,6 +89,18 @@ impl SqliteQueue {
         self.rules.queue
     }
 
+    /// The queue whose dead letters come here.
+    async fn dead_letters_of(&self) -> Result<Vec<String>, Error> {
+        let Some(source) = self.name.strip_suffix(DEAD).map(str::to_owned) else {
+            return Ok(Vec::new());
+        };
+        let found = self.database.work(false, move |session| {
+            let exists = messages::exists(session, &source)?;
+            Ok(exists.then(|| source.clone()).into_iter().collect())
+        });
+        found.await.map_err(|failure| self.error(failure))
+    }
+
     /// Leases what is there; if there is nothing, says when a lease or delay will end.
     async fn look(&self, limit: Limit) -> Result<(Arriving, Option<Duration>), Failure> {
         // Before the request, so that we never believe in a lease for longer than the database does.
@@ -211,6 +223,7 @@ impl Source for SqliteQueue {
 
     async fn inspect(&self) -> Result<Inspection, Error> {
         let mut inspection = Inspection::default();
+        inspection.dead_letters_of = self.dead_letters_of().await?;
         inspection.identity = Some(self.identity.clone());
         inspection.lease = Some(self.rules.lease);
         inspection.retention = self.rules.retention;

@@ -3,9 +3,10 @@
 use crate::support::*;
 use onlyonce_core::DEAD_LETTER_REASON;
 use onlyonce_core::{
-    Action, Answer, Delivery, ErrorKind, Limit, Message, Receipt, Settlement, Sink, Source,
+    Action, Answer, Delivery, ErrorKind, Limit, Message, Pipeline, Receipt, Settlement, Sink,
+    Source,
 };
-use onlyonce_sqlite::{SqliteQueue, rusqlite};
+use onlyonce_sqlite::{SqliteQueue, SqliteStore, rusqlite};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -173,6 +174,30 @@ async fn dead_letters_keep_group_order_and_their_reason() {
     assert_eq!(reason, Some("no. 0"));
     applied(&queue, &got[2..], nack(Duration::ZERO)).await;
     assert_eq!(texts(&receive(&queue, 10).await), ["a3"], "a3 moved up");
+}
+
+/// A queue that is its own dead-letter queue would run for ever what it sets aside, and one with the dead letters of another
+/// has other records.
+#[tokio::test]
+async fn a_pipeline_does_not_start_on_dead_letters() {
+    let scene = Scene::new();
+    let (queue, same) = (open(&scene).await, open(&scene).await);
+    let own = Pipeline::at_least_once(queue).dead_letter(same);
+    let refused = own.run(async || {}).await.unwrap_err();
+    assert!(refused.to_string().contains("OwnDeadLetters"), "{refused}");
+
+    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let dead = scene.config().queue("orders.dead");
+    let dead = SqliteQueue::open(&dead).await.unwrap();
+    let with_records = Pipeline::idempotent(dead, store);
+    let refused = with_records.run(async || {}).await.unwrap_err();
+    assert!(refused.to_string().contains("DeadLetterQueue"), "{refused}");
+
+    // Nobody's dead letters, whatever its name.
+    let alone = scene.config().queue("alone.dead");
+    let alone = SqliteQueue::open(&alone).await.unwrap();
+    let inspection = alone.inspect().await.unwrap();
+    assert_eq!(inspection.dead_letters_of, [""; 0]);
 }
 
 #[tokio::test]
