@@ -43,6 +43,7 @@ impl Clock {
 }
 
 impl Default for Clock {
+    #[expect(clippy::disallowed_methods, reason = "for `published_at`")]
     fn default() -> Self {
         let mut clock = Self::new(SystemTime::now, uptime);
         clock.boot = boot();
@@ -65,6 +66,7 @@ fn uptime() -> Duration {
 
 /// Elsewhere the wall clock stands in: set back it stands still, set forward it is believed.
 #[cfg(not(unix))]
+#[expect(clippy::disallowed_methods, reason = "there is no other")]
 fn uptime() -> Duration {
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
     since_1970.unwrap_or_default()

@@ -88,6 +88,7 @@ enum Timer {
 }
 
 impl State {
+    #[expect(clippy::disallowed_methods, reason = "for `published_at`")]
     pub(super) fn new() -> Self {
         Self {
             options: Options {
