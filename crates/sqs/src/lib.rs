@@ -41,7 +41,9 @@
 //! **Most messages on SQS have no dedup key**, and what has none is dead-lettered, since nobody can tell whether it is new. There is none
 //! on standard queues, in whatever S3, SNS or EventBridge send, and on FIFO queues with [content-based deduplication][content], their own
 //! or that of an [SNS topic][topic] in front of them. What a topic's publisher sets as an attribute arrives as one only with raw message
-//! delivery; else it is in the payload, which is SNS's notification.
+//! delivery; else it is in the payload, which is SNS's notification. An id that a topic makes of a message with `MessageStructure` `json` cannot be
+//! told from a producer's: it is a digest of the texts for all protocols, and the queue gets only its own. Two such messages with equal
+//! texts would be one: choose the key by `KeyPolicy::attribute` there.
 //! Have the producer set the attribute `idempotency-key`; or name the attribute or the field of the payload that makes a message
 //! what it is, by `KeyPolicy::attribute` or `KeyPolicy::custom`; or say by `KeyPolicy::or_content` that equal payloads are one message.
 //! The message's own id will not do: a producer's retry has another, and so has a redrive.
