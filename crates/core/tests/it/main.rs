@@ -15,3 +15,4 @@ mod regressions;
 mod requests;
 mod set_aside;
 mod support;
+mod threads;

@@ -1,11 +1,14 @@
 //! The pipeline on the in-memory queue and store, in virtual time.
 
+use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::*;
 use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
 use onlyonce_core::*;
 use serde::Deserialize;
@@ -478,6 +481,44 @@ impl Sink for Checked {
 
     async fn close(&self) -> Result<(), Error> {
         Ok(())
+    }
+}
+
+/// A producer that compresses says so; the handler sees what was meant, and the key is of what was sent.
+#[tokio::test(start_paused = true)]
+async fn a_payload_is_decoded_as_it_declares() {
+    let (queue, dead) = (MemoryQueue::new("orders"), MemoryQueue::new("dead"));
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(b"[1, 2]").unwrap();
+    let gzip = gzip.finish().unwrap();
+    let sent = |n: usize, encoding: &str| {
+        let message = Message::new(gzip.clone()).with_dedup_id(n.to_string());
+        message.with_attribute("content-encoding", encoding)
+    };
+    publish(&queue, [sent(1, "gzip"), sent(2, "br"), sent(3, "zstd")]).await;
+    let read = Arc::new(Mutex::new(Vec::new()));
+    let seen = read.clone();
+    let report = Pipeline::at_least_once(queue)
+        .dead_letter(dead.clone())
+        .stop_when_idle(IDLE)
+        .run(move |Json(numbers): Json<Vec<u32>>| {
+            seen.lock().unwrap().push(numbers);
+            std::future::ready(())
+        })
+        .await
+        .unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (1, 2));
+    assert_eq!(*read.lock().unwrap(), [[1, 2]]);
+    let limit = Limit {
+        messages: 10,
+        per_group: 10,
+        bytes: usize::MAX,
+        wait: Duration::ZERO,
+    };
+    for letter in dead.receive(limit).await.unwrap() {
+        let reason = letter.message.attributes.get(DEAD_LETTER_REASON).unwrap();
+        assert!(reason.contains("content-encoding `"), "{reason}");
+        assert_eq!(letter.message.body, gzip, "it is set aside as it came");
     }
 }
 

@@ -1,0 +1,245 @@
+//! Several pipelines on real threads, in real time: what the simulation, on one thread, cannot see.
+//!
+//! Leases are so long that nothing comes again by itself: a message whose wake-up is lost stays where it is, and the run does
+//! not end.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::support::*;
+use async_trait::async_trait;
+use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
+use onlyonce_core::*;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const MESSAGES: usize = 1_200;
+const GROUPS: usize = 40;
+const PIPELINES: usize = 3;
+const LEASE: Duration = Duration::from_secs(600);
+/// A duplicate waits for so long for the one that has its key.
+const CLAIM: Duration = Duration::from_secs(1);
+/// Far longer than it takes, and far shorter than a lease.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Gives the processor away, or waits for a timer, now and then: in the store's calls and in the handler.
+async fn pause() {
+    match fastrand::u8(..8) {
+        0 => sleep(Duration::from_micros(fastrand::u64(..1_500))).await,
+        1..4 => yield_now().await,
+        _ => {}
+    }
+}
+
+/// A store whose calls are left and come back to.
+#[derive(Clone)]
+struct Distant(MemoryStore);
+
+#[async_trait]
+impl Store for Distant {
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        pause().await;
+        self.0.claim(owner, batch, lease).await
+    }
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        self.0.renew(batch, lease).await
+    }
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        pause().await;
+        self.0.start(batch).await
+    }
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        pause().await;
+        self.0.complete(batch).await
+    }
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        pause().await;
+        self.0.release(batch).await
+    }
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        self.0.prune(limit).await
+    }
+}
+
+#[async_trait]
+impl TransactionalStore for Distant {
+    type Tx = MemoryTx;
+
+    async fn begin(&self) -> Result<MemoryTx, Error> {
+        pause().await;
+        self.0.begin().await
+    }
+    async fn begin_alone(&self) -> Result<MemoryTx, Error> {
+        self.begin().await
+    }
+}
+
+/// What the handlers have done: for each message how often it ran to its end, and for each group its last message.
+#[derive(Default)]
+struct Seen {
+    done: HashMap<usize, usize>,
+    last: HashMap<usize, usize>,
+    breaches: Vec<String>,
+}
+
+#[derive(Clone, Default)]
+struct Book(Arc<Mutex<Seen>>, Arc<AtomicUsize>);
+
+impl Book {
+    async fn run(&self, body: &str) -> Result<(), Failure> {
+        pause().await;
+        if fastrand::u8(..10) == 0 {
+            return Err(Failure::retry_after(Duration::from_millis(1), "not yet"));
+        }
+        let n: usize = body.parse().unwrap();
+        let mut seen = self.0.lock().unwrap();
+        *seen.done.entry(n).or_default() += 1;
+        if let Some(group) = group(n) {
+            let before = seen.last.insert(group, n);
+            if before.is_some_and(|before| before > n) {
+                seen.breaches.push(format!("{n} ran behind {before:?}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A third has no group.
+fn group(n: usize) -> Option<usize> {
+    (!n.is_multiple_of(3)).then_some(n % GROUPS)
+}
+
+async fn transactional(
+    body: String,
+    State(book): State<Book>,
+    tx: &mut MemoryTx,
+) -> Result<(), Failure> {
+    tx.push(body.clone());
+    book.run(&body).await
+}
+
+async fn plain(body: String, State(book): State<Book>) -> Result<(), Failure> {
+    book.run(&body).await
+}
+
+fn message(n: usize) -> Message {
+    match group(n) {
+        Some(group) => numbered(n).with_group(format!("g{group}")),
+        None => numbered(n),
+    }
+}
+
+/// Publishes all, and every tenth a second time, while they are consumed.
+async fn produce(queue: MemoryQueue) {
+    for n in 0..MESSAGES {
+        publish(&queue, [message(n)]).await;
+        if n.is_multiple_of(10) && group(n).is_none() {
+            publish(&queue, [message(n)]).await;
+        }
+        if n.is_multiple_of(50) {
+            pause().await;
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    Transactional,
+    /// Starts are marked, and duplicates replayed.
+    Quarantine,
+    AtLeastOnce,
+}
+
+async fn consume(mode: Mode, concurrency: usize) {
+    let queue = MemoryQueue::new("orders").with_lease(LEASE);
+    let (store, book, stop) = (
+        MemoryStore::new(),
+        Book::default(),
+        CancellationToken::new(),
+    );
+    let mut running = JoinSet::new();
+    let retry = RetryPolicy::default().max_attempts(1_000);
+    for _ in 0..PIPELINES {
+        let (source, store) = (queue.clone(), Distant(store.clone()));
+        let end = stop.clone().cancelled_owned();
+        let replayed = book.1.clone();
+        match mode {
+            Mode::Transactional => {
+                let pipeline = Pipeline::transactional(source, store).claim_lease(CLAIM);
+                let pipeline = pipeline.concurrency(concurrency);
+                let pipeline = pipeline.retry(retry).state(book.clone()).shutdown(end);
+                running.spawn(pipeline.run(transactional));
+            }
+            Mode::Quarantine => {
+                let pipeline = Pipeline::idempotent(source, store).claim_lease(CLAIM);
+                let pipeline = pipeline.concurrency(concurrency);
+                let pipeline = pipeline.retry(retry).state(book.clone()).shutdown(end);
+                let replay = move |_, _| {
+                    replayed.fetch_add(1, Ordering::Relaxed);
+                    pause()
+                };
+                let pipeline = pipeline
+                    .uncertain(Uncertain::Quarantine)
+                    .on_duplicate(replay);
+                running.spawn(pipeline.run(plain));
+            }
+            Mode::AtLeastOnce => {
+                let pipeline = Pipeline::at_least_once(source).concurrency(concurrency);
+                let pipeline = pipeline.retry(retry).state(book.clone()).shutdown(end);
+                running.spawn(pipeline.run(plain));
+            }
+        }
+    }
+    let settled = async {
+        produce(queue.clone()).await;
+        while queue.depth() + queue.in_flight() > 0 {
+            sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let in_time = timeout(PATIENCE, settled).await;
+    let (left, held) = (queue.depth(), queue.in_flight());
+    assert!(in_time.is_ok(), "{mode:?}: {left} wait, {held} are held");
+    stop.cancel();
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap().unwrap();
+    }
+    let seen = book.0.lock().unwrap();
+    assert_eq!(seen.breaches, [""; 0], "{mode:?}");
+    let expected = |n: usize| match mode {
+        Mode::AtLeastOnce => 1 + usize::from(n.is_multiple_of(10) && group(n).is_none()),
+        _ => 1,
+    };
+    for n in 0..MESSAGES {
+        assert_eq!(
+            seen.done.get(&n),
+            Some(&expected(n)),
+            "{mode:?}: message {n}"
+        );
+    }
+    if let Mode::Transactional = mode {
+        assert_eq!(store.effects().len(), MESSAGES);
+    }
+    if let Mode::Quarantine = mode {
+        assert!(
+            book.1.load(Ordering::Relaxed) > 0,
+            "duplicates are replayed"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_wake_up_is_lost_and_no_group_overtaken_on_real_threads() {
+    for mode in [Mode::Transactional, Mode::Quarantine, Mode::AtLeastOnce] {
+        for concurrency in [1, 2, 16] {
+            consume(mode, concurrency).await;
+        }
+    }
+}
