@@ -28,6 +28,6 @@ pub use printable::Printable;
 pub use sink::{Sink, SinkInspection};
 pub use source::{Action, Answer, Capabilities, Inspection, Limit, Ordering, Settlement, Source};
 pub use store::{
-    Claim, Claimed, Completion, Fenced, Held, Owner, Store, Token, Transaction, TransactionalStore,
-    Verdicts,
+    Claim, Claimed, Completion, Fenced, Held, Owner, Starts, Store, Token, Transaction,
+    TransactionalStore, Verdicts,
 };

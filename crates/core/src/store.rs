@@ -38,9 +38,9 @@ pub enum Claimed {
     New {
         /// Higher than every token given for this key before.
         token: Token,
-        /// The key was taken over from a claim that had been marked as started and was neither completed nor released:
-        /// its effect may or may not have happened. The mark outlives takeovers, until a claim is completed or released.
-        uncertain: bool,
+        /// Claims of this key that were marked as started, if any was: the effect may or may not have happened. The marks
+        /// outlive takeovers, until a claim is completed or released.
+        uncertain: Option<Starts>,
         /// How many claims of this key before this one, in a row, have expired: their owners neither completed nor released
         /// them. Where the broker does not count deliveries, so many workers may have died of the message.
         takeovers: u32,
@@ -58,6 +58,29 @@ pub enum Claimed {
     /// The key was used for another payload: by a record, by a live claim, or by one that has expired but was marked as
     /// started. An expired claim that was never started had no effect: it is taken over, whatever its payload was.
     Conflict,
+}
+
+/// Claims of one key that were marked as [started](Store::start) since one was completed or released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Starts {
+    /// The token of the last of them.
+    pub last: Token,
+    /// How many they are. A claim that is marked twice counts once.
+    pub count: u32,
+}
+
+impl Starts {
+    /// These, and the claim with this token.
+    #[must_use]
+    pub fn with(before: Option<Self>, token: Token) -> Self {
+        match before {
+            Some(starts) if starts.last == token => starts,
+            before => Self {
+                last: token,
+                count: before.map_or(0, |starts| starts.count).saturating_add(1),
+            },
+        }
+    }
 }
 
 /// A claim that is held.
@@ -114,7 +137,8 @@ pub trait Store: Send + Sync + 'static {
     /// Renews claims so that they end `lease` from now. A claim that expired but was not taken over is renewed.
     async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error>;
 
-    /// Marks claims as started, so that a takeover after expiry says [`uncertain`](Claimed::New::uncertain).
+    /// Marks claims as started, so that whoever claims the key next is told of it by
+    /// [`uncertain`](Claimed::New::uncertain).
     async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error>;
 
     /// Turns claims into durable records. An expired claim that was not taken over completes.

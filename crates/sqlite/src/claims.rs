@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_core::{Claim, Claimed, Completion, Fenced, Held, Owner, Token, Verdicts};
+use onlyonce_core::{Claim, Claimed, Completion, Fenced, Held, Owner, Starts, Token, Verdicts};
 use rusqlite::Connection;
 
 use crate::config::millis;
@@ -41,7 +41,7 @@ struct Existing {
     owner: i64,
     token: i64,
     until: i64,
-    started: bool,
+    starts: Option<Starts>,
     takeovers: u32,
 }
 
@@ -80,12 +80,12 @@ fn claim_one(
         });
     }
     if insert(session, claimer, token, claim)? {
-        return Ok(new(token, false, 0));
+        return Ok(new(token, None, 0));
     }
     let existing = find(&session.conn, claim)?;
     let live = existing.until > claimer.now;
     // What expired without having been started has had no effect, so its payload does not bind the key.
-    if existing.fingerprint != claim.fingerprint.0 && (live || existing.started) {
+    if existing.fingerprint != claim.fingerprint.0 && (live || existing.starts.is_some()) {
         return Ok(Claimed::Conflict);
     }
     // The owner's own claim is taken over, unless it was made by this very batch.
@@ -97,7 +97,7 @@ fn claim_one(
         });
     }
     let takeovers = existing.takeovers.saturating_add(u32::from(!live));
-    // The mark of a start stays: the key is in doubt until someone completes or releases it.
+    // The marks of starts stay: the key is in doubt until someone completes or releases it.
     session
         .conn
         .prepare_cached(
@@ -112,10 +112,10 @@ fn claim_one(
             claimer.until,
             takeovers,
         ))?;
-    Ok(new(token, existing.started, takeovers))
+    Ok(new(token, existing.starts, takeovers))
 }
 
-fn new(token: i64, uncertain: bool, takeovers: u32) -> Claimed {
+fn new(token: i64, uncertain: Option<Starts>, takeovers: u32) -> Claimed {
     Claimed::New {
         token: Token(token.unsigned_abs()),
         uncertain,
@@ -133,7 +133,7 @@ fn insert(
     let inserted = session
         .conn
         .prepare_cached(
-            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0, 0) ON CONFLICT DO NOTHING",
+            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0) ON CONFLICT DO NOTHING",
         )?
         .execute((
             claim.key.0,
@@ -147,7 +147,7 @@ fn insert(
 
 fn find(conn: &Connection, claim: &Claim) -> Result<Existing, Failure> {
     let mut find = conn.prepare_cached(
-        "SELECT fingerprint, owner, token, until, started, takeovers FROM onlyonce_claim WHERE key = ?1",
+        "SELECT fingerprint, owner, token, until, started, starts, takeovers FROM onlyonce_claim WHERE key = ?1",
     )?;
     let existing = find.query_row([claim.key.0], |row| {
         Ok(Existing {
@@ -155,11 +155,17 @@ fn find(conn: &Connection, claim: &Claim) -> Result<Existing, Failure> {
             owner: row.get(1)?,
             token: row.get(2)?,
             until: row.get(3)?,
-            started: row.get(4)?,
-            takeovers: row.get(5)?,
+            starts: starts(row.get(4)?, row.get(5)?),
+            takeovers: row.get(6)?,
         })
     });
     Ok(existing?)
+}
+
+/// As the row has them: no start has the token 0.
+fn starts(last: i64, count: u32) -> Option<Starts> {
+    let last = Token(last.unsigned_abs());
+    (last != Token(0)).then_some(Starts { last, count })
 }
 
 /// Promises to renew the claims that are still held: see [`Promise`].
@@ -204,7 +210,7 @@ pub(crate) fn renew_now(conn: &Connection, claim: &Row, until: i64) -> Result<()
 pub(crate) fn start(session: &mut Session, batch: &[Held]) -> Result<Verdicts, Failure> {
     each(
         session,
-        "UPDATE onlyonce_claim SET started = 1 WHERE key = ?1 AND token = ?2",
+        "UPDATE onlyonce_claim SET started = token, starts = starts + (started <> token) WHERE key = ?1 AND token = ?2",
         batch,
     )
 }

@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS onlyonce_claim (
     owner       INTEGER NOT NULL,
     token       INTEGER NOT NULL,
     until       INTEGER NOT NULL,
-    started     INTEGER NOT NULL,
+    started     INTEGER NOT NULL, -- the token of the last claim that was marked as started, or 0
+    starts      INTEGER NOT NULL, -- how many were
     takeovers   INTEGER NOT NULL  -- how many claims before it have expired
 ) WITHOUT ROWID, STRICT;
 

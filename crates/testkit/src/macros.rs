@@ -129,6 +129,7 @@ macro_rules! __store_checks {
             released_key_is_new
             uncertain_only_after_a_start
             uncertain_outlives_takeovers
+            starts_are_counted
             other_payload_conflicts
             corrected_payload_takes_over_what_never_started
             second_claim_in_a_batch_is_busy

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{MemoryTx, later};
 use crate::{
     Claim, Claimed, Completion, Error, ErrorKind, Fenced, Fingerprint, Held, KeyDigest, Owner,
-    Store, Token, TransactionalStore, Verdicts,
+    Starts, Store, Token, TransactionalStore, Verdicts,
 };
 
 /// A store in memory; clones share one set of records. Its transactions carry [effects](MemoryTx::push) that become
@@ -40,7 +40,7 @@ impl Record {
     /// Whether the key belongs to its payload: an expired claim that was never started has had no effect.
     fn is_binding(&self, now: Instant) -> bool {
         match self.state {
-            State::Claimed { until, started, .. } => started || until > now,
+            State::Claimed { until, starts, .. } => starts.is_some() || until > now,
             State::Done { .. } => true,
         }
     }
@@ -52,7 +52,7 @@ enum State {
         owner: Owner,
         token: Token,
         until: Instant,
-        started: bool,
+        starts: Option<Starts>,
         takeovers: u32,
     },
     Done {
@@ -105,7 +105,7 @@ impl Records {
     /// `first` is the first token that this batch can give: a claim with such a token was made by the batch itself.
     fn claim(&mut self, owner: Owner, claim: &Claim, until: Instant, first: Token) -> Claimed {
         let now = Instant::now();
-        let (mut uncertain, mut takeovers) = (false, 0);
+        let (mut uncertain, mut takeovers) = (None, 0);
         if let Some(record) = self.by_key.get(&claim.key) {
             if record.fingerprint != claim.fingerprint && record.is_binding(now) {
                 return Claimed::Conflict;
@@ -127,12 +127,12 @@ impl Records {
                     };
                 }
                 State::Claimed {
-                    started,
+                    starts,
                     until,
                     takeovers: before,
                     ..
                 } => {
-                    uncertain = *started;
+                    uncertain = *starts;
                     takeovers = before.saturating_add(u32::from(*until <= now));
                 }
             }
@@ -146,7 +146,7 @@ impl Records {
                 token,
                 until,
                 // Kept: if this claim expires too, the next must still hear of it.
-                started: uncertain,
+                starts: uncertain,
                 takeovers,
             },
         };
@@ -158,15 +158,15 @@ impl Records {
         }
     }
 
-    /// The lease and the started mark of the claim, if its token is still the newest.
-    fn held(&mut self, held: &Held) -> Result<(&mut Instant, &mut bool), Fenced> {
+    /// The lease and the marked starts of the claim, if its token is still the newest.
+    fn held(&mut self, held: &Held) -> Result<(&mut Instant, &mut Option<Starts>), Fenced> {
         match self.by_key.get_mut(&held.key).map(|r| &mut r.state) {
             Some(State::Claimed {
                 token,
                 until,
-                started,
+                starts,
                 ..
-            }) if *token == held.token => Ok((until, started)),
+            }) if *token == held.token => Ok((until, starts)),
             _ => Err(Fenced),
         }
     }
@@ -230,7 +230,9 @@ impl Store for MemoryStore {
 
     async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
         Ok(self.each(batch, |records, held| {
-            records.held(held).map(|(_, started)| *started = true)
+            let (_, starts) = records.held(held)?;
+            *starts = Some(Starts::with(*starts, held.token));
+            Ok(())
         }))
     }
 

@@ -7,6 +7,7 @@ use crate::{Claim, Claimed, Held, Outcome, Store};
 
 use super::backoff::Backoff;
 use super::counters::add;
+use super::doubt::is_decided;
 use super::engine::Engine;
 use super::in_flight::Flight;
 use super::keys::KeyPlace;
@@ -124,8 +125,10 @@ impl<Tx: Send + 'static> Engine<Tx> {
             } => {
                 let key = claim.key;
                 flight.lease.claimed(Held { key, token }, until);
+                let message = &flight.delivery.message;
+                let decided = uncertain.is_some_and(|starts| is_decided(message, starts));
                 flight.takeovers = takeovers;
-                flight.uncertain = uncertain && !flight.marked_in_vain;
+                flight.uncertain = uncertain.filter(|_| !decided && !flight.marked_in_vain);
                 return Some(flight);
             }
             Claimed::Done { outcome } if self.on_duplicate.is_some() => {

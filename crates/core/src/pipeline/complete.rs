@@ -59,7 +59,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             return self.in_doubt(flight, error);
         }
         // Its handler has run, so it may have had its effect.
-        flight.uncertain = true;
+        flight.doubt();
         self.failed(flight, &Failure::retry(error.clone()));
     }
 

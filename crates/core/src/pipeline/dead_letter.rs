@@ -79,8 +79,11 @@ impl<Tx: Send + 'static> Engine<Tx> {
             .await;
     }
 
-    async fn dead_lettered(&self, batch: Dead, action: impl Fn(String) -> Action) {
+    async fn dead_lettered(&self, mut batch: Dead, action: impl Fn(String) -> Action) {
         add(&self.counters.dead_lettered, batch.len());
+        for (flight, _) in &mut batch {
+            self.drop_doubt(flight);
+        }
         self.release(batch.iter().map(|(flight, _)| flight)).await;
         for (flight, reason) in batch {
             tracing::warn!(queue = &*self.queue, message_id = %flight.label(), %reason, "dead-lettered");

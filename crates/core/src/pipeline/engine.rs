@@ -117,7 +117,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             acked: false,
             takeovers: 0,
             alone: false,
-            uncertain: false,
+            uncertain: None,
             marked_in_vain: false,
             marked: None,
             replay: None,
@@ -247,7 +247,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) fn dead_letter(&self, mut flight: Flight, reason: impl Into<String>) {
         flight.key_place = None;
         flight.permit.stall();
-        let reason = Printable(reason.into()).to_string();
+        let reason = self.with_doubt(&flight, Printable(reason.into()).to_string());
         let _ = self.stages.dead_letter.send((flight, reason));
     }
 
@@ -346,7 +346,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let attempt = flight.attempt();
         if flight.begun {
             // A pipeline that stops is not the message's doing.
-            flight.uncertain |= self.is_suspect(&flight) && !self.cancel.is_cancelled();
+            if self.is_suspect(&flight) && !self.cancel.is_cancelled() {
+                flight.doubt();
+            }
             flight.marked_in_vain = false;
             self.record(&mut flight);
             flight.begun = false;
@@ -370,8 +372,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     fn claim_again(&self, mut flight: Flight, attempt: u32) {
         let held = flight.lease.unclaim();
-        let suspect = self.is_suspect(&flight) && !self.quarantines() && !flight.uncertain;
-        flight.marked = held.filter(|_| suspect);
+        let suspect = self.is_suspect(&flight) && !self.quarantines();
+        flight.marked = held.filter(|_| suspect && flight.uncertain.is_none());
         let delay = self.options.retry.delay(attempt);
         self.postpone(flight, delay);
     }

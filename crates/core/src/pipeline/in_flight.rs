@@ -5,7 +5,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Printable, Receipt};
+use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Printable, Receipt, Starts};
 
 use super::attempts::Before;
 use super::budget::Permit;
@@ -37,8 +37,8 @@ pub(crate) struct InFlight {
     pub(crate) takeovers: u32,
     /// It shares no transaction and no commit: it has failed before, or a commit that it shared was refused.
     pub(crate) alone: bool,
-    /// Taken over from an owner that may have produced the effect.
-    pub(crate) uncertain: bool,
+    /// The runs that may have produced the effect, of this worker or another.
+    pub(crate) uncertain: Option<Starts>,
     /// The store may have marked it as started, but no run of it was cut off here.
     pub(crate) marked_in_vain: bool,
     /// The claim that is marked so in vain, to be released if another worker may get the message.

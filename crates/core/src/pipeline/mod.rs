@@ -11,6 +11,7 @@ mod claim;
 mod complete;
 mod counters;
 mod dead_letter;
+mod doubt;
 mod engine;
 mod in_flight;
 mod intake;

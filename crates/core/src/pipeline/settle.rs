@@ -163,8 +163,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let held: Vec<Held> = flights
             .filter_map(|flight| {
                 let held = flight.lease.unclaim().or(flight.marked);
-                let doubtful = self.quarantines() || self.is_suspect(flight);
-                held.filter(|_| !(flight.uncertain && doubtful))
+                held.filter(|_| !self.keeps_doubt(flight))
             })
             .collect();
         if let Some(store) = self.store.as_ref().filter(|_| !held.is_empty())

@@ -1,9 +1,10 @@
 //! Messages that have had all their attempts although none of them is known to have failed: their workers died, or their
 //! leases ended. Such a message may have been the cause, or only have been held beside it.
 //!
-//! So it runs once more, alone, and the store marks that it has started. If that run does not end either, the message was the
-//! cause, and it is dead-lettered without another run. Where no store can remember that, only the runs that this worker knows of
-//! count: a message is never given up for deliveries in which it may only have been held.
+//! So it runs alone, and the store counts that it has started. If no such run ends, the message was the cause, and it is
+//! dead-lettered without another run. One is not enough: a worker may be killed from outside while it runs a suspect. Where no
+//! store can count, only the runs that this worker knows of do: a message is never given up for deliveries in which it may only
+//! have been held.
 
 use tokio::sync::{RwLockReadGuard, RwLockWriteGuard};
 
@@ -13,6 +14,9 @@ use super::Mode;
 use super::engine::Engine;
 use super::in_flight::{Flight, InFlight};
 use super::lanes::Working;
+
+/// So many runs alone that have not ended are no accident.
+const RUNS_ALONE: u32 = 3;
 
 /// Held while a message runs; dropped when it has.
 pub(crate) enum Place<'a> {
@@ -41,13 +45,11 @@ impl<Tx: Transaction> Engine<Tx> {
             return None;
         }
         let attempt = flight.attempt();
-        let ended = match self.store {
-            Some(_) => flight.uncertain,
-            None => flight.known_runs() > self.options.retry.max_attempts,
-        };
+        let alone = flight.uncertain.map_or(0, |starts| starts.count);
+        let ended = flight.known_runs() > self.options.retry.max_attempts || alone >= RUNS_ALONE;
         ended.then(|| {
             format!(
-                "gave up before attempt {attempt}: no run before it has ended, the last one ran alone; it may crash its worker, block its thread or take longer than its lease"
+                "gave up before attempt {attempt}: no run before it has ended, not even alone; it may crash its worker, block its thread or take longer than its lease"
             )
         })
     }

@@ -13,7 +13,6 @@ use crate::{Error, ErrorKind, Failure, Outcome, Request, Transaction};
 
 use super::Mode;
 use super::counters::add;
-use super::dead_letter::DEAD_LETTER_REASON;
 use super::engine::Engine;
 use super::in_flight::{Flight, InFlight};
 use super::lanes::Working;
@@ -64,9 +63,9 @@ impl<Tx: Transaction> Engine<Tx> {
             let _ = self.stages.confirm.send((flight, confirmed));
             return working.pause(wait).await.ok();
         }
-        if flight.uncertain {
+        if flight.uncertain.is_some() {
             add(&self.counters.uncertain, 1);
-            if self.quarantines() && !is_redriven(&flight) {
+            if self.quarantines() {
                 self.dead_letter(
                     flight,
                     "uncertain: a former owner may have produced the effect before it vanished",
@@ -144,7 +143,9 @@ impl<Tx: Transaction> Engine<Tx> {
                 add(&self.counters.lost, 1);
             }
             Ended::Cancelled => {
-                flight.uncertain |= self.quarantines();
+                if self.quarantines() {
+                    flight.doubt();
+                }
                 self.cancelled(flight);
             }
         }
@@ -228,12 +229,6 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         self.handler_nanos.store(next, Ordering::Relaxed);
     }
-}
-
-/// Whether it comes from the dead-letter queue: whoever put it back has decided that it is to run.
-fn is_redriven(flight: &InFlight) -> bool {
-    let attributes = &flight.delivery.message.attributes;
-    attributes.get(DEAD_LETTER_REASON).is_some()
 }
 
 fn too_late() -> Error {

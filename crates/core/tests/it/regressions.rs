@@ -8,7 +8,7 @@ use crate::support::*;
 use bytes::Bytes;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
 use onlyonce_core::*;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 fn sorted(store: &MemoryStore) -> Vec<usize> {
     let text = |b: &Bytes| std::str::from_utf8(b).expect("digits").to_owned();
@@ -544,11 +544,7 @@ async fn an_uncertain_outcome_is_run_again_or_quarantined() {
         };
         // Dies in the middle of the first message; the second was claimed, but not started.
         let dying = builder().run(async || sleep(Duration::from_secs(3_600)).await);
-        assert!(
-            tokio::time::timeout(Duration::from_millis(500), dying)
-                .await
-                .is_err()
-        );
+        assert!(timeout(Duration::from_millis(500), dying).await.is_err());
         let report = builder().run(async || ()).await.unwrap();
         assert_eq!(
             (report.applied, report.dead_lettered),
@@ -557,6 +553,58 @@ async fn an_uncertain_outcome_is_run_again_or_quarantined() {
         );
         assert_eq!(report.uncertain, quarantined);
     }
+}
+
+/// A message that is put back from the dead-letter queue as it is runs in spite of the doubt for which it was set aside. If its
+/// worker dies again, that is a new doubt.
+#[tokio::test(start_paused = true)]
+async fn a_redrive_decides_on_one_doubt_and_on_no_later_one() {
+    let lease = Duration::from_secs(1);
+    let queue = MemoryQueue::new("orders").with_lease(lease);
+    let dead = MemoryQueue::new("dead");
+    let store = MemoryStore::new();
+    publish(&queue, [numbered(1)]).await;
+    let builder = || {
+        Pipeline::idempotent(queue.clone(), store.clone())
+            .uncertain(Uncertain::Quarantine)
+            .dead_letter(dead.clone())
+            .claim_lease(lease)
+            .stop_when_idle(IDLE)
+    };
+    let dies = async || {
+        let dying = builder().run(async || sleep(Duration::from_secs(3_600)).await);
+        assert!(timeout(lease / 2, dying).await.is_err(), "it has started");
+    };
+    for _ in 0..3 {
+        dies().await;
+        let report = builder().run(async || ()).await.unwrap();
+        assert_eq!((report.applied, report.dead_lettered), (0, 1));
+        let letter = take(&dead).await;
+        let reason = letter.attributes.get(DEAD_LETTER_REASON).unwrap();
+        assert!(reason.starts_with("uncertain: "), "{reason}");
+        publish(&queue, [letter]).await;
+    }
+    let report = builder().run(async || ()).await.unwrap();
+    assert_eq!((report.applied, report.dead_lettered), (1, 0));
+}
+
+/// Takes the one message out of a queue.
+async fn take(queue: &MemoryQueue) -> Message {
+    let limit = Limit {
+        messages: 10,
+        per_group: 10,
+        bytes: usize::MAX,
+        wait: Duration::ZERO,
+    };
+    let mut deliveries = queue.receive(limit).await.unwrap();
+    assert_eq!(deliveries.len(), 1);
+    let delivery = deliveries.remove(0);
+    let ack = Settlement {
+        receipt: delivery.receipt,
+        action: Action::Ack,
+    };
+    assert!(queue.settle(&[ack]).await[0].is_applied());
+    Message::clone(&delivery.message)
 }
 
 /// Dropping the pipeline at any moment loses nothing and leaves nothing behind.

@@ -19,6 +19,7 @@ const TX: &str = "crates/core/src/memory/tx.rs";
 const CLAIM: &str = "crates/core/src/pipeline/claim.rs";
 const COMPLETE: &str = "crates/core/src/pipeline/complete.rs";
 const DEAD_LETTER: &str = "crates/core/src/pipeline/dead_letter.rs";
+const DOUBT: &str = "crates/core/src/pipeline/doubt.rs";
 const ENGINE: &str = "crates/core/src/pipeline/engine.rs";
 const IN_FLIGHT: &str = "crates/core/src/pipeline/in_flight.rs";
 const INTAKE: &str = "crates/core/src/pipeline/intake.rs";
@@ -170,8 +171,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "doubt-released",
         bug: "the doubt about a quarantined message is forgotten, a duplicate runs",
         file: SETTLE,
-        find: "held.filter(|_| !(flight.uncertain && doubtful))",
-        replace: "held.filter(|_| PLANTED || !(flight.uncertain && doubtful))",
+        find: "held.filter(|_| !self.keeps_doubt(flight))",
+        replace: "held.filter(|_| PLANTED || !self.keeps_doubt(flight))",
     },
     // Settlements.
     Mutant {
@@ -349,8 +350,29 @@ pub const MUTANTS: &[Mutant] = &[
         name: "held-is-run",
         bug: "a message is given up after deliveries in which it was only held",
         file: SUSPECTS,
-        find: "            Some(_) => flight.uncertain,",
-        replace: "            Some(_) => flight.uncertain || PLANTED,",
+        find: "alone >= RUNS_ALONE;",
+        replace: "alone >= RUNS_ALONE || PLANTED;",
+    },
+    Mutant {
+        name: "one-run-alone-is-enough",
+        bug: "a message is given up when its worker is killed once while it runs alone",
+        file: SUSPECTS,
+        find: "alone >= RUNS_ALONE;",
+        replace: "alone >= if PLANTED { 1 } else { RUNS_ALONE };",
+    },
+    Mutant {
+        name: "runs-alone-not-counted",
+        bug: "a message that kills its workers is never given up",
+        file: SUSPECTS,
+        find: "alone >= RUNS_ALONE;",
+        replace: "(alone >= RUNS_ALONE && !PLANTED);",
+    },
+    Mutant {
+        name: "redrive-decides-for-good",
+        bug: "a message that was put back once is never quarantined again",
+        file: DOUBT,
+        find: "reason.is_some_and(|reason| reason.ends_with(&mark(starts)))",
+        replace: "reason.is_some_and(|reason| PLANTED || reason.ends_with(&mark(starts)))",
     },
     Mutant {
         name: "prefetch-unbounded",

@@ -80,6 +80,11 @@ pub async fn handle(
             history.failed(run.message, last);
             std::panic::panic_any(PANIC)
         }
+        Behaviour::Kills => {
+            worker.world.faults.death_of(worker.id).cancel();
+            std::future::pending().await
+        }
+        Behaviour::Hangs => std::future::pending().await,
         _ => {
             history.succeeded(run.message);
             Ok(Outcome::new(run.message.to_string()))
@@ -152,8 +157,7 @@ impl<'a> Run<'a> {
                 .breach(format!("message {index} ran although it could not be read"));
         }
         if world.plan.mode == Mode::Quarantine
-            && before.started > before.failed
-            && before.redriven == 0
+            && before.started.saturating_sub(before.failed) > before.decided
             && world.keeps_claims()
         {
             world.history.breach(format!(
@@ -243,7 +247,7 @@ impl Drop for Run<'_> {
             ));
         }
         if self.last {
-            world.history.cut_off(self.message);
+            world.history.cut_off(self.message, world.plan.max_attempts);
         }
         world
             .faults

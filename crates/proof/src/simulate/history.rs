@@ -13,9 +13,16 @@ pub struct Runs {
     pub failed: u32,
     /// How often it was put back from the dead-letter queue.
     pub redriven: u32,
+    /// Runs after all attempts, alone, that were cut off.
+    pub cut_off: u32,
+    /// The runs whose effect was in doubt when it was put back: whoever did so has decided on them.
+    pub decided: u32,
     /// A failure, or a run that was cut off, that may have been the last one allowed.
     pub may_be_given_up: bool,
 }
+
+/// So many runs alone that do not end are no accident, and no fewer.
+pub const RUNS_ALONE: u32 = 3;
 
 #[derive(Debug, Default)]
 pub struct History {
@@ -79,13 +86,20 @@ impl History {
         });
     }
 
-    pub fn cut_off(&self, message: usize) {
-        self.update(message, |runs| runs.may_be_given_up = true);
+    /// A run beyond `attempts` did not end.
+    pub fn cut_off(&self, message: usize, attempts: u32) {
+        self.update(message, |runs| {
+            runs.cut_off += 1;
+            runs.may_be_given_up |= runs.cut_off >= RUNS_ALONE || runs.started > attempts;
+        });
     }
 
     pub fn redriven(&self, messages: impl Iterator<Item = usize>) {
         for message in messages {
-            self.update(message, |runs| runs.redriven += 1);
+            self.update(message, |runs| {
+                runs.redriven += 1;
+                runs.decided = runs.started.saturating_sub(runs.failed);
+            });
         }
     }
 

@@ -27,6 +27,17 @@ pub enum Behaviour {
     Panics(u32),
     /// Can never be handled.
     Poison,
+    /// Each run ends its worker's process.
+    Kills,
+    /// No run ever ends.
+    Hangs,
+}
+
+impl Behaviour {
+    /// Whether no run of it ends, well or badly.
+    pub fn never_ends(self) -> bool {
+        matches!(self, Self::Kills | Self::Hangs)
+    }
 }
 
 /// One message, as its producer means it.
@@ -60,6 +71,8 @@ pub struct Plan {
     pub replays: bool,
     /// Whether dead letters are put back once everything else is settled.
     pub redrive: bool,
+    /// When dead letters are put back besides, in the midst of it all.
+    pub early_redrives: Vec<Duration>,
     pub workers: u64,
     pub concurrency: usize,
     pub prefetch: usize,
@@ -101,6 +114,7 @@ impl Plan {
                 .then(|| Duration::from_millis(rng.u64(100..5_000))),
             replays: rng.u32(..3) == 0,
             redrive: rng.u32(..3) == 0,
+            early_redrives: Vec::new(),
             workers: rng.u64(1..=3),
             concurrency: rng.usize(1..=6),
             prefetch: rng.usize(1..=24),
@@ -119,6 +133,15 @@ impl Plan {
         // Last, so that seeds known by now keep the rest of their plans.
         plan.capabilities.settle_batch = rng.bool().then(|| rng.usize(1..=4));
         plan.capabilities.close_gives_back = rng.bool();
+        if rng.u32(..4) == 0 {
+            never_ends(rng, &mut plan);
+        }
+        if rng.u32(..4) == 0 {
+            let calm = u64::try_from(plan.calm.as_millis()).unwrap_or(u64::MAX);
+            let mut at = || Duration::from_millis(rng.u64(..calm));
+            plan.early_redrives = vec![at(), at()];
+            plan.early_redrives.sort_unstable();
+        }
         cut.apply(&mut plan);
         plan
     }
@@ -212,6 +235,19 @@ fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
         });
     }
     messages
+}
+
+/// Lets the runs of one message never end, where something else ends them or counts them.
+fn never_ends(rng: &mut Rng, plan: &mut Plan) {
+    let leased = plan.capabilities.timed_lease && !plan.capabilities.extend;
+    let is_cut = leased && plan.mode != Mode::AtMostOnce;
+    let behaviour = match rng.bool() {
+        true if plan.has_store() => Behaviour::Kills,
+        false if is_cut || plan.handler_timeout.is_some() => Behaviour::Hangs,
+        _ => return,
+    };
+    let chosen = rng.usize(..plan.messages.len());
+    plan.messages[chosen].behaviour = behaviour;
 }
 
 /// Mostly short; sometimes several leases long, where leases can be extended.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use onlyonce_core::Error;
 
+use super::history::RUNS_ALONE;
 use super::plan::{Behaviour, Mode};
 use super::world::World;
 
@@ -25,6 +26,7 @@ pub async fn broken(world: &World) -> Result<Vec<String>, Error> {
     }
     broken.extend(dead_for_a_reason(world, &dead));
     broken.extend(poison(world, &effects));
+    broken.extend(runs_bounded(world));
     broken.extend(bounded(world));
     broken.sort();
     broken.dedup();
@@ -119,10 +121,32 @@ fn dead_for_a_reason(world: &World, dead: &[(usize, String)]) -> Vec<String> {
     broken
 }
 
-/// Neither what its handler refuses nor what the store does has an effect.
+/// What never ends is given up after a bounded number of runs, as long as the store remembers them.
+fn runs_bounded(world: &World) -> Vec<String> {
+    if !world.plan.has_store() || !world.keeps_claims() {
+        return Vec::new();
+    }
+    let all = world.plan.messages.iter().enumerate();
+    let endless = all.filter(|(_, planned)| planned.behaviour.never_ends());
+    endless
+        .filter_map(|(index, planned)| {
+            let runs = world.history.of(index);
+            let messages = planned.published.len() as u32 + runs.redriven;
+            let attempts = world.plan.max_attempts;
+            // A delivery to another worker counts once, however often it was retried there in place.
+            let most = messages * (attempts + RUNS_ALONE) * attempts;
+            let started = runs.started;
+            (started > most).then(|| format!("message {index} ran {started} times, not {most}"))
+        })
+        .collect()
+}
+
+/// Neither what its handler refuses nor what the store does has an effect, nor what never ends.
 fn poison(world: &World, effects: &[usize]) -> Vec<String> {
     let all = world.plan.messages.iter().enumerate();
-    let poison = all.filter(|(_, planned)| planned.behaviour == Behaviour::Poison);
+    let poison = all.filter(|(_, planned)| {
+        planned.behaviour == Behaviour::Poison || planned.behaviour.never_ends()
+    });
     poison
         .filter(|(index, _)| effects.contains(index))
         .map(|(index, _)| format!("message {index} succeeded although it is poison"))

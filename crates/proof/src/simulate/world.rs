@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::handler::REFUSED;
-use super::history::History;
+use super::history::{History, RUNS_ALONE};
 use super::plan::{Behaviour, Mode, Plan};
 use super::{promises, worker};
 
@@ -71,13 +71,17 @@ async fn live(plan: Plan, log: Option<Log>) -> Outcome {
         world.faults.log_to(log);
     }
     let publishing = tokio::spawn(publish(world.clone()));
+    let redriving = tokio::spawn(redrive_early(world.clone()));
     let mut workers = JoinSet::new();
     for number in 1..=world.plan.workers {
         workers.spawn(worker::lives(world.clone(), number));
     }
     let _ = publishing.await;
-    sleep_until(begun + world.plan.calm).await;
     let mut outcome = Outcome::default();
+    if let Ok(Err(error)) = redriving.await {
+        outcome.breaches.push(error.to_string());
+    }
+    sleep_until(begun + world.plan.calm).await;
     if timeout(PATIENCE, settled(&world)).await.is_err() {
         let left = world.broker.unsettled();
         outcome
@@ -143,8 +147,25 @@ async fn settled(world: &World) {
     }
 }
 
-/// Puts back what is in the dead-letter queue, as a person does after a fix.
+/// Puts dead letters back while everything goes on going wrong.
+async fn redrive_early(world: Arc<World>) -> Result<(), Error> {
+    let begun = Instant::now();
+    for at in &world.plan.early_redrives {
+        sleep_until(begun + *at).await;
+        put_back(&world).await?;
+    }
+    Ok(())
+}
+
+/// Puts back what is in the dead-letter queue, and waits until it is settled.
 async fn redrive(world: &World) -> Result<(), Error> {
+    put_back(world).await?;
+    settled(world).await;
+    Ok(())
+}
+
+/// Puts back what is in the dead-letter queue, as a person does after a fix.
+async fn put_back(world: &World) -> Result<(), Error> {
     let letters = world.broker.dead_letters().take_all().await?;
     let poison = |message: &Message| world.is_hopeless(index_of(message));
     let (poison, mended): (Vec<_>, Vec<_>) = letters.into_iter().partition(poison);
@@ -154,7 +175,6 @@ async fn redrive(world: &World) -> Result<(), Error> {
         world.faults.log(|| format!("redriven {}", message.label()));
         world.broker.publish(message).await;
     }
-    settled(world).await;
     Ok(())
 }
 
@@ -199,22 +219,27 @@ impl World {
         message
     }
 
-    /// Whether a run of this message failed or was cut off after all its attempts, or may have been: the store was told that
-    /// it starts, and not that it ended.
+    /// Whether a run of this message failed or was cut off after all its attempts, or may have been: the store was told of
+    /// enough runs alone, and not that one ended.
     pub fn may_be_given_up(&self, index: usize) -> bool {
-        self.history.of(index).may_be_given_up || self.was_started(index)
+        let enough = match self.plan.mode {
+            Mode::Quarantine => 1,
+            _ => RUNS_ALONE as usize,
+        };
+        self.history.of(index).may_be_given_up || self.starts(index) >= enough
     }
 
-    fn was_started(&self, index: usize) -> bool {
+    /// How many runs of it the store was told to mark as started.
+    fn starts(&self, index: usize) -> usize {
         let Some(key) = &self.plan.messages[index].key else {
-            return false;
+            return 0;
         };
         let scope = Scope {
             consumer: "default".into(),
             queue: "queue".into(),
         };
         let key = KeyDigest::new(&scope, &DedupKey::new(key.as_str()));
-        self.storage.was_started(&key)
+        self.storage.starts(&key)
     }
 
     /// The messages of the same group that were published before this one, in order.
@@ -260,6 +285,7 @@ impl World {
     pub fn is_set_aside(&self, index: usize) -> bool {
         let planned = &self.plan.messages[index];
         planned.behaviour == Behaviour::Poison
+            || planned.behaviour.never_ends()
             || planned.malformed
             || self.plan.max_deliveries.is_some()
             || self.times_out(index)

@@ -83,7 +83,7 @@ async fn only_a_started_claim_that_expires_is_uncertain_and_stays_so() {
         matches!(
             claimed,
             Claimed::New {
-                uncertain: true,
+                uncertain: Some(_),
                 ..
             }
         )

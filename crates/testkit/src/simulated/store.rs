@@ -19,8 +19,8 @@ use super::tx::Tx;
 struct Seen {
     newest: HashMap<KeyDigest, Token>,
     done: HashSet<KeyDigest>,
-    /// Keys whose start was asked for.
-    started: HashSet<KeyDigest>,
+    /// Claims whose start was asked for.
+    started: HashMap<KeyDigest, HashSet<Token>>,
     breaches: Vec<String>,
 }
 
@@ -62,10 +62,10 @@ impl Storage {
         self.seen().done.contains(key)
     }
 
-    /// Whether a worker was ever about to [start](Store::start) a run of this key.
+    /// How many claims of this key workers have asked to be marked as [started](Store::start).
     #[must_use]
-    pub fn was_started(&self, key: &KeyDigest) -> bool {
-        self.seen().started.contains(key)
+    pub fn starts(&self, key: &KeyDigest) -> usize {
+        self.seen().started.get(key).map_or(0, HashSet::len)
     }
 
     /// Where a promise about the store was broken: a token that was not higher than the one before, one that counted
@@ -201,8 +201,10 @@ impl Store for Connection {
 
     async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
         let (storage, batch) = (self.storage.clone(), batch.to_vec());
-        let keys = batch.iter().map(|held| held.key);
-        storage.seen().started.extend(keys);
+        for held in &batch {
+            let mut seen = storage.seen();
+            seen.started.entry(held.key).or_default().insert(held.token);
+        }
         self.call(Call::Start, async move {
             let verdicts = storage.records.start(&batch).await?;
             storage.accepted_all("start", &batch, &verdicts);

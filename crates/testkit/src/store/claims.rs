@@ -1,6 +1,6 @@
 //! The life of one key: claimed, started, renewed, taken over, released, done.
 
-use onlyonce_core::{Claimed, Held};
+use onlyonce_core::{Claimed, Held, Starts};
 
 use super::StoreHarness;
 use super::tools::*;
@@ -73,7 +73,7 @@ pub async fn stale_token_is_fenced(harness: &dyn StoreHarness) {
             "{call:?}: {answer:?}"
         );
         let (again, uncertain) = take_key(&*other, B, &name, LONG).await;
-        assert!(!uncertain, "{call:?} with a stale token had an effect");
+        assert_eq!(uncertain, None, "{call:?} with a stale token had an effect");
         assert_eq!(Call::Complete.one(&*other, again).await, Ok(()), "{call:?}");
     }
 }
@@ -111,7 +111,7 @@ pub async fn expired_claim_that_nobody_took_completes(harness: &dyn StoreHarness
     let answer = ask(&*store, B, "Renew").await;
     assert!(matches!(answer, Claimed::Busy { .. }), "{answer:?}");
     let (_, uncertain) = take_key(&*store, B, "Start", LONG).await;
-    assert!(uncertain, "it was started");
+    assert!(uncertain.is_some(), "it was started");
     assert_eq!(ask(&*store, B, "Complete").await, done());
     take(&*store, B, "Release", LONG).await;
 }
@@ -155,8 +155,8 @@ pub async fn uncertain_only_after_a_start(harness: &dyn StoreHarness) {
     let started = take(&*store, A, "started", harness.lease()).await;
     assert_eq!(Call::Start.one(&*store, started).await, Ok(()));
     expire(harness).await;
-    assert!(!take_key(&*store, B, "waited", LONG).await.1);
-    assert!(take_key(&*store, B, "started", LONG).await.1);
+    assert_eq!(take_key(&*store, B, "waited", LONG).await.1, None);
+    assert!(take_key(&*store, B, "started", LONG).await.1.is_some());
 }
 
 /// Doubt stays until someone completes or releases: a takeover that dies before it starts does not clear it, and the
@@ -170,8 +170,36 @@ pub async fn uncertain_outlives_takeovers(harness: &dyn StoreHarness) {
             expire(harness).await;
         }
         let (_, uncertain) = take_key(&*store, owner, "k", harness.lease()).await;
-        assert!(uncertain, "{owner:?} must be told");
+        let starts = Starts {
+            last: started.token,
+            count: 1,
+        };
+        assert_eq!(uncertain, Some(starts), "{owner:?} must be told");
     }
+}
+
+/// Each claim that is marked as started counts once, and the last is named, until one is completed or released: so many
+/// workers may have died of the message, and what was decided about one run was not decided about the next.
+pub async fn starts_are_counted(harness: &dyn StoreHarness) {
+    let store = harness.store().await;
+    let mut before = None;
+    for (owner, count) in [(A, 1), (B, 2), (B, 3), (C, 4)] {
+        let (held, uncertain) = take_key(&*store, owner, "k", harness.lease()).await;
+        assert_eq!(uncertain, before, "before the start of {owner:?}");
+        for _ in 0..2 {
+            assert_eq!(Call::Start.one(&*store, held).await, Ok(()));
+        }
+        // One that dies before it starts changes nothing.
+        expire(harness).await;
+        let last = held.token;
+        before = Some(Starts { last, count });
+        let (_, uncertain) = take_key(&*store, A, "k", harness.lease()).await;
+        assert_eq!(uncertain, before, "after the start of {owner:?}");
+        expire(harness).await;
+    }
+    let (held, _) = take_key(&*store, A, "k", LONG).await;
+    assert_eq!(Call::Release.one(&*store, held).await, Ok(()));
+    take(&*store, B, "k", LONG).await;
 }
 
 /// A key that was used for another payload is never taken for a duplicate, nor run as if it were new.
@@ -215,7 +243,7 @@ pub async fn corrected_payload_takes_over_what_never_started(harness: &dyn Store
     else {
         panic!("it is taken over: {answer:?}");
     };
-    assert!(token > held.token && !uncertain);
+    assert!(token > held.token && uncertain.is_none());
     assert_eq!(Call::Complete.one(&*store, held).await, FENCED);
     // The key is the corrected payload's now.
     let before = claim_all(&*store, A, &[claim("k")], LONG).await;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{Claim, Claimed, Completion, Fingerprint, Held, Owner, Store, Token};
+use onlyonce_core::{Claim, Claimed, Completion, Fingerprint, Held, Owner, Starts, Store, Token};
 use tokio::time::Instant;
 
 use super::StoreHarness;
@@ -25,7 +25,7 @@ enum Key {
         expired: bool,
         /// When a short lease was taken.
         short: Option<Instant>,
-        started: bool,
+        starts: Option<Starts>,
     },
     Done {
         payload: Fingerprint,
@@ -52,7 +52,7 @@ struct Given {
 /// An answer, but for what the model cannot foresee.
 #[derive(Debug, PartialEq, Eq)]
 enum Expected {
-    New { uncertain: bool },
+    New { uncertain: Option<Starts> },
     Done,
     Busy,
     Conflict,
@@ -62,23 +62,21 @@ impl Model {
     /// What `claim` should say; `batch` holds the keys that this batch has been given already.
     fn expect(&self, owner: Owner, n: usize, payload: Fingerprint, batch: &[usize]) -> Expected {
         match &self.keys[n] {
-            Key::Absent => Expected::New { uncertain: false },
+            Key::Absent => Expected::New { uncertain: None },
             Key::Done { payload: p } if *p != payload => Expected::Conflict,
             Key::Done { .. } => Expected::Done,
             Key::Claimed {
                 payload: p,
                 expired,
-                started,
+                starts,
                 ..
-            } if *p != payload && (!expired || *started) => Expected::Conflict,
+            } if *p != payload && (!expired || starts.is_some()) => Expected::Conflict,
             Key::Claimed {
                 owner: holder,
                 expired,
                 ..
             } if batch.contains(&n) || (!expired && *holder != owner) => Expected::Busy,
-            Key::Claimed { started, .. } => Expected::New {
-                uncertain: *started,
-            },
+            Key::Claimed { starts, .. } => Expected::New { uncertain: *starts },
         }
     }
 
@@ -95,7 +93,8 @@ impl Model {
             payload,
             expired,
             short: end,
-            started,
+            starts,
+            token,
             ..
         } = &mut self.keys[n]
         else {
@@ -103,7 +102,7 @@ impl Model {
         };
         match call {
             Call::Renew => (*expired, *end) = (false, short),
-            Call::Start => *started = true,
+            Call::Start => *starts = Some(Starts::with(*starts, *token)),
             Call::Complete => self.keys[n] = Key::Done { payload: *payload },
             Call::Release => self.keys[n] = Key::Absent,
         }
@@ -207,7 +206,7 @@ impl History<'_> {
                 payload,
                 expired: false,
                 short,
-                started: uncertain,
+                starts: uncertain,
             };
         }
     }

@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Claim, Claimed, Completion, Fenced, Fingerprint, Held, KeyDigest, Owner, Store, Token, Verdicts,
+    Claim, Claimed, Completion, Fenced, Fingerprint, Held, KeyDigest, Owner, Starts, Store, Token,
+    Verdicts,
 };
 
 use super::StoreHarness;
@@ -69,13 +70,13 @@ pub(crate) async fn ask(store: &dyn Store, owner: Owner, name: &str) -> Claimed 
         .remove(0)
 }
 
-/// Claims one key, must be given it, and tells whether its past is uncertain.
+/// Claims one key, must be given it, and tells what of its past is uncertain.
 pub(crate) async fn take_key(
     store: &dyn Store,
     owner: Owner,
     name: &str,
     lease: Duration,
-) -> (Held, bool) {
+) -> (Held, Option<Starts>) {
     let answer = claim_all(store, owner, &[claim(name)], lease)
         .await
         .remove(0);
@@ -92,7 +93,7 @@ pub(crate) async fn take_key(
 /// [`take_key`] of a key with a certain past.
 pub(crate) async fn take(store: &dyn Store, owner: Owner, name: &str, lease: Duration) -> Held {
     let (held, uncertain) = take_key(store, owner, name, lease).await;
-    assert!(!uncertain, "nothing was started on `{name}`");
+    assert_eq!(uncertain, None, "nothing was started on `{name}`");
     held
 }
 

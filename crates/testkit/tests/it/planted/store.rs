@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
     Claim, Claimed, Completion, Error, ErrorKind, Fenced, Fingerprint, Held, KeyDigest, Owner,
-    Store, Token, Transaction, TransactionalStore, Verdicts,
+    Starts, Store, Token, Transaction, TransactionalStore, Verdicts,
 };
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
@@ -40,6 +40,10 @@ enum Bug {
     DoubtIsForgotten,
     /// Takeovers are always uncertain.
     DoubtIsInvented,
+    /// Starts are not counted.
+    StartsAreNotCounted,
+    /// The claim that asks is named, not the one that was started.
+    StartIsTakenForOnesOwn,
     /// How often a key was taken over is not kept.
     TakeoversAreForgotten,
     /// Later tokens are lower.
@@ -145,10 +149,26 @@ impl Buggy {
                 let held = Held { key, token: *token };
                 self.seen(held, claim.fingerprint).await?;
             }
-            Bug::DoubtIsForgotten => *uncertain = false,
-            Bug::DoubtIsInvented => *uncertain = true,
+            Bug::DoubtIsForgotten => *uncertain = None,
+            Bug::DoubtIsInvented => {
+                let last = *token;
+                uncertain.get_or_insert(Starts { last, count: 1 });
+            }
+            Bug::StartsAreNotCounted => {
+                *uncertain = uncertain.map(|starts| Starts { count: 1, ..starts });
+            }
+            Bug::StartIsTakenForOnesOwn => {
+                let last = *token;
+                *uncertain = uncertain.map(|starts| Starts { last, ..starts });
+            }
             Bug::TakeoversAreForgotten => *takeovers = 0,
-            Bug::TokensFall => *token = fall(*token),
+            Bug::TokensFall => {
+                *token = fall(*token);
+                *uncertain = uncertain.map(|starts| Starts {
+                    last: fall(starts.last),
+                    ..starts
+                });
+            }
             _ => {}
         }
         Ok(())
@@ -387,6 +407,7 @@ plant! {
         same_owner_claims_again_with_a_higher_token
         second_claim_in_a_batch_is_busy
         stale_token_is_fenced
+        starts_are_counted
         takeovers_are_counted
         token_is_fenced_once_it_is_spent
         tokens_rise_across_a_crash
@@ -459,7 +480,17 @@ plant! {
         expired_claim_that_nobody_took_completes
         prune_removes_only_what_has_expired
         random_histories_agree_with_the_model
+        starts_are_counted
         uncertain_only_after_a_start
+        uncertain_outlives_takeovers
+    ]
+    store_suite starts_are_not_counted: StartsAreNotCounted [
+        random_histories_agree_with_the_model
+        starts_are_counted
+    ]
+    store_suite start_is_taken_for_ones_own: StartIsTakenForOnesOwn [
+        random_histories_agree_with_the_model
+        starts_are_counted
         uncertain_outlives_takeovers
     ]
     store_suite takeovers_are_forgotten: TakeoversAreForgotten [
@@ -482,6 +513,7 @@ plant! {
         same_owner_claims_again_with_a_higher_token
         second_claim_in_a_batch_is_busy
         stale_token_is_fenced
+        starts_are_counted
         token_is_fenced_once_it_is_spent
         tokens_rise_across_a_crash
         uncertain_only_after_a_start

@@ -1,0 +1,52 @@
+//! Runs that may have had their effect, and what somebody decided about them.
+//!
+//! A dead letter whose doubt stays in the store has the doubt's claim at the end of its reason. Whoever puts it back as it is
+//! has decided that the message runs in spite of that doubt. A later doubt has another claim, so it is not decided with it.
+
+use crate::{DEAD_LETTER_REASON, Message, Starts};
+
+use super::engine::Engine;
+use super::in_flight::InFlight;
+
+impl<Tx: Send + 'static> Engine<Tx> {
+    /// Whether the store is to remember the runs that have not ended, when the message is given back.
+    pub(crate) fn keeps_doubt(&self, flight: &InFlight) -> bool {
+        flight.uncertain.is_some() && (self.quarantines() || self.is_suspect(flight))
+    }
+
+    /// Out of its queue, only quarantine still asks whether it may have had its effect. Otherwise a redrive begins anew.
+    pub(crate) fn drop_doubt(&self, flight: &mut InFlight) {
+        if !self.quarantines() {
+            flight.uncertain = None;
+        }
+    }
+
+    /// The reason of a dead letter, with the doubt that stays.
+    pub(crate) fn with_doubt(&self, flight: &InFlight, reason: String) -> String {
+        match flight.uncertain {
+            Some(starts) if self.quarantines() && !reason.ends_with(&mark(starts)) => {
+                reason + &mark(starts)
+            }
+            _ => reason,
+        }
+    }
+}
+
+impl InFlight {
+    /// Its present run may have had its effect.
+    pub(crate) fn doubt(&mut self) {
+        if let Some(held) = self.lease.held() {
+            self.uncertain = Some(Starts::with(self.uncertain, held.token));
+        }
+    }
+}
+
+/// Whether the message was set aside for this doubt, and put back.
+pub(crate) fn is_decided(message: &Message, starts: Starts) -> bool {
+    let reason = message.attributes.get(DEAD_LETTER_REASON);
+    reason.is_some_and(|reason| reason.ends_with(&mark(starts)))
+}
+
+fn mark(starts: Starts) -> String {
+    format!(" (claim {})", starts.last.0)
+}
