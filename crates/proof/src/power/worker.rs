@@ -1,0 +1,144 @@
+//! The process that the recorder watches: it publishes, and works until nothing is left.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::Duration;
+
+use fastrand::Rng;
+use onlyonce_core::{
+    Claim, Claimed, Completion, Error, Fingerprint, Held, Owner, Sink, Store as _,
+};
+use onlyonce_sqlite::rusqlite::{self, Connection};
+use onlyonce_sqlite::{SqliteQueue, SqliteStore};
+use serde::{Deserialize, Serialize};
+
+use super::notes::Notebook;
+use super::pipeline::{self, LEASE, Mode};
+use super::trace::Note;
+
+/// The database in the folder that is watched.
+pub const FILE: &str = "app.db";
+const IDLE: Duration = Duration::from_millis(150);
+/// The log is copied into the file so often, and not only after the 16 MiB that the store waits for.
+const CHECKPOINTS: Duration = Duration::from_millis(25);
+/// Published when nobody takes them any more: the next worker finds them when it has just opened the file.
+const LEFT: u32 = 16;
+/// Of ballast.
+const BATCH: usize = 1_000;
+
+/// What a worker is told by its parent.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Work {
+    pub folder: PathBuf,
+    pub mode: Mode,
+    pub durable_acks: bool,
+    /// What it publishes.
+    pub messages: Range<u32>,
+    /// How many records that nobody asks for it makes first.
+    pub ballast: u32,
+    pub seed: u64,
+}
+
+pub async fn run(work: &Work) -> Result<(), Error> {
+    let file = work.folder.join(FILE);
+    let notebook = Notebook::open(&work.folder);
+    let notebook = notebook.map_err(|error| pipeline::failed("no notes", error))?;
+    let config = pipeline::config(&file, work.durable_acks);
+    notebook.note(&Note::Opening);
+    let queue = SqliteQueue::open(&config).await?;
+    notebook.note(&Note::Opened);
+    pipeline::prepare(queue.database()).await?;
+    load(&SqliteStore::open(&config).await?, work.ballast).await?;
+
+    let (stop, stopped) = channel();
+    let checkpoints = std::thread::spawn(move || checkpoint(&file, &stopped));
+    let half = work.messages.start.midpoint(work.messages.end);
+    let left = work.messages.end.saturating_sub(LEFT).max(half);
+    let publish = |ids| publish(&queue, ids, work.seed, &notebook);
+    let pipeline = || pipeline::run(work.mode, &config, IDLE, &notebook);
+    tokio::try_join!(
+        publish(work.messages.start..half),
+        publish(half..left),
+        pipeline(),
+        pipeline(),
+    )?;
+    drop(stop);
+    if let Ok(Err(error)) = checkpoints.join() {
+        return Err(pipeline::failed("a checkpoint", error));
+    }
+    publish(left..work.messages.end).await?;
+    // The file is not closed: closing would leave everything in good order.
+    std::mem::forget(queue);
+    Ok(())
+}
+
+/// Makes records that have expired at once, and removes some of them.
+async fn load(store: &SqliteStore, ballast: u32) -> Result<(), Error> {
+    let keys: Vec<_> = (0..ballast).map(pipeline::ballast).collect();
+    for keys in keys.chunks(BATCH) {
+        let fingerprint = Fingerprint([0; 16]);
+        let claims: Vec<_> = keys
+            .iter()
+            .map(|key| Claim {
+                key: *key,
+                fingerprint,
+            })
+            .collect();
+        let claimed = store.claim(Owner(1), &claims, LEASE).await?;
+        let completions = keys.iter().zip(claimed).filter_map(|(key, claimed)| {
+            let Claimed::New { token, .. } = claimed else {
+                return None;
+            };
+            Some(Completion {
+                held: Held { key: *key, token },
+                fingerprint,
+                outcome: None,
+                retention: Duration::ZERO,
+            })
+        });
+        store.complete(&completions.collect::<Vec<_>>()).await?;
+    }
+    store.prune(BATCH).await?;
+    Ok(())
+}
+
+/// Publishes these messages in small batches, and now and then one again.
+async fn publish(
+    queue: &SqliteQueue,
+    mut ids: Range<u32>,
+    seed: u64,
+    notebook: &Notebook,
+) -> Result<(), Error> {
+    let mut rng = Rng::with_seed(seed ^ u64::from(ids.start));
+    let first = ids.start;
+    while !ids.is_empty() {
+        let many = rng.usize(1..8);
+        let mut batch: Vec<_> = ids.by_ref().take(many).collect();
+        if rng.u8(0..8) == 0 {
+            batch.push(rng.u32(first..ids.start));
+        }
+        let messages: Vec<_> = batch.iter().copied().map(pipeline::message).collect();
+        let published: Result<Vec<()>, _> = queue.publish(&messages).await.into_iter().collect();
+        published?;
+        notebook.note(&Note::Published(batch));
+        tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await;
+    }
+    Ok(())
+}
+
+/// What any other program may do that has the file open.
+fn checkpoint(file: &Path, stopped: &Receiver<()>) -> rusqlite::Result<()> {
+    let db = Connection::open(file)?;
+    let kinds = [
+        "PASSIVE", "PASSIVE", "PASSIVE", "RESTART", "PASSIVE", "TRUNCATE",
+    ];
+    for kind in kinds.iter().cycle() {
+        if stopped.recv_timeout(CHECKPOINTS) != Err(RecvTimeoutError::Timeout) {
+            break;
+        }
+        let sql = format!("PRAGMA wal_checkpoint({kind})");
+        db.query_row(&sql, [], |_| Ok(()))?;
+    }
+    Ok(())
+}
