@@ -13,7 +13,7 @@ use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore};
 
 use super::disk::Image;
 use super::notes::Notebook;
-use super::pipeline::{self, LEASE, Mode, QUEUE};
+use super::pipeline::{self, LEASE, Mode, OUTBOX, QUEUE};
 use super::promised::Promised;
 use super::recording::Scene;
 use super::worker::FILE;
@@ -31,6 +31,7 @@ pub enum Broken {
     EffectTwice,
     EffectWithoutRecord,
     RecordWithoutEffect,
+    FollowerAlone,
     AckLost,
     RunsAgain,
     TokenFell,
@@ -47,6 +48,7 @@ impl fmt::Display for Broken {
             Self::EffectTwice => "no effect is there twice",
             Self::EffectWithoutRecord => "no effect without its record",
             Self::RecordWithoutEffect => "no record without its effect",
+            Self::FollowerAlone => "published in a transaction, or not",
             Self::AckLost => "what was acked durably stays so",
             Self::RunsAgain => "at most once: nothing runs again",
             Self::TokenFell => "tokens go up",
@@ -56,7 +58,7 @@ impl fmt::Display for Broken {
 }
 
 /// Whatever can be broken.
-pub const PROMISES: [Broken; 11] = [
+pub const PROMISES: [Broken; 12] = [
     Broken::Unopened,
     Broken::Corrupt,
     Broken::MessageLost,
@@ -64,6 +66,7 @@ pub const PROMISES: [Broken; 11] = [
     Broken::EffectTwice,
     Broken::EffectWithoutRecord,
     Broken::RecordWithoutEffect,
+    Broken::FollowerAlone,
     Broken::AckLost,
     Broken::RunsAgain,
     Broken::TokenFell,
@@ -89,6 +92,8 @@ pub struct Audit {
     pub broken: BTreeSet<Broken>,
     /// An acknowledgement is lost, which is allowed.
     pub taken_back: bool,
+    /// The log of records has been sealed.
+    pub sealed: bool,
 }
 
 /// What the file says.
@@ -100,6 +105,9 @@ struct Found {
     queued: BTreeSet<i64>,
     queued_names: BTreeSet<String>,
     dead_names: BTreeSet<String>,
+    /// What handlers have published.
+    outbox: Vec<String>,
+    segments: u32,
 }
 
 /// The machine's clock, which can be set forward.
@@ -171,6 +179,7 @@ async fn look(
     }
     let found = found(&db)?;
     audit.broken.extend(compare(scene, &case.promised, &found));
+    audit.sealed = found.segments > 0;
     audit.taken_back = !scene.durable_acks && !case.promised.acked.is_disjoint(&found.queued);
     if token(&store).await? <= case.promised.token {
         audit.broken.insert(Broken::TokenFell);
@@ -207,13 +216,17 @@ fn found(db: &Connection) -> rusqlite::Result<Found> {
         Ok((row.get(0)?, row.get(1)?, row.get(2)?))
     })?;
     for (id, name, queue) in queued {
-        if queue == QUEUE {
-            found.queued.insert(id);
-            found.queued_names.extend(name);
-        } else {
-            found.dead_names.extend(name);
+        match queue.as_str() {
+            QUEUE => {
+                found.queued.insert(id);
+                found.queued_names.extend(name);
+            }
+            OUTBOX => found.outbox.extend(name),
+            _ => found.dead_names.extend(name),
         }
     }
+    let segments = "SELECT count(*) FROM onlyonce_segment";
+    found.segments = db.query_row(segments, [], |row| row.get(0))?;
     Ok(found)
 }
 
@@ -260,6 +273,7 @@ fn compare(scene: &Scene, promised: &Promised, found: &Found) -> Vec<Broken> {
             Broken::RecordWithoutEffect,
             found.records.is_subset(&effects),
         ),
+        (Broken::FollowerAlone, !transactional || followed(found)),
         (
             Broken::AckLost,
             !scene.durable_acks || promised.acked.is_disjoint(&found.queued),
@@ -268,6 +282,17 @@ fn compare(scene: &Scene, promised: &Promised, found: &Found) -> Vec<Broken> {
     ];
     let broken = holds.iter().filter(|(_, holds)| !holds);
     broken.map(|(what, _)| *what).collect()
+}
+
+/// Whether handlers have published with their effects, and only with them.
+fn followed(found: &Found) -> bool {
+    let effects = found.effects.keys().copied();
+    let effects = effects.filter(|id| pipeline::has_follower(*id));
+    let mut expected: Vec<_> = effects.map(pipeline::dedup_id).collect();
+    let mut outbox = found.outbox.clone();
+    expected.sort_unstable();
+    outbox.sort_unstable();
+    outbox == expected
 }
 
 /// Works off what is left; whether each message has had its effect once then, or is dead if it is poison.
@@ -283,5 +308,6 @@ async fn finish(mode: Mode, case: &Case, config: &Config, folder: &Path) -> Resu
     let once = found.effects.values().all(|times| *times == 1);
     let no_poison = !found.effects.keys().any(|id| pipeline::is_poison(*id));
     let all = case.promised.published.iter().all(done);
-    Ok(once && no_poison && all && found.queued.is_empty())
+    let followed = mode != Mode::Transactional || followed(&found);
+    Ok(followed && once && no_poison && all && found.queued.is_empty())
 }

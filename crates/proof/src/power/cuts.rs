@@ -45,6 +45,8 @@ pub struct Outcome {
     pub ended: usize,
     /// Cuts that have taken back an acknowledgement, where that is not promised.
     pub taken_back: usize,
+    /// Cuts after the log of records had been sealed.
+    pub sealed: usize,
     /// At how many cuts this did not hold.
     pub broken: BTreeMap<Broken, usize>,
     /// Cuts at which anything did not hold.
@@ -132,6 +134,7 @@ impl Outcome {
         self.unsynced += usize::from(case.unsynced > 0);
         self.ended += usize::from(case.to_the_end);
         self.taken_back += usize::from(audit.taken_back);
+        self.sealed += usize::from(audit.sealed);
         for what in &audit.broken {
             *self.broken.entry(*what).or_default() += 1;
         }

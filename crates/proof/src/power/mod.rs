@@ -35,7 +35,7 @@ use trace::{Event, Note};
 /// Of the cuts in percent, how many more each planted fault gets.
 const PLANTED: usize = 5;
 /// So many records nearly fill the log.
-const SEALED: u32 = 33_600;
+const NEARLY_FULL: u32 = 32_500;
 /// A disk in memory: nothing here has to survive a power failure in truth.
 const MEMORY: &str = "/dev/shm";
 
@@ -102,7 +102,7 @@ fn scenes(seed: u64) -> [(Scene, usize); 5] {
         seed,
     };
     let sealing = Scene {
-        ballast: SEALED,
+        ballast: NEARLY_FULL,
         ..scene("sealing", Mode::Transactional, false)
     };
     [

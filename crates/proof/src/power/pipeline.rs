@@ -16,6 +16,8 @@ use super::notes::{Notebook, Watched};
 use super::trace::Note;
 
 pub const QUEUE: &str = "work";
+/// Where a handler publishes in its transaction.
+pub const OUTBOX: &str = "out";
 const CONSUMER: &str = "power";
 /// Of claims and of the queue.
 pub const LEASE: Duration = Duration::from_secs(1);
@@ -69,6 +71,11 @@ pub fn is_poison(id: u32) -> bool {
     id % 11 == 7
 }
 
+/// A message whose handler publishes another.
+pub fn has_follower(id: u32) -> bool {
+    id.is_multiple_of(5)
+}
+
 fn fails_once(id: u32) -> bool {
     id % 7 == 3
 }
@@ -96,7 +103,8 @@ pub async fn run(
     let store = Watched::new(SqliteStore::open(config).await?, notebook);
     let ended = match mode {
         Mode::Transactional => {
-            let builder = Pipeline::transactional(source, store);
+            let outbox = SqliteQueue::open(&config.clone().queue(OUTBOX)).await?;
+            let builder = Pipeline::transactional(source, store).state(Arc::new(outbox));
             settings(builder, idle).run(in_transaction).await
         }
         Mode::Idempotent => {
@@ -141,11 +149,15 @@ fn overcome(id: u32, context: &Context) -> Result<(), Failure> {
 async fn in_transaction(
     Json(id): Json<u32>,
     context: Context,
+    State(outbox): State<Arc<SqliteQueue>>,
     tx: &mut Watched<SqliteTx>,
 ) -> Result<(), Failure> {
     overcome(id, &context)?;
     let sql = "INSERT INTO effects VALUES (?1)";
     tx.inner.execute(sql, [id]).await?;
+    if has_follower(id) {
+        tx.inner.publish(&outbox, &[message(id)]).await?;
+    }
     Ok(())
 }
 

@@ -25,7 +25,7 @@ pub struct Scene {
     pub name: &'static str,
     pub mode: Mode,
     pub durable_acks: bool,
-    /// See [`Work::ballast`]; of the first worker.
+    /// See [`Work::ballast`]; a worker makes it before the others start.
     pub ballast: u32,
     pub seed: u64,
 }
@@ -65,17 +65,14 @@ impl Recorder {
         // As the kernel tells it.
         let folder = watched.path().canonicalize()?;
         let trace = self.folder.join("trace");
+        let start = |messages, ballast| self.start(scene, &folder, &trace, messages, ballast);
+        if scene.ballast > 0 {
+            end(start(0..0, scene.ballast)?)?;
+        }
         for shift in SHIFTS {
-            let started: Result<Vec<Child>, BoxError> = shift
-                .iter()
-                .map(|(first, end)| self.start(scene, &folder, &trace, *first..*end))
-                .collect();
-            for mut worker in started? {
-                let status = worker.wait()?;
-                if !status.success() {
-                    return Err(format!("a worker ended with {status}").into());
-                }
-            }
+            let workers = shift.iter().map(|(first, end)| start(*first..*end, 0));
+            let workers: Result<Vec<_>, _> = workers.collect();
+            workers?.into_iter().try_for_each(end)?;
         }
         let events = trace::read(&std::fs::read(&trace)?)?;
         std::fs::remove_file(&trace)?;
@@ -89,16 +86,13 @@ impl Recorder {
         folder: &Path,
         trace: &Path,
         messages: Range<u32>,
+        ballast: u32,
     ) -> Result<Child, BoxError> {
         let work = Work {
             folder: folder.to_owned(),
             mode: scene.mode,
             durable_acks: scene.durable_acks,
-            ballast: if messages.start == 0 {
-                scene.ballast
-            } else {
-                0
-            },
+            ballast,
             messages,
             seed: scene.seed,
         };
@@ -110,6 +104,14 @@ impl Recorder {
             .stdin(Stdio::null())
             .spawn();
         Ok(worker?)
+    }
+}
+
+fn end(mut worker: Child) -> Result<(), BoxError> {
+    let status = worker.wait()?;
+    match status.success() {
+        true => Ok(()),
+        false => Err(format!("a worker ended with {status}").into()),
     }
 }
 

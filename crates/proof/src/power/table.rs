@@ -22,10 +22,11 @@ pub fn promises(outcomes: &[(&str, Outcome)]) {
     println!();
     for (name, outcome) in outcomes {
         println!(
-            "{name}: {} cuts, {} with something unsynced, {} that took back an ack, {} worked off, in {:.1} s",
+            "{name}: {} cuts, {} with something unsynced, {} that took back an ack, {} after a seal, {} worked off, in {:.1} s",
             outcome.cuts,
             outcome.unsynced,
             outcome.taken_back,
+            outcome.sealed,
             outcome.ended,
             outcome.took.as_secs_f64()
         );

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use onlyonce_core::{
-    Claim, Claimed, Completion, Error, Fingerprint, Held, Owner, Sink, Store as _,
+    Claim, Claimed, Completion, Error, Fingerprint, Held, KeyDigest, Owner, Sink, Store,
 };
 use onlyonce_sqlite::rusqlite::{self, Connection};
 use onlyonce_sqlite::{SqliteQueue, SqliteStore};
 use serde::{Deserialize, Serialize};
 
-use super::notes::Notebook;
+use super::notes::{Notebook, Watched};
 use super::pipeline::{self, LEASE, Mode};
 use super::trace::Note;
 
@@ -26,6 +26,10 @@ const CHECKPOINTS: Duration = Duration::from_millis(25);
 const LEFT: u32 = 16;
 /// Of ballast.
 const BATCH: usize = 1_000;
+const KEPT: Duration = Duration::from_secs(3_600);
+/// Records that each worker makes in the end, for the next one's pipelines to prune.
+const EXPIRED: u32 = 200;
+const FINGERPRINT: Fingerprint = Fingerprint([0; 16]);
 
 /// What a worker is told by its parent.
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -35,7 +39,7 @@ pub struct Work {
     pub durable_acks: bool,
     /// What it publishes.
     pub messages: Range<u32>,
-    /// How many records that nobody asks for it makes first.
+    /// How many records that nobody asks for it makes first, to be kept.
     pub ballast: u32,
     pub seed: u64,
 }
@@ -49,7 +53,9 @@ pub async fn run(work: &Work) -> Result<(), Error> {
     let queue = SqliteQueue::open(&config).await?;
     notebook.note(&Note::Opened);
     pipeline::prepare(queue.database()).await?;
-    load(&SqliteStore::open(&config).await?, work.ballast).await?;
+    let store = Watched::new(SqliteStore::open(&config).await?, &notebook);
+    take_token(&store).await?;
+    load(&store.inner, 0..work.ballast, KEPT).await?;
 
     let (stop, stopped) = channel();
     let checkpoints = std::thread::spawn(move || checkpoint(&file, &stopped));
@@ -67,24 +73,20 @@ pub async fn run(work: &Work) -> Result<(), Error> {
     if let Ok(Err(error)) = checkpoints.join() {
         return Err(pipeline::failed("a checkpoint", error));
     }
+    let first = 1_000 * work.messages.end;
+    load(&store.inner, first..first + EXPIRED, Duration::ZERO).await?;
     publish(left..work.messages.end).await?;
+    take_token(&store).await?;
     // The file is not closed: closing would leave everything in good order.
     std::mem::forget(queue);
     Ok(())
 }
 
-/// Makes records that have expired at once, and removes some of them.
-async fn load(store: &SqliteStore, ballast: u32) -> Result<(), Error> {
-    let keys: Vec<_> = (0..ballast).map(pipeline::ballast).collect();
+/// Makes records that nobody asks for.
+async fn load(store: &SqliteStore, ballast: Range<u32>, retention: Duration) -> Result<(), Error> {
+    let keys: Vec<_> = ballast.map(pipeline::ballast).collect();
     for keys in keys.chunks(BATCH) {
-        let fingerprint = Fingerprint([0; 16]);
-        let claims: Vec<_> = keys
-            .iter()
-            .map(|key| Claim {
-                key: *key,
-                fingerprint,
-            })
-            .collect();
+        let claims: Vec<_> = keys.iter().copied().map(claim).collect();
         let claimed = store.claim(Owner(1), &claims, LEASE).await?;
         let completions = keys.iter().zip(claimed).filter_map(|(key, claimed)| {
             let Claimed::New { token, .. } = claimed else {
@@ -92,15 +94,28 @@ async fn load(store: &SqliteStore, ballast: u32) -> Result<(), Error> {
             };
             Some(Completion {
                 held: Held { key: *key, token },
-                fingerprint,
+                fingerprint: FINGERPRINT,
                 outcome: None,
-                retention: Duration::ZERO,
+                retention,
             })
         });
         store.complete(&completions.collect::<Vec<_>>()).await?;
     }
-    store.prune(BATCH).await?;
     Ok(())
+}
+
+/// A claim that nothing comes of. When a worker has just opened the file, and when it ends, nothing that is synced follows it.
+async fn take_token(store: &impl Store) -> Result<(), Error> {
+    let key = pipeline::ballast(u32::MAX);
+    store.claim(Owner(1), &[claim(key)], LEASE).await?;
+    Ok(())
+}
+
+fn claim(key: KeyDigest) -> Claim {
+    Claim {
+        key,
+        fingerprint: FINGERPRINT,
+    }
 }
 
 /// Publishes these messages in small batches, and now and then one again.
