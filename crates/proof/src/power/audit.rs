@@ -11,7 +11,8 @@ use onlyonce_core::{BoxError, Claim, Claimed, Error, Fingerprint, KeyDigest, Own
 use onlyonce_sqlite::rusqlite::{self, Connection};
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore};
 
-use super::disk::Image;
+use super::disk;
+use super::machine::Case;
 use super::notes::Notebook;
 use super::pipeline::{self, LEASE, Mode, OUTBOX, QUEUE};
 use super::promised::Promised;
@@ -73,20 +74,7 @@ pub const PROMISES: [Broken; 12] = [
     Broken::NotEnded,
 ];
 
-/// One power failure.
-#[derive(Debug)]
-pub struct Case {
-    /// After so many events.
-    pub at: usize,
-    /// How many changes chance has decided about.
-    pub unsynced: usize,
-    pub image: Image,
-    pub promised: Promised,
-    /// Whether all that is left is worked off, too, which takes longer.
-    pub to_the_end: bool,
-}
-
-/// What came of one.
+/// What came of one power failure.
 #[derive(Debug, Default)]
 pub struct Audit {
     pub broken: BTreeSet<Broken>,
@@ -132,10 +120,14 @@ impl Clock {
     }
 }
 
-pub async fn of(scene: &Scene, case: &Case, folder: &Path) -> Result<Audit, BoxError> {
-    for (name, bytes) in &case.image {
-        std::fs::write(folder.join(name), bytes)?;
-    }
+/// `to_the_end`: all that is left is worked off, too, which takes longer.
+pub async fn of(
+    scene: &Scene,
+    case: &Case,
+    to_the_end: bool,
+    folder: &Path,
+) -> Result<Audit, BoxError> {
+    disk::write_all(&case.image, folder)?;
     let file = folder.join(FILE);
     let clock = Clock {
         began: Instant::now(),
@@ -146,7 +138,7 @@ pub async fn of(scene: &Scene, case: &Case, folder: &Path) -> Result<Audit, BoxE
     if let Err(error) = look(scene, case, &config, &mut audit).await {
         audit.broken.insert(damage(&error));
     }
-    if case.to_the_end && audit.broken.is_empty() {
+    if to_the_end && audit.broken.is_empty() {
         clock.forward();
         let ended = finish(scene.mode, case, &config, folder).await;
         if !ended.unwrap_or(false) {

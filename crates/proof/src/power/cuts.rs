@@ -11,11 +11,9 @@ use fastrand::Rng;
 use onlyonce_core::BoxError;
 use tokio::runtime::Builder;
 
-use super::audit::{self, Audit, Broken, Case};
-use super::disk::Disk;
-use super::luck::Luck;
+use super::audit::{self, Audit, Broken};
+use super::machine::{Case, Machine};
 use super::pipeline::Mode;
-use super::promised::Promised;
 use super::recording::Scene;
 use super::trace::Event;
 
@@ -78,31 +76,17 @@ pub fn run(cuts: &Cuts<'_>) -> Result<Outcome, BoxError> {
     Ok(outcome)
 }
 
-/// Goes through the recording once, and sends what each cut leaves.
-fn fail(cuts: &Cuts<'_>, send: &SyncSender<Case>) -> Result<(), BoxError> {
+/// Goes through the recording once, and sends what each cut leaves, and whether that is to be worked off.
+fn fail(cuts: &Cuts<'_>, send: &SyncSender<(Case, bool)>) -> Result<(), BoxError> {
     let mut rng = Rng::with_seed(cuts.scene.seed);
     let points = (0..cuts.many).filter_map(|_| rng.choice(cuts.points).copied());
     let mut points: Vec<usize> = points.collect();
     points.sort_unstable();
-    let (mut disk, mut promised) = (Disk::default(), Promised::default());
-    let mut done = 0;
+    let mut machine = Machine::new(cuts.events);
     for (n, at) in points.into_iter().enumerate() {
-        for event in &cuts.events[done..at] {
-            disk.apply(event)?;
-            if let Event::Note(note) = event {
-                promised.add(note);
-            }
-        }
-        done = at;
-        let (seed, unsynced) = (rng.u64(..), disk.unsynced());
-        let case = Case {
-            at,
-            unsynced,
-            image: disk.image(&mut Luck::draw(seed, unsynced)),
-            promised: promised.clone(),
-            to_the_end: n % ENDINGS == 0 && cuts.scene.mode != Mode::AtMostOnce,
-        };
-        if send.send(case).is_err() {
+        machine.run(at)?;
+        let to_the_end = n % ENDINGS == 0 && cuts.scene.mode != Mode::AtMostOnce;
+        if send.send((machine.fail(rng.u64(..)), to_the_end)).is_err() {
             // Whoever audits says why.
             break;
         }
@@ -112,18 +96,19 @@ fn fail(cuts: &Cuts<'_>, send: &SyncSender<Case>) -> Result<(), BoxError> {
 
 fn audit_all(
     cuts: &Cuts<'_>,
-    cases: &Mutex<Receiver<Case>>,
+    cases: &Mutex<Receiver<(Case, bool)>>,
     outcome: &Mutex<Outcome>,
 ) -> Result<(), BoxError> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     loop {
         let case = cases.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(case) = case else {
+        let Ok((case, to_the_end)) = case else {
             return Ok(());
         };
         let image = tempfile::tempdir_in(cuts.folder)?;
-        let audit = runtime.block_on(audit::of(cuts.scene, &case, image.path()))?;
+        let audit = runtime.block_on(audit::of(cuts.scene, &case, to_the_end, image.path()))?;
         let mut outcome = outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        outcome.ended += usize::from(to_the_end);
         outcome.add(case, audit);
     }
 }
@@ -132,7 +117,6 @@ impl Outcome {
     fn add(&mut self, case: Case, audit: Audit) {
         self.cuts += 1;
         self.unsynced += usize::from(case.unsynced > 0);
-        self.ended += usize::from(case.to_the_end);
         self.taken_back += usize::from(audit.taken_back);
         self.sealed += usize::from(audit.sealed);
         for what in &audit.broken {

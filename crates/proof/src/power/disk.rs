@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 use super::luck::Luck;
 use super::trace::Event;
@@ -149,6 +151,12 @@ impl File {
         }
         bytes
     }
+}
+
+/// Makes the files of an image.
+pub fn write_all(image: &Image, folder: &Path) -> io::Result<()> {
+    let mut files = image.iter();
+    files.try_for_each(|(name, bytes)| fs::write(folder.join(name), bytes))
 }
 
 fn write(bytes: &mut Vec<u8>, at: usize, data: &[u8], fate: Fate, luck: &mut Luck) {

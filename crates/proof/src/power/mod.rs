@@ -9,6 +9,7 @@ mod audit;
 mod cuts;
 mod disk;
 mod luck;
+mod machine;
 mod notes;
 mod pipeline;
 mod planted;
@@ -21,21 +22,27 @@ mod worker;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use fastrand::Rng;
 use onlyonce_core::BoxError;
 use tokio::runtime::Builder;
 
 use crate::{Verdict, options};
 use audit::Broken;
 use cuts::{Cuts, Outcome};
+use machine::Machine;
 use pipeline::Mode;
 use planted::LIES;
 use recording::{Recorder, Scene};
-use trace::{Event, Note};
+use trace::Event;
 
-/// Of the cuts in percent, how many more each planted fault gets.
-const PLANTED: usize = 5;
 /// So many records nearly fill the log.
 const NEARLY_FULL: u32 = 32_500;
+/// Where the power has failed before.
+const AGAIN: [&str; 3] = ["after 1 failure", "after 2 failures", "after 3 failures"];
+/// Their share of the cuts, each.
+const AGAIN_PERCENT: usize = 5;
+/// How many more each planted fault gets.
+const PLANTED_PERCENT: usize = 5;
 /// A disk in memory: nothing here has to survive a power failure in truth.
 const MEMORY: &str = "/dev/shm";
 
@@ -62,17 +69,19 @@ fn fail_and_audit(options: &options::Power) -> Result<Verdict, BoxError> {
         cuts: options.cuts,
     };
     table::heading(power.seed);
-    let (mut outcomes, mut noticed) = (Vec::new(), Vec::new());
+    let mut outcomes = Vec::new();
     for (scene, percent) in scenes(power.seed) {
         let events = power.recorder.record(&scene)?;
-        let outcome = power.fail(&scene, &events, percent)?;
-        power.keep(&scene, &outcome)?;
-        if outcomes.is_empty() {
-            noticed = power.lie(&scene, &events)?;
-        }
-        outcomes.push((scene.name, outcome));
+        let first = match scene.ballast {
+            0 => 0,
+            _ => machine::prelude(&events),
+        };
+        outcomes.push(power.fail(&scene, &events, first, percent)?);
     }
-    noticed.push(power.promise_less()?);
+    let first = transactional(power.seed);
+    let truth = power.recorder.record(&first)?;
+    outcomes.extend(power.fail_again(&first, truth.clone())?);
+    let noticed = power.planted(&first, &truth)?;
     table::promises(&outcomes);
     let found = noticed.iter().filter(|noticed| **noticed).count();
     table::summary(&outcomes, (found, noticed.len()), began.elapsed());
@@ -92,24 +101,48 @@ fn memory() -> PathBuf {
     }
 }
 
-/// What is recorded, and its share of the cuts in percent.
-fn scenes(seed: u64) -> [(Scene, usize); 5] {
-    let scene = |name, mode, durable_acks| Scene {
-        name,
-        mode,
-        durable_acks,
+fn transactional(seed: u64) -> Scene {
+    Scene {
+        name: "transactional",
+        mode: Mode::Transactional,
+        durable_acks: false,
         ballast: 0,
         seed,
+    }
+}
+
+fn at_most_once(durable_acks: bool, seed: u64) -> Scene {
+    Scene {
+        name: "at most once",
+        mode: Mode::AtMostOnce,
+        durable_acks,
+        ..transactional(seed)
+    }
+}
+
+/// What is recorded, and its share of the cuts in percent.
+fn scenes(seed: u64) -> [(Scene, usize); 5] {
+    let transactional = transactional(seed);
+    let idempotent = Scene {
+        name: "idempotent",
+        mode: Mode::Idempotent,
+        ..transactional
+    };
+    let durable_acks = Scene {
+        name: "durable acks",
+        durable_acks: true,
+        ..transactional
     };
     let sealing = Scene {
+        name: "sealing",
         ballast: NEARLY_FULL,
-        ..scene("sealing", Mode::Transactional, false)
+        ..transactional
     };
     [
-        (scene("transactional", Mode::Transactional, false), 40),
-        (scene("idempotent", Mode::Idempotent, false), 20),
-        (scene("durable acks", Mode::Transactional, true), 15),
-        (scene("at most once", Mode::AtMostOnce, true), 20),
+        (transactional, 30),
+        (idempotent, 20),
+        (durable_acks, 15),
+        (at_most_once(true, seed), 15),
         // Large files, for which a cut takes longer.
         (sealing, 5),
     ]
@@ -123,16 +156,26 @@ struct Power<'a> {
     cuts: usize,
 }
 
+type Named = (&'static str, Outcome);
+
 impl Power<'_> {
-    fn fail(&self, scene: &Scene, events: &[Event], percent: usize) -> Result<Outcome, BoxError> {
-        // Not while the ballast is taken on.
-        let loading = |event: &Event| !matches!(event, Event::Note(Note::Published(_)));
-        let first = match scene.ballast {
-            0 => 0,
-            _ => events.iter().take_while(|event| loading(event)).count(),
-        };
+    /// Lets the power fail anywhere after the `first` events.
+    fn fail(
+        &self,
+        scene: &Scene,
+        events: &[Event],
+        first: usize,
+        percent: usize,
+    ) -> Result<Named, BoxError> {
         let points: Vec<_> = (first..=events.len()).collect();
-        self.cut(scene, events, &points, percent)
+        let outcome = self.cut(scene, events, &points, percent)?;
+        if let Some((case, broken)) = &outcome.first {
+            // For whoever wants to know why.
+            let folder = tempfile::Builder::new().prefix("power-").tempdir()?.keep();
+            disk::write_all(&case.image, &folder)?;
+            table::broken(scene.name, case.at, broken, &folder);
+        }
+        Ok((scene.name, outcome))
     }
 
     fn cut(
@@ -151,41 +194,37 @@ impl Power<'_> {
         })
     }
 
-    /// Keeps the first image in which something is broken, for whoever wants to know why.
-    fn keep(&self, scene: &Scene, outcome: &Outcome) -> Result<(), BoxError> {
-        let Some((case, broken)) = &outcome.first else {
-            return Ok(());
-        };
-        let folder = tempfile::Builder::new().prefix("power-").tempdir()?.keep();
-        for (name, bytes) in &case.image {
-            std::fs::write(folder.join(name), bytes)?;
+    /// Lets a worker begin with what a power failure has left, and the power fail again.
+    fn fail_again(&self, scene: &Scene, mut events: Vec<Event>) -> Result<Vec<Named>, BoxError> {
+        let mut rng = Rng::with_seed(self.seed);
+        let mut outcomes = Vec::new();
+        for (failures, name) in (1..).zip(AGAIN) {
+            let mut machine = Machine::new(&events);
+            machine.run(rng.usize(machine::prelude(&events)..events.len()))?;
+            let case = machine.fail(rng.u64(..));
+            events = self.recorder.record_after(scene, &case, failures)?;
+            let scene = Scene { name, ..*scene };
+            let first = case.events().len();
+            outcomes.push(self.fail(&scene, &events, first, AGAIN_PERCENT)?);
         }
-        table::kept(scene.name, case.at, broken, &folder);
-        Ok(())
+        Ok(outcomes)
     }
 
-    /// Whether each lie of the disk is noticed.
-    fn lie(&self, scene: &Scene, truth: &[Event]) -> Result<Vec<bool>, BoxError> {
+    /// Whether each planted fault is noticed.
+    fn planted(&self, scene: &Scene, truth: &[Event]) -> Result<Vec<bool>, BoxError> {
         let mut noticed = Vec::new();
         for lie in LIES {
             let spoilt = lie.tell(truth);
-            let outcome = self.cut(scene, &spoilt.events, &spoilt.points, PLANTED)?;
+            let outcome = self.cut(scene, &spoilt.events, &spoilt.points, PLANTED_PERCENT)?;
             noticed.push(table::planted(lie.name, lie.breaks, &outcome));
         }
-        Ok(noticed)
-    }
-
-    /// Whether it is noticed that acks are not synced where nothing else keeps a message from running twice.
-    fn promise_less(&self) -> Result<bool, BoxError> {
-        let scene = Scene {
-            name: "at most once, and acks are not durable",
-            mode: Mode::AtMostOnce,
-            durable_acks: false,
-            ballast: 0,
-            seed: self.seed,
-        };
+        // Nothing else keeps a message from running twice there.
+        let scene = at_most_once(false, self.seed);
         let events = self.recorder.record(&scene)?;
-        let outcome = self.fail(&scene, &events, PLANTED)?;
-        Ok(table::planted(scene.name, Broken::RunsAgain, &outcome))
+        let points: Vec<_> = (0..=events.len()).collect();
+        let outcome = self.cut(&scene, &events, &points, PLANTED_PERCENT)?;
+        let name = "at most once, and acks are not durable";
+        noticed.push(table::planted(name, Broken::RunsAgain, &outcome));
+        Ok(noticed)
     }
 }

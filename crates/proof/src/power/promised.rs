@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::trace::Note;
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Promised {
     pub published: BTreeSet<u32>,
     /// The highest that was given.
@@ -15,6 +15,18 @@ pub struct Promised {
 }
 
 impl Promised {
+    /// Notes of all that.
+    pub fn notes(&self) -> Vec<Note> {
+        let mut notes = vec![
+            Note::Published(self.published.iter().copied().collect()),
+            Note::Token(self.token),
+            Note::Recorded(self.recorded.iter().copied().collect()),
+            Note::Acked(self.acked.iter().copied().collect()),
+        ];
+        notes.extend(self.ran.iter().copied().map(Note::Ran));
+        notes
+    }
+
     pub fn add(&mut self, note: &Note) {
         match note {
             Note::Opening | Note::Opened => {}

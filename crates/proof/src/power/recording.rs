@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use onlyonce_core::BoxError;
+use tempfile::TempDir;
 
-use super::disk::Disk;
+use super::disk::{self, Disk};
 use super::luck::Luck;
+use super::machine::Case;
 use super::pipeline::Mode;
 use super::trace::{self, Event};
 use super::worker::Work;
@@ -17,10 +19,12 @@ const SOURCE: &str = include_str!("../../power/record.c");
 /// The recorder, ready to be loaded.
 pub struct Recorder {
     library: PathBuf,
+    /// Where everything goes.
     folder: PathBuf,
 }
 
 /// What is recorded.
+#[derive(Clone, Copy)]
 pub struct Scene {
     pub name: &'static str,
     pub mode: Mode,
@@ -30,16 +34,18 @@ pub struct Scene {
     pub seed: u64,
 }
 
-/// The first message, and the first no more, of each worker; those of a shift run at the same time, after those before.
-const SHIFTS: [&[(u32, u32)]; 4] = [
-    &[(0, 90), (90, 180)],
-    &[(180, 270)],
-    &[(270, 360)],
-    &[(360, 360)],
-];
+/// The messages of the workers that run first, at the same time; after them two others do, and at last one that only works.
+const FIRST: [Range<u32>; 2] = [0..90, 90..180];
+const THEN: [Range<u32>; 3] = [180..270, 270..360, 360..360];
+
+/// The messages of the worker after so many power failures.
+fn after(failures: u32) -> Range<u32> {
+    let first = 270 + 90 * failures;
+    first..first + 90
+}
 
 impl Recorder {
-    /// Compiles it in `folder`, where traces go, too.
+    /// Compiles it.
     pub fn compile(folder: &Path) -> Result<Self, BoxError> {
         let (source, library) = (folder.join("record.c"), folder.join("record.so"));
         std::fs::write(&source, SOURCE)?;
@@ -61,49 +67,78 @@ impl Recorder {
 
     /// Everything that workers did to the files of an empty folder.
     pub fn record(&self, scene: &Scene) -> Result<Vec<Event>, BoxError> {
-        let watched = tempfile::tempdir_in(&self.folder)?;
-        // As the kernel tells it.
-        let folder = watched.path().canonicalize()?;
-        let trace = self.folder.join("trace");
-        let start = |messages, ballast| self.start(scene, &folder, &trace, messages, ballast);
+        let stage = self.stage(scene)?;
         if scene.ballast > 0 {
-            end(start(0..0, scene.ballast)?)?;
+            end(stage.start(0..0, scene.ballast)?)?;
         }
-        for shift in SHIFTS {
-            let workers = shift.iter().map(|(first, end)| start(*first..*end, 0));
-            let workers: Result<Vec<_>, _> = workers.collect();
-            workers?.into_iter().try_for_each(end)?;
+        let first: Result<Vec<_>, _> = FIRST.map(|ids| stage.start(ids, 0)).into_iter().collect();
+        first?.into_iter().try_for_each(end)?;
+        for ids in THEN {
+            end(stage.start(ids, 0)?)?;
         }
-        let events = trace::read(&std::fs::read(&trace)?)?;
-        std::fs::remove_file(&trace)?;
-        check(&events, &folder)?;
-        Ok(events)
+        stage.events(Vec::new())
     }
 
-    fn start(
+    /// What leads to this power failure, in short, and what the next worker makes of it.
+    pub fn record_after(
         &self,
         scene: &Scene,
-        folder: &Path,
-        trace: &Path,
-        messages: Range<u32>,
-        ballast: u32,
-    ) -> Result<Child, BoxError> {
+        case: &Case,
+        failures: u32,
+    ) -> Result<Vec<Event>, BoxError> {
+        let stage = self.stage(scene)?;
+        disk::write_all(&case.image, &stage.folder)?;
+        end(stage.start(after(failures), 0)?)?;
+        stage.events(case.events())
+    }
+
+    fn stage<'a>(&'a self, scene: &'a Scene) -> Result<Stage<'a>, BoxError> {
+        let temporary = tempfile::tempdir_in(&self.folder)?;
+        Ok(Stage {
+            recorder: self,
+            scene,
+            // As the kernel tells it.
+            folder: temporary.path().canonicalize()?,
+            trace: tempfile::NamedTempFile::new_in(&self.folder)?,
+            _temporary: temporary,
+        })
+    }
+}
+
+/// A folder that is watched.
+struct Stage<'a> {
+    recorder: &'a Recorder,
+    scene: &'a Scene,
+    folder: PathBuf,
+    trace: tempfile::NamedTempFile,
+    _temporary: TempDir,
+}
+
+impl Stage<'_> {
+    fn start(&self, messages: Range<u32>, ballast: u32) -> Result<Child, BoxError> {
         let work = Work {
-            folder: folder.to_owned(),
-            mode: scene.mode,
-            durable_acks: scene.durable_acks,
-            ballast,
+            folder: self.folder.clone(),
+            mode: self.scene.mode,
+            durable_acks: self.scene.durable_acks,
             messages,
-            seed: scene.seed,
+            ballast,
+            seed: self.scene.seed,
         };
         let worker = Command::new(std::env::current_exe()?)
             .args(["power", "--worker", &serde_json::to_string(&work)?])
-            .env("LD_PRELOAD", &self.library)
-            .env("POWER_FOLDER", folder)
-            .env("POWER_TRACE", trace)
+            .env("LD_PRELOAD", &self.recorder.library)
+            .env("POWER_FOLDER", &self.folder)
+            .env("POWER_TRACE", self.trace.path())
             .stdin(Stdio::null())
             .spawn();
         Ok(worker?)
+    }
+
+    /// What happened after `before`.
+    fn events(&self, mut before: Vec<Event>) -> Result<Vec<Event>, BoxError> {
+        before.extend(trace::read(&std::fs::read(self.trace.path())?)?);
+        check(&before, &self.folder)?;
+        Ok(before)
     }
 }
 

@@ -9,13 +9,13 @@ use super::cuts::Outcome;
 
 pub fn promises(outcomes: &[(&str, Outcome)]) {
     print!("{:<36}", "cuts at which it does not hold");
-    outcomes.iter().for_each(|(name, _)| print!("{name:>28}"));
+    outcomes.iter().for_each(|(name, _)| print!("{name:>18}"));
     println!();
     for promise in PROMISES {
         print!("{:<36}", promise.to_string());
         for (_, outcome) in outcomes {
             let broken = outcome.broken.get(&promise).copied().unwrap_or_default();
-            print!("{broken:>28}");
+            print!("{broken:>18}");
         }
         println!();
     }
@@ -34,7 +34,7 @@ pub fn promises(outcomes: &[(&str, Outcome)]) {
     println!();
 }
 
-pub fn kept(name: &str, at: usize, broken: &[Broken], folder: &Path) {
+pub fn broken(name: &str, at: usize, broken: &[Broken], folder: &Path) {
     let broken: Vec<_> = broken.iter().map(Broken::to_string).collect();
     println!(
         "{name}: NOT so after {at} events: {}; what was left is in {}",
