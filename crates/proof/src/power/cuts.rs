@@ -11,10 +11,11 @@ use fastrand::Rng;
 use onlyonce_core::BoxError;
 use tokio::runtime::Builder;
 
-use super::audit::{self, Audit, Broken};
+use super::audit::{self, Audit};
+use super::broken::Broken;
 use super::machine::{Case, Machine};
 use super::pipeline::Mode;
-use super::recording::Scene;
+use super::scenes::Scene;
 use super::trace::Event;
 
 /// Every so many cuts, all that is left is worked off.
@@ -45,8 +46,7 @@ pub struct Outcome {
     pub taken_back: usize,
     /// Cuts after the log of records had been sealed.
     pub sealed: usize,
-    /// At how many cuts this did not hold.
-    pub broken: BTreeMap<Broken, usize>,
+    broken: BTreeMap<Broken, usize>,
     /// Cuts at which anything did not hold.
     pub bad: usize,
     /// The first of them, and what did not hold.
@@ -114,6 +114,11 @@ fn audit_all(
 }
 
 impl Outcome {
+    /// At how many cuts this did not hold.
+    pub fn times(&self, what: Broken) -> usize {
+        self.broken.get(&what).copied().unwrap_or_default()
+    }
+
     fn add(&mut self, case: Case, audit: Audit) {
         self.cuts += 1;
         self.unsynced += usize::from(case.unsynced > 0);

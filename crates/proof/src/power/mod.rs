@@ -6,8 +6,10 @@
 //! there with the library itself. That it would notice is shown with [`planted`] faults.
 
 mod audit;
+mod broken;
 mod cuts;
 mod disk;
+mod found;
 mod luck;
 mod machine;
 mod notes;
@@ -15,6 +17,7 @@ mod pipeline;
 mod planted;
 mod promised;
 mod recording;
+mod scenes;
 mod table;
 mod trace;
 mod worker;
@@ -27,16 +30,13 @@ use onlyonce_core::BoxError;
 use tokio::runtime::Builder;
 
 use crate::{Verdict, options};
-use audit::Broken;
 use cuts::{Cuts, Outcome};
 use machine::Machine;
-use pipeline::Mode;
-use planted::LIES;
-use recording::{Recorder, Scene};
+use planted::{ACKS_NOT_DURABLE, Fault, LIES};
+use recording::Recorder;
+use scenes::Scene;
 use trace::Event;
 
-/// So many records nearly fill the log.
-const NEARLY_FULL: u32 = 32_500;
 /// Where the power has failed before.
 const AGAIN: [&str; 3] = ["after 1 failure", "after 2 failures", "after 3 failures"];
 /// Their share of the cuts, each.
@@ -70,7 +70,7 @@ fn fail_and_audit(options: &options::Power) -> Result<Verdict, BoxError> {
     };
     table::heading(power.seed);
     let mut outcomes = Vec::new();
-    for (scene, percent) in scenes(power.seed) {
+    for (scene, percent) in scenes::all(power.seed) {
         let events = power.recorder.record(&scene)?;
         let first = match scene.ballast {
             0 => 0,
@@ -78,15 +78,15 @@ fn fail_and_audit(options: &options::Power) -> Result<Verdict, BoxError> {
         };
         outcomes.push(power.fail(&scene, &events, first, percent)?);
     }
-    let first = transactional(power.seed);
+    let first = scenes::transactional(power.seed);
     let truth = power.recorder.record(&first)?;
     outcomes.extend(power.fail_again(&first, truth.clone())?);
-    let noticed = power.planted(&first, &truth)?;
-    table::promises(&outcomes);
-    let found = noticed.iter().filter(|noticed| **noticed).count();
-    table::summary(&outcomes, (found, noticed.len()), began.elapsed());
+    let planted = power.plant(&first, &truth)?;
+    table::outcomes(&outcomes);
+    let noticed = table::planted(&planted);
+    table::summary(&outcomes, (noticed, planted.len()), began.elapsed());
     let kept = outcomes.iter().all(|(_, outcome)| outcome.bad == 0);
-    match kept && found == noticed.len() {
+    match kept && noticed == planted.len() {
         true => Ok(Verdict::Kept),
         false => Ok(Verdict::Broken),
     }
@@ -99,53 +99,6 @@ fn memory() -> PathBuf {
     } else {
         std::env::temp_dir()
     }
-}
-
-fn transactional(seed: u64) -> Scene {
-    Scene {
-        name: "transactional",
-        mode: Mode::Transactional,
-        durable_acks: false,
-        ballast: 0,
-        seed,
-    }
-}
-
-fn at_most_once(durable_acks: bool, seed: u64) -> Scene {
-    Scene {
-        name: "at most once",
-        mode: Mode::AtMostOnce,
-        durable_acks,
-        ..transactional(seed)
-    }
-}
-
-/// What is recorded, and its share of the cuts in percent.
-fn scenes(seed: u64) -> [(Scene, usize); 5] {
-    let transactional = transactional(seed);
-    let idempotent = Scene {
-        name: "idempotent",
-        mode: Mode::Idempotent,
-        ..transactional
-    };
-    let durable_acks = Scene {
-        name: "durable acks",
-        durable_acks: true,
-        ..transactional
-    };
-    let sealing = Scene {
-        name: "sealing",
-        ballast: NEARLY_FULL,
-        ..transactional
-    };
-    [
-        (transactional, 30),
-        (idempotent, 20),
-        (durable_acks, 15),
-        (at_most_once(true, seed), 15),
-        // Large files, for which a cut takes longer.
-        (sealing, 5),
-    ]
 }
 
 /// What all cuts have in common.
@@ -198,33 +151,32 @@ impl Power<'_> {
     fn fail_again(&self, scene: &Scene, mut events: Vec<Event>) -> Result<Vec<Named>, BoxError> {
         let mut rng = Rng::with_seed(self.seed);
         let mut outcomes = Vec::new();
+        let mut first = machine::prelude(&events);
         for (failures, name) in (1..).zip(AGAIN) {
             let mut machine = Machine::new(&events);
-            machine.run(rng.usize(machine::prelude(&events)..events.len()))?;
+            machine.run(rng.usize(first..=events.len()))?;
             let case = machine.fail(rng.u64(..));
             events = self.recorder.record_after(scene, &case, failures)?;
             let scene = Scene { name, ..*scene };
-            let first = case.events().len();
+            first = case.events().len();
             outcomes.push(self.fail(&scene, &events, first, AGAIN_PERCENT)?);
         }
         Ok(outcomes)
     }
 
-    /// Whether each planted fault is noticed.
-    fn planted(&self, scene: &Scene, truth: &[Event]) -> Result<Vec<bool>, BoxError> {
-        let mut noticed = Vec::new();
+    /// What each planted fault breaks.
+    fn plant(&self, scene: &Scene, truth: &[Event]) -> Result<Vec<(Fault, Outcome)>, BoxError> {
+        let mut outcomes = Vec::new();
         for lie in LIES {
             let spoilt = lie.tell(truth);
             let outcome = self.cut(scene, &spoilt.events, &spoilt.points, PLANTED_PERCENT)?;
-            noticed.push(table::planted(lie.name, lie.breaks, &outcome));
+            outcomes.push((lie.fault, outcome));
         }
-        // Nothing else keeps a message from running twice there.
-        let scene = at_most_once(false, self.seed);
+        let scene = scenes::at_most_once(false, self.seed);
         let events = self.recorder.record(&scene)?;
         let points: Vec<_> = (0..=events.len()).collect();
         let outcome = self.cut(&scene, &events, &points, PLANTED_PERCENT)?;
-        let name = "at most once, and acks are not durable";
-        noticed.push(table::planted(name, Broken::RunsAgain, &outcome));
-        Ok(noticed)
+        outcomes.push((ACKS_NOT_DURABLE, outcome));
+        Ok(outcomes)
     }
 }

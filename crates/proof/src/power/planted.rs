@@ -1,27 +1,43 @@
 //! Faults that the audit must notice: a disk that lies about syncs, and a setting that promises less.
 
-use super::audit::Broken;
+use super::broken::Broken;
 use super::trace::{Event, Note};
+
+/// What is wrong, in short, and what must be noticed.
+#[derive(Clone, Copy)]
+pub struct Fault {
+    pub name: &'static str,
+    pub breaks: Broken,
+}
+
+/// Nothing but a durable ack keeps a message from running twice where there is no store.
+pub const ACKS_NOT_DURABLE: Fault = Fault {
+    name: "acks not durable",
+    breaks: Broken::RunsAgain,
+};
 
 /// Goes over the events in their order, and says which syncs are left out.
 type LeftOut = Box<dyn FnMut(&Event) -> bool>;
 
-/// A sync that a disk has confirmed and not carried out.
+/// Syncs that a disk has confirmed and not carried out.
 pub struct Lie {
-    pub name: &'static str,
+    pub fault: Fault,
     left_out: fn() -> LeftOut,
-    /// What must be noticed.
-    pub breaks: Broken,
 }
 
 pub const LIES: [Lie; 4] = [
     Lie {
-        name: "nothing is ever synced",
+        fault: Fault {
+            name: "nothing synced",
+            breaks: Broken::MessageLost,
+        },
         left_out: || Box::new(is_sync),
-        breaks: Broken::MessageLost,
     },
     Lie {
-        name: "every other sync of a file is left out",
+        fault: Fault {
+            name: "every other sync",
+            breaks: Broken::RecordLost,
+        },
         left_out: || {
             let mut odd = false;
             Box::new(move |event| {
@@ -30,15 +46,19 @@ pub const LIES: [Lie; 4] = [
                 is_sync && odd
             })
         },
-        breaks: Broken::RecordLost,
     },
     Lie {
-        name: "the folder is never synced",
+        fault: Fault {
+            name: "folder not synced",
+            breaks: Broken::MessageLost,
+        },
         left_out: || Box::new(|event| *event == Event::SyncFolder),
-        breaks: Broken::MessageLost,
     },
     Lie {
-        name: "the epoch of tokens is not synced",
+        fault: Fault {
+            name: "epoch not synced",
+            breaks: Broken::TokenFell,
+        },
         left_out: || {
             let mut opening = false;
             Box::new(move |event| {
@@ -50,7 +70,6 @@ pub const LIES: [Lie; 4] = [
                 opening && matches!(event, Event::Sync(_))
             })
         },
-        breaks: Broken::TokenFell,
     },
 ];
 

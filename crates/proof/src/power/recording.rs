@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::disk::{self, Disk};
 use super::luck::Luck;
 use super::machine::Case;
-use super::pipeline::Mode;
+use super::scenes::Scene;
 use super::trace::{self, Event};
 use super::worker::Work;
 
@@ -21,17 +21,6 @@ pub struct Recorder {
     library: PathBuf,
     /// Where everything goes.
     folder: PathBuf,
-}
-
-/// What is recorded.
-#[derive(Clone, Copy)]
-pub struct Scene {
-    pub name: &'static str,
-    pub mode: Mode,
-    pub durable_acks: bool,
-    /// See [`Work::ballast`]; a worker makes it before the others start.
-    pub ballast: u32,
-    pub seed: u64,
 }
 
 /// The messages of the workers that run first, at the same time; after them two others do, and at last one that only works.
