@@ -41,8 +41,8 @@ use trace::Event;
 const AGAIN: [&str; 3] = ["after 1 failure", "after 2 failures", "after 3 failures"];
 /// Their share of the cuts, each.
 const AGAIN_PERCENT: usize = 5;
-/// How many more each planted fault gets.
-const PLANTED_PERCENT: usize = 5;
+/// How many more each planted fault gets: enough to be noticed, whatever chance does.
+const PLANTED_CUTS: usize = 100;
 /// A disk in memory: nothing here has to survive a power failure in truth.
 const MEMORY: &str = "/dev/shm";
 
@@ -121,7 +121,7 @@ impl Power<'_> {
         percent: usize,
     ) -> Result<Named, BoxError> {
         let points: Vec<_> = (first..=events.len()).collect();
-        let outcome = self.cut(scene, events, &points, percent)?;
+        let outcome = self.cut(scene, events, &points, self.cuts * percent / 100)?;
         if let Some((case, broken)) = &outcome.first {
             // For whoever wants to know why.
             let folder = tempfile::Builder::new().prefix("power-").tempdir()?.keep();
@@ -136,13 +136,13 @@ impl Power<'_> {
         scene: &Scene,
         events: &[Event],
         points: &[usize],
-        percent: usize,
+        many: usize,
     ) -> Result<Outcome, BoxError> {
         cuts::run(&Cuts {
             scene,
             events,
             points,
-            many: (self.cuts * percent / 100).max(1),
+            many,
             folder: self.folder,
         })
     }
@@ -169,13 +169,13 @@ impl Power<'_> {
         let mut outcomes = Vec::new();
         for lie in LIES {
             let spoilt = lie.tell(truth);
-            let outcome = self.cut(scene, &spoilt.events, &spoilt.points, PLANTED_PERCENT)?;
+            let outcome = self.cut(scene, &spoilt.events, &spoilt.points, PLANTED_CUTS)?;
             outcomes.push((lie.fault, outcome));
         }
         let scene = scenes::at_most_once(false, self.seed);
         let events = self.recorder.record(&scene)?;
         let points: Vec<_> = (0..=events.len()).collect();
-        let outcome = self.cut(&scene, &events, &points, PLANTED_PERCENT)?;
+        let outcome = self.cut(&scene, &events, &points, PLANTED_CUTS)?;
         outcomes.push((ACKS_NOT_DURABLE, outcome));
         Ok(outcomes)
     }

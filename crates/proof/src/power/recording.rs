@@ -111,6 +111,7 @@ impl Stage<'_> {
             durable_acks: self.scene.durable_acks,
             messages,
             ballast,
+            checkpoints: self.scene.ballast == 0,
             seed: self.scene.seed,
         };
         let worker = Command::new(std::env::current_exe()?)

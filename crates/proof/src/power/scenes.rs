@@ -11,7 +11,8 @@ pub struct Scene {
     pub name: &'static str,
     pub mode: Mode,
     pub durable_acks: bool,
-    /// See [`Work::ballast`]; a worker makes it before the others start.
+    /// So many records are there before the others start: so many that the store copies its log into the file by itself.
+    /// Elsewhere another connection does that, far more often.
     pub ballast: u32,
     pub seed: u64,
 }

@@ -24,8 +24,8 @@ const IDLE: Duration = Duration::from_millis(150);
 const CHECKPOINTS: Duration = Duration::from_millis(25);
 /// Published when nobody takes them any more: the next worker finds them when it has just opened the file.
 const LEFT: u32 = 16;
-/// Of ballast.
-const BATCH: usize = 1_000;
+/// Of ballast: small, so that the log of the database grows with it.
+const BATCH: usize = 100;
 const KEPT: Duration = Duration::from_secs(3_600);
 /// Records that each worker makes in the end, for the next one's pipelines to prune.
 const EXPIRED: u32 = 200;
@@ -41,6 +41,8 @@ pub struct Work {
     pub messages: Range<u32>,
     /// How many records that nobody asks for it makes first, to be kept.
     pub ballast: u32,
+    /// Whether another connection makes checkpoints.
+    pub checkpoints: bool,
     pub seed: u64,
 }
 
@@ -58,7 +60,11 @@ pub async fn run(work: &Work) -> Result<(), Error> {
     load(&store.inner, 0..work.ballast, KEPT).await?;
 
     let (stop, stopped) = channel();
-    let checkpoints = std::thread::spawn(move || checkpoint(&file, &stopped));
+    let checkpoints = work.checkpoints;
+    let checkpoints = std::thread::spawn(move || match checkpoints {
+        true => checkpoint(&file, &stopped),
+        false => Ok(()),
+    });
     let half = work.messages.start.midpoint(work.messages.end);
     let left = work.messages.end.saturating_sub(LEFT).max(half);
     let publish = |ids| publish(&queue, ids, work.seed, &notebook);
