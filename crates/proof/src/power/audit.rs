@@ -21,6 +21,8 @@ use super::worker::FILE;
 
 /// Longer than any delay of a retry.
 const IDLE: Duration = Duration::from_millis(60);
+/// A machine that is busy with other things may be idle for longer while a message waits: then the work goes on.
+const SHIFTS: u32 = 5;
 
 /// What came of one power failure.
 #[derive(Debug, Default)]
@@ -73,8 +75,7 @@ pub async fn of(
         audit.broken.insert(damage(&error));
     }
     if to_the_end && audit.broken.is_empty() {
-        clock.forward();
-        let ended = finish(scene.mode, case, &config, folder).await;
+        let ended = finish(scene, case, &clock, folder).await;
         if !ended.unwrap_or(false) {
             audit.broken.insert(Broken::NotEnded);
         }
@@ -127,11 +128,25 @@ async fn token(store: &SqliteStore) -> Result<u64, Error> {
 }
 
 /// Works off what is left; whether each message has had its effect once then, or is dead if it is poison.
-async fn finish(mode: Mode, case: &Case, config: &Config, folder: &Path) -> Result<bool, BoxError> {
-    let queue = SqliteQueue::open(config).await?;
+async fn finish(
+    scene: &Scene,
+    case: &Case,
+    clock: &Clock,
+    folder: &Path,
+) -> Result<bool, BoxError> {
+    let config = clock.config(&folder.join(FILE), scene);
+    let queue = SqliteQueue::open(&config).await?;
     pipeline::prepare(queue.database()).await?;
-    pipeline::run(mode, config, IDLE, &Notebook::open(folder)?).await?;
-    let found = Found::read(&Connection::open(&config.path)?)?;
+    let notebook = Notebook::open(folder)?;
+    let mut found = Found::default();
+    for _ in 0..SHIFTS {
+        clock.forward();
+        pipeline::run(scene.mode, &config, IDLE, &notebook).await?;
+        found = Found::read(&Connection::open(&config.path)?)?;
+        if found.queued.is_empty() {
+            break;
+        }
+    }
     let done = |id: &u32| match pipeline::is_poison(*id) {
         true => found.dead_names.contains(&pipeline::dedup_id(*id)),
         false => found.effects.contains_key(id),
@@ -139,6 +154,6 @@ async fn finish(mode: Mode, case: &Case, config: &Config, folder: &Path) -> Resu
     let once = found.effects.values().all(|times| *times == 1);
     let no_poison = !found.effects.keys().any(|id| pipeline::is_poison(*id));
     let all = case.promised.published.iter().all(done);
-    let followed = mode != Mode::Transactional || found.followed();
+    let followed = scene.mode != Mode::Transactional || found.followed();
     Ok(followed && once && no_poison && all && found.queued.is_empty())
 }

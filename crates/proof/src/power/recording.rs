@@ -38,8 +38,10 @@ impl Recorder {
     pub fn compile(folder: &Path) -> Result<Self, BoxError> {
         let (source, library) = (folder.join("record.c"), folder.join("record.so"));
         std::fs::write(&source, SOURCE)?;
-        let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
-        let compiled = Command::new(&compiler)
+        let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".into());
+        let mut words = compiler.split_whitespace();
+        let compiled = Command::new(words.next().unwrap_or("cc"))
+            .args(words)
             .args(["-shared", "-fPIC", "-O1", "-o"])
             .args([&library, &source])
             .args(["-ldl", "-pthread"])
@@ -49,8 +51,8 @@ impl Recorder {
                 library,
                 folder: folder.to_owned(),
             }),
-            Ok(status) => Err(format!("{compiler:?} ended with {status}").into()),
-            Err(error) => Err(format!("{compiler:?} cannot be run: {error}").into()),
+            Ok(status) => Err(format!("the C compiler {compiler} ended with {status}").into()),
+            Err(error) => Err(format!("the C compiler {compiler} cannot be run: {error}").into()),
         }
     }
 

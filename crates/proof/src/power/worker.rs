@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use onlyonce_core::{
-    Claim, Claimed, Completion, Error, Fingerprint, Held, KeyDigest, Owner, Sink, Store,
+    Claim, Claimed, Completion, Error, Fingerprint, Held, KeyDigest, Message, Owner, Sink, Store,
 };
 use onlyonce_sqlite::rusqlite::{self, Connection};
 use onlyonce_sqlite::{SqliteQueue, SqliteStore};
@@ -140,12 +140,19 @@ async fn publish(
             batch.push(rng.u32(first..ids.start));
         }
         let messages: Vec<_> = batch.iter().copied().map(pipeline::message).collect();
-        let published: Result<Vec<()>, _> = queue.publish(&messages).await.into_iter().collect();
-        published?;
+        while let Err(error) = publish_once(queue, &messages).await {
+            if !error.is_retryable() {
+                return Err(error);
+            }
+        }
         notebook.note(&Note::Published(batch));
         tokio::time::sleep(Duration::from_millis(rng.u64(0..4))).await;
     }
     Ok(())
+}
+
+async fn publish_once(queue: &SqliteQueue, messages: &[Message]) -> Result<(), Error> {
+    queue.publish(messages).await.into_iter().collect()
 }
 
 /// What any other program may do that has the file open.
