@@ -4,6 +4,7 @@
 //! - `simulate`: the real pipeline in virtual time, one seed deciding everything that goes wrong.
 //! - `mutants`: bugs planted in the pipeline, each of which the simulation must notice.
 //! - `crash`: real processes, killed at every await boundary, on SQLite and RabbitMQ.
+//! - `power`: power failures at thousands of points, on what real processes wrote and did not sync.
 //!
 //! Each prints a summary line last and exits 1 when a promise breaks.
 #![allow(missing_docs, unreachable_pub, reason = "a program, not a library")]
@@ -12,6 +13,7 @@ mod crash;
 mod model;
 mod mutants;
 mod options;
+mod power;
 mod simulate;
 
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Command::Simulate(options) => simulate::run(&options),
         Command::Mutants(options) => mutants::run(&options),
         Command::Crash(options) => crash::run(&options),
+        Command::Power(options) => power::run(&options),
     };
     match result {
         Ok(Verdict::Kept) => ExitCode::SUCCESS,

@@ -22,6 +22,8 @@ pub enum Command {
     Mutants(Mutants),
     /// Kill real processes at every await boundary.
     Crash(Crash),
+    /// Let the power fail at thousands of points of what real processes write.
+    Power(Power),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -74,6 +76,19 @@ pub struct Crash {
     #[arg(long, value_name = "URL", env = "ONLYONCE_RABBITMQ_URL")]
     pub rabbitmq: Option<String>,
     /// Be the worker that is killed.
+    #[arg(long, hide = true)]
+    pub worker: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Power {
+    /// How often the power fails.
+    #[arg(long, default_value_t = 2_000)]
+    pub cuts: usize,
+    /// Of the traffic, and of where the power fails; otherwise one at random.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Be the worker that writes.
     #[arg(long, hide = true)]
     pub worker: Option<String>,
 }

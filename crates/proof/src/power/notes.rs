@@ -1,0 +1,174 @@
+//! Notes of what a worker was promised, and the source, store and transaction that write them when an answer is there.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use onlyonce_core::{
+    Action, Answer, Capabilities, Claim, Claimed, Completion, Delivery, Error, Fenced, Held,
+    Inspection, Limit, Owner, Receipt, Settlement, Source, Store, Transaction, TransactionalStore,
+    Verdicts,
+};
+
+use super::trace::{NOTES, Note};
+
+#[derive(Clone, Debug)]
+pub struct Notebook(Arc<Mutex<fs::File>>);
+
+impl Notebook {
+    pub fn open(folder: &Path) -> std::io::Result<Self> {
+        let mut options = fs::OpenOptions::new();
+        let file = options.append(true).create(true).open(folder.join(NOTES))?;
+        Ok(Self(Arc::new(Mutex::new(file))))
+    }
+
+    /// A note that is missing would be a promise that nobody asks for, so the worker ends if it cannot write one.
+    pub fn note(&self, note: &Note) {
+        // A struct of numbers is always JSON.
+        let line = serde_json::to_vec(note).unwrap_or_default();
+        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(error) = file.write_all(&line) {
+            eprintln!("a note could not be written: {error}");
+            std::process::exit(1);
+        }
+    }
+}
+
+pub struct Watched<T> {
+    pub inner: T,
+    notebook: Notebook,
+    /// Of a transaction: what it has completed.
+    completed: Vec<[u8; 16]>,
+}
+
+impl<T> Watched<T> {
+    pub fn new(inner: T, notebook: &Notebook) -> Self {
+        Self {
+            inner,
+            notebook: notebook.clone(),
+            completed: Vec::new(),
+        }
+    }
+}
+
+/// The queue's own id of the message that this delivers.
+fn id(receipt: &Receipt) -> Option<i64> {
+    match receipt {
+        Receipt::Tag { tag, .. } => i64::try_from(*tag).ok(),
+        Receipt::Handle(_) => None,
+    }
+}
+
+#[async_trait]
+impl<S: Source> Source for Watched<S> {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+        self.inner.receive(limit).await
+    }
+    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+        let answers = self.inner.settle(batch).await;
+        let acked = |(settlement, answer): (&Settlement, &Answer)| {
+            let acked = settlement.action == Action::Ack && answer.is_applied();
+            acked.then(|| id(&settlement.receipt)).flatten()
+        };
+        let acked = batch.iter().zip(&answers).filter_map(acked);
+        self.notebook.note(&Note::Acked(acked.collect()));
+        answers
+    }
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+        self.inner.extend(batch, lease).await
+    }
+    async fn inspect(&self) -> Result<Inspection, Error> {
+        self.inner.inspect().await
+    }
+    async fn close(&self) -> Result<(), Error> {
+        self.inner.close().await
+    }
+}
+
+#[async_trait]
+impl<S: Store> Store for Watched<S> {
+    async fn claim(
+        &self,
+        owner: Owner,
+        batch: &[Claim],
+        lease: Duration,
+    ) -> Result<Vec<Claimed>, Error> {
+        let claimed = self.inner.claim(owner, batch, lease).await?;
+        let token = |claimed: &Claimed| match claimed {
+            Claimed::New { token, .. } => Some(token.0),
+            _ => None,
+        };
+        if let Some(highest) = claimed.iter().filter_map(token).max() {
+            self.notebook.note(&Note::Token(highest));
+        }
+        Ok(claimed)
+    }
+    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+        self.inner.renew(batch, lease).await
+    }
+    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        self.inner.start(batch).await
+    }
+    async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
+        let verdicts = self.inner.complete(batch).await?;
+        let recorded = batch.iter().zip(&verdicts).filter(|(_, v)| v.is_ok());
+        let recorded = recorded.map(|(completion, _)| completion.held.key.0);
+        self.notebook.note(&Note::Recorded(recorded.collect()));
+        Ok(verdicts)
+    }
+    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+        self.inner.release(batch).await
+    }
+    async fn prune(&self, limit: usize) -> Result<usize, Error> {
+        self.inner.prune(limit).await
+    }
+}
+
+#[async_trait]
+impl<S: TransactionalStore> TransactionalStore for Watched<S> {
+    type Tx = Watched<S::Tx>;
+
+    async fn begin(&self) -> Result<Self::Tx, Error> {
+        Ok(Watched::new(self.inner.begin().await?, &self.notebook))
+    }
+    async fn begin_alone(&self) -> Result<Self::Tx, Error> {
+        let tx = self.inner.begin_alone().await?;
+        Ok(Watched::new(tx, &self.notebook))
+    }
+}
+
+#[async_trait]
+impl<T: Transaction> Transaction for Watched<T> {
+    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+        let verdict = self.inner.complete(completion).await?;
+        if verdict.is_ok() {
+            self.completed.push(completion.held.key.0);
+        }
+        Ok(verdict)
+    }
+    async fn undo(&mut self) -> Result<(), Error> {
+        self.inner.undo().await
+    }
+    async fn commit(self) -> Result<(), Error> {
+        self.inner.commit().await?;
+        self.notebook.note(&Note::Recorded(self.completed));
+        Ok(())
+    }
+    async fn complete_and_commit(mut self, last: &Completion) -> Result<Result<(), Fenced>, Error> {
+        let verdict = self.inner.complete_and_commit(last).await?;
+        if verdict.is_ok() {
+            self.completed.push(last.held.key.0);
+        }
+        self.notebook.note(&Note::Recorded(self.completed));
+        Ok(verdict)
+    }
+}
