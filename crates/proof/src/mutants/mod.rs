@@ -116,7 +116,7 @@ fn write(table: &str, seeds: u64, sources: &str) -> Result<(), String> {
     let text = format!(
         "# Planted bugs\n\nWritten by `cargo run --bin proof -- mutants --write`. Each bug is planted into a copy of the code, which is then\n\
          simulated with the seeds from 1 on. *Seeds needed* is the first seed that noticed; without any of them, the seeds 1 to {seeds} break nothing.\n\n\
-         The code was that of core, testkit and proof with the digest `{sources}`; `./tests/run` plants the bugs again when that has changed.\n\n{table}"
+         The code of core, testkit and the simulation had the digest `{sources}`; `./tests/run` plants the bugs again when that has changed.\n\n{table}"
     );
     std::fs::write(TABLE, text).map_err(|error| format!("{TABLE}: {error}"))
 }
