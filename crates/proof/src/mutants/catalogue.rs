@@ -25,6 +25,7 @@ const IN_FLIGHT: &str = "crates/core/src/pipeline/in_flight.rs";
 const INTAKE: &str = "crates/core/src/pipeline/intake.rs";
 const KEEPER: &str = "crates/core/src/pipeline/keeper.rs";
 const LANES: &str = "crates/core/src/pipeline/lanes.rs";
+const STARTS: &str = "crates/core/src/store.rs";
 const SETTLE: &str = "crates/core/src/pipeline/settle.rs";
 const SUSPECTS: &str = "crates/core/src/pipeline/suspects.rs";
 const TRANSACTION: &str = "crates/core/src/pipeline/transaction.rs";
@@ -350,8 +351,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "held-is-run",
         bug: "a message is given up after deliveries in which it was only held",
         file: SUSPECTS,
-        find: "alone >= RUNS_ALONE;",
-        replace: "alone >= RUNS_ALONE || PLANTED;",
+        find: "        let alone = flight.uncertain.map_or(0, |starts| starts.count);",
+        replace: "        let alone = flight.uncertain.map_or(0, |starts| starts.count);\n        let alone = if PLANTED { RUNS_ALONE } else { alone };",
     },
     Mutant {
         name: "one-run-alone-is-enough",
@@ -363,9 +364,9 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "runs-alone-not-counted",
         bug: "a message that kills its workers is never given up",
-        file: SUSPECTS,
-        find: "alone >= RUNS_ALONE;",
-        replace: "(alone >= RUNS_ALONE && !PLANTED);",
+        file: STARTS,
+        find: "before.map_or(0, |starts| starts.count)",
+        replace: "before.filter(|_| !PLANTED).map_or(0, |starts| starts.count)",
     },
     Mutant {
         name: "redrive-decides-for-good",
