@@ -12,7 +12,7 @@ use crate::support::*;
 use async_trait::async_trait;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
 use onlyonce_core::*;
-use tokio::task::{JoinSet, yield_now};
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -137,11 +137,15 @@ fn message(n: usize) -> Message {
     }
 }
 
-/// Publishes all, and every tenth a second time, while they are consumed.
+fn is_sent_twice(n: usize) -> bool {
+    n.is_multiple_of(10) && group(n).is_none()
+}
+
+/// Publishes all, and some a second time, while they are consumed.
 async fn produce(queue: MemoryQueue) {
     for n in 0..MESSAGES {
         publish(&queue, [message(n)]).await;
-        if n.is_multiple_of(10) && group(n).is_none() {
+        if is_sent_twice(n) {
             publish(&queue, [message(n)]).await;
         }
         if n.is_multiple_of(50) {
@@ -158,81 +162,94 @@ enum Mode {
     AtLeastOnce,
 }
 
-async fn consume(mode: Mode, concurrency: usize) {
-    let queue = MemoryQueue::new("orders").with_lease(LEASE);
-    let (store, book, stop) = (
-        MemoryStore::new(),
-        Book::default(),
-        CancellationToken::new(),
-    );
-    let mut running = JoinSet::new();
-    let retry = RetryPolicy::default().max_attempts(1_000);
-    for _ in 0..PIPELINES {
-        let (source, store) = (queue.clone(), Distant(store.clone()));
-        let end = stop.clone().cancelled_owned();
-        let replayed = book.1.clone();
+/// Everything that the pipelines of one run share.
+#[derive(Clone)]
+struct Shared {
+    queue: MemoryQueue,
+    store: MemoryStore,
+    book: Book,
+    stop: CancellationToken,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            queue: MemoryQueue::new("orders").with_lease(LEASE),
+            store: MemoryStore::new(),
+            book: Book::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    fn settings<Tx: Transaction>(&self, builder: Builder<Tx>, concurrency: usize) -> Builder<Tx> {
+        builder
+            .concurrency(concurrency)
+            .claim_lease(CLAIM)
+            .retry(RetryPolicy::default().max_attempts(1_000))
+            .state(self.book.clone())
+            .shutdown(self.stop.clone().cancelled_owned())
+    }
+
+    fn start(&self, mode: Mode, concurrency: usize) -> JoinHandle<Result<Report, Error>> {
+        let (source, store) = (self.queue.clone(), Distant(self.store.clone()));
         match mode {
             Mode::Transactional => {
-                let pipeline = Pipeline::transactional(source, store).claim_lease(CLAIM);
-                let pipeline = pipeline.concurrency(concurrency);
-                let pipeline = pipeline.retry(retry).state(book.clone()).shutdown(end);
-                running.spawn(pipeline.run(transactional));
+                let builder = Pipeline::transactional(source, store);
+                tokio::spawn(self.settings(builder, concurrency).run(transactional))
             }
             Mode::Quarantine => {
-                let pipeline = Pipeline::idempotent(source, store).claim_lease(CLAIM);
-                let pipeline = pipeline.concurrency(concurrency);
-                let pipeline = pipeline.retry(retry).state(book.clone()).shutdown(end);
-                let replay = move |_, _| {
-                    replayed.fetch_add(1, Ordering::Relaxed);
-                    pause()
-                };
-                let pipeline = pipeline
+                let replayed = self.book.1.clone();
+                let builder = Pipeline::idempotent(source, store)
                     .uncertain(Uncertain::Quarantine)
-                    .on_duplicate(replay);
-                running.spawn(pipeline.run(plain));
+                    .on_duplicate(move |_, _| {
+                        replayed.fetch_add(1, Ordering::Relaxed);
+                        pause()
+                    });
+                tokio::spawn(self.settings(builder, concurrency).run(plain))
             }
             Mode::AtLeastOnce => {
-                let pipeline = Pipeline::at_least_once(source).concurrency(concurrency);
-                let pipeline = pipeline.retry(retry).state(book.clone()).shutdown(end);
-                running.spawn(pipeline.run(plain));
+                let builder = Pipeline::at_least_once(source);
+                tokio::spawn(self.settings(builder, concurrency).run(plain))
             }
         }
     }
-    let settled = async {
-        produce(queue.clone()).await;
-        while queue.depth() + queue.in_flight() > 0 {
+
+    async fn settled(&self) {
+        produce(self.queue.clone()).await;
+        while self.queue.depth() + self.queue.in_flight() > 0 {
             sleep(Duration::from_millis(1)).await;
         }
-    };
-    let in_time = timeout(PATIENCE, settled).await;
-    let (left, held) = (queue.depth(), queue.in_flight());
+    }
+
+    fn check(&self, mode: Mode) {
+        let seen = self.book.0.lock().unwrap();
+        assert_eq!(seen.breaches, [""; 0], "{mode:?}");
+        for n in 0..MESSAGES {
+            let twice = matches!(mode, Mode::AtLeastOnce) && is_sent_twice(n);
+            let expected = 1 + usize::from(twice);
+            assert_eq!(seen.done.get(&n), Some(&expected), "{mode:?}: message {n}");
+        }
+        match mode {
+            Mode::Transactional => assert_eq!(self.store.effects().len(), MESSAGES),
+            Mode::Quarantine => assert!(self.book.1.load(Ordering::Relaxed) > 0, "replays"),
+            Mode::AtLeastOnce => {}
+        }
+    }
+}
+
+async fn consume(mode: Mode, concurrency: usize) {
+    let shared = Shared::new();
+    let running: Vec<_> = (0..PIPELINES)
+        .map(|_| shared.start(mode, concurrency))
+        .collect();
+    let in_time = timeout(PATIENCE, shared.settled()).await;
+    let (left, held) = (shared.queue.depth(), shared.queue.in_flight());
     assert!(in_time.is_ok(), "{mode:?}: {left} wait, {held} are held");
-    stop.cancel();
-    while let Some(ended) = running.join_next().await {
-        ended.unwrap().unwrap();
+    shared.stop.cancel();
+    for pipeline in running {
+        pipeline.await.unwrap().unwrap();
     }
-    let seen = book.0.lock().unwrap();
-    assert_eq!(seen.breaches, [""; 0], "{mode:?}");
-    let expected = |n: usize| match mode {
-        Mode::AtLeastOnce => 1 + usize::from(n.is_multiple_of(10) && group(n).is_none()),
-        _ => 1,
-    };
-    for n in 0..MESSAGES {
-        assert_eq!(
-            seen.done.get(&n),
-            Some(&expected(n)),
-            "{mode:?}: message {n}"
-        );
-    }
-    if let Mode::Transactional = mode {
-        assert_eq!(store.effects().len(), MESSAGES);
-    }
-    if let Mode::Quarantine = mode {
-        assert!(
-            book.1.load(Ordering::Relaxed) > 0,
-            "duplicates are replayed"
-        );
-    }
+    shared.check(mode);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
