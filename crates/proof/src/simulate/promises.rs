@@ -26,7 +26,7 @@ pub async fn broken(world: &World) -> Result<Vec<String>, Error> {
     }
     broken.extend(dead_for_a_reason(world, &dead));
     broken.extend(poison(world, &effects));
-    broken.extend(runs_bounded(world));
+    broken.extend(runs_bounded(world, &dead));
     broken.extend(bounded(world));
     broken.sort();
     broken.dedup();
@@ -121,8 +121,9 @@ fn dead_for_a_reason(world: &World, dead: &[(usize, String)]) -> Vec<String> {
     broken
 }
 
-/// What never ends is given up after a bounded number of runs, as long as the store remembers them.
-fn runs_bounded(world: &World) -> Vec<String> {
+/// What never ends is given up after a bounded number of runs, as long as the store remembers them. No record is kept of a dead
+/// letter, so that a message whose ack is lost begins anew.
+fn runs_bounded(world: &World, dead: &[(usize, String)]) -> Vec<String> {
     if !world.plan.has_store() || !world.keeps_claims() {
         return Vec::new();
     }
@@ -131,10 +132,15 @@ fn runs_bounded(world: &World) -> Vec<String> {
     endless
         .filter_map(|(index, planned)| {
             let runs = world.history.of(index);
-            let messages = planned.published.len() as u32 + runs.redriven;
+            let letters = dead.iter().filter(|(letter, _)| *letter == index).count();
+            let beginnings = (planned.published.len() + letters) as u32 + runs.redriven;
             let attempts = world.plan.max_attempts;
             // A delivery to another worker counts once, however often it was retried there in place.
-            let most = messages * (attempts + RUNS_ALONE) * attempts;
+            let mut most = beginnings * (attempts + RUNS_ALONE) * attempts;
+            if !world.plan.capabilities.counts_attempts {
+                // What was given back is known to the worker that ran it, and to no other.
+                most *= world.plan.workers as u32;
+            }
             let started = runs.started;
             (started > most).then(|| format!("message {index} ran {started} times, not {most}"))
         })
