@@ -353,7 +353,7 @@ async fn a_delay_beyond_every_time_out_is_an_error_until_it_is_over() {
     let more = "&heartbeat=1s&timeout=1s";
     let sink = sink_through(&proxy, &queue, more);
     let worker = Worker::start(through(&proxy, &queue.name, more));
-    publish(&sink, [numbered(0)]).await;
+    publish_at_last(&sink, vec![numbered(0)]).await;
     worker.until_effects(1).await;
     let connections = proxy.accepted();
     proxy.set(ToClient, Fault::Delay(Duration::from_secs(3)));
