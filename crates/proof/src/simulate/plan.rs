@@ -240,7 +240,8 @@ fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
 /// Lets the runs of one message never end, where something else ends them or counts them.
 fn never_ends(rng: &mut Rng, plan: &mut Plan) {
     let leased = plan.capabilities.timed_lease && !plan.capabilities.extend;
-    let is_cut = leased && plan.mode != Mode::AtMostOnce;
+    // Without a store its runs are counted only as long as the worker knows it again.
+    let is_cut = leased && plan.has_store();
     let behaviour = match rng.bool() {
         true if plan.has_store() => Behaviour::Kills,
         false if is_cut || plan.handler_timeout.is_some() => Behaviour::Hangs,
