@@ -128,7 +128,10 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 let message = &flight.delivery.message;
                 let decided = uncertain.is_some_and(|starts| is_decided(message, starts));
                 flight.takeovers = takeovers;
-                flight.uncertain = uncertain.filter(|_| !decided && !flight.marked_in_vain);
+                let vain = &mut flight.marked_in_vain;
+                // What is not the last by now is never told again.
+                vain.retain(|token| uncertain.is_some_and(|starts| starts.last == *token));
+                flight.uncertain = uncertain.filter(|_| !decided && vain.is_empty());
                 return Some(flight);
             }
             Claimed::Done { outcome } if self.on_duplicate.is_some() => {

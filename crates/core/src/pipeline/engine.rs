@@ -118,7 +118,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             takeovers: 0,
             alone: false,
             uncertain: None,
-            marked_in_vain: false,
+            marked_in_vain: Vec::new(),
             marked: None,
             replay: None,
             doomed: None,
@@ -349,7 +349,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             if self.is_suspect(&flight) && !self.cancel.is_cancelled() {
                 flight.doubt();
             }
-            flight.marked_in_vain = false;
+            flight.marked_in_vain.clear();
             self.record(&mut flight);
             flight.begun = false;
             flight.retries += 1;
@@ -366,7 +366,11 @@ impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) fn in_doubt(&self, mut flight: Flight, error: &Error) {
         tracing::warn!(queue = &*self.queue, message_id = %flight.label(), %error, "effect not confirmed by the store");
         // This worker has not died of it.
-        flight.marked_in_vain = !(flight.begun && self.quarantines());
+        if !(flight.begun && self.quarantines())
+            && let Some(held) = flight.lease.held()
+        {
+            flight.marked_in_vain.push(held.token);
+        }
         self.claim_again(flight, 1);
     }
 

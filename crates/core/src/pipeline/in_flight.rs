@@ -5,7 +5,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Printable, Receipt, Starts};
+use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Printable, Receipt, Starts, Token};
 
 use super::attempts::Before;
 use super::budget::Permit;
@@ -39,8 +39,8 @@ pub(crate) struct InFlight {
     pub(crate) alone: bool,
     /// The runs that may have produced the effect, of this worker or another.
     pub(crate) uncertain: Option<Starts>,
-    /// The store may have marked it as started, but no run of it was cut off here.
-    pub(crate) marked_in_vain: bool,
+    /// Claims that the store may have marked as started, and under which no run of it was cut off here.
+    pub(crate) marked_in_vain: Vec<Token>,
     /// The claim that is marked so in vain, to be released if another worker may get the message.
     pub(crate) marked: Option<Held>,
     /// It took effect before, with this outcome.
