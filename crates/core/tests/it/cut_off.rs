@@ -165,8 +165,16 @@ async fn without_a_store_a_message_that_was_only_held_is_not_given_up() {
     assert_eq!((report.applied, report.dead_lettered), (1, 0));
 }
 
+fn with_records(source: FaultyQueue) -> Builder<NoTx> {
+    Pipeline::idempotent(source, MemoryStore::new())
+}
+
 /// Runs `handler` on one message whose lease cannot be extended; returns how often it ran, and why it was given up.
-async fn given_up<F, Fut>(lease: Duration, handler: F) -> (usize, String)
+async fn given_up<F, Fut>(
+    pipeline: fn(FaultyQueue) -> Builder<NoTx>,
+    lease: Duration,
+    handler: F,
+) -> (usize, String)
 where
     F: Fn() -> Fut + Send + Sync + 'static,
     Fut: Future<Output = ()> + Send + 'static,
@@ -177,7 +185,7 @@ where
     source.extend = false;
     let runs = Arc::new(AtomicUsize::new(0));
     let ran = runs.clone();
-    let run = Pipeline::idempotent(source, MemoryStore::new())
+    let run = pipeline(source)
         .retry(policy().delays(Duration::from_millis(10), Duration::from_millis(50)))
         .stop_when_idle(lease * 4)
         .run(move || {
@@ -193,37 +201,22 @@ where
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_longer_than_its_lease_is_given_up() {
-    let (runs, reason) = given_up(LEASE, || sleep(LEASE * 2)).await;
+    let (runs, reason) = given_up(with_records, LEASE, || sleep(LEASE * 2)).await;
     assert!(runs <= ATTEMPTS as usize + 1, "{runs} runs");
     assert!(reason.contains("longer than its lease"), "{reason}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_a_store_the_runs_of_one_worker_count() {
-    let queue = orders();
-    publish(&queue, [numbered(0)]).await;
-    let mut source = FaultyQueue::new(&queue);
-    source.extend = false;
-    let runs = Arc::new(AtomicUsize::new(0));
-    let ran = runs.clone();
-    let run = Pipeline::at_least_once(source)
-        .retry(policy())
-        .stop_when_idle(LEASE * 4)
-        .run(move || {
-            ran.fetch_add(1, Ordering::SeqCst);
-            sleep(LEASE * 2)
-        });
-    let report = timeout(Duration::from_secs(600), run);
-    let report = report.await.expect("it comes to an end").unwrap();
-    assert_eq!((report.applied, report.dead_lettered), (0, 1), "{report:?}");
-    let runs = runs.load(Ordering::SeqCst);
+    let long = || sleep(LEASE * 2);
+    let (runs, _) = given_up(Pipeline::at_least_once, LEASE, long).await;
     assert!(runs <= ATTEMPTS as usize + 1, "{runs} runs");
 }
 
 #[tokio::test]
 async fn a_handler_that_blocks_its_thread_past_its_lease_is_given_up() {
     let lease = Duration::from_millis(200);
-    let (runs, reason) = given_up(lease, move || async move {
+    let (runs, reason) = given_up(with_records, lease, move || async move {
         std::thread::sleep(lease * 2);
     })
     .await;

@@ -188,15 +188,9 @@ async fn poison_is_dead_lettered_with_its_reason_and_delays_nobody() {
         (1, 4, 3)
     );
     assert_eq!((queue.depth(), dead.depth()), (0, 4));
-    let limit = Limit {
-        messages: 10,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    };
     let mut reasons = Vec::new();
-    for delivery in Source::receive(&dead, limit).await.unwrap() {
-        let attributes = &delivery.message.attributes;
+    for letter in take_all(&dead).await {
+        let attributes = &letter.attributes;
         assert_eq!(attributes.get(DEAD_LETTER_QUEUE), Some("orders"));
         reasons.push(attributes.get(DEAD_LETTER_REASON).unwrap().to_owned());
     }
@@ -378,18 +372,11 @@ async fn at_most_once_acks_first() {
 
 /// The reasons in a dead-letter queue.
 async fn reasons(dead: &MemoryQueue) -> Vec<String> {
-    let limit = Limit {
-        messages: 100,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    };
-    let letters = Source::receive(dead, limit).await.unwrap();
-    let reason = |letter: &Delivery| {
-        let reason = letter.message.attributes.get(DEAD_LETTER_REASON);
+    let reason = |letter: &Message| {
+        let reason = letter.attributes.get(DEAD_LETTER_REASON);
         reason.unwrap_or_default().to_owned()
     };
-    letters.iter().map(reason).collect()
+    take_all(dead).await.iter().map(reason).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -509,16 +496,10 @@ async fn a_payload_is_decoded_as_it_declares() {
         .unwrap();
     assert_eq!((report.applied, report.dead_lettered), (1, 2));
     assert_eq!(*read.lock().unwrap(), [[1, 2]]);
-    let limit = Limit {
-        messages: 10,
-        per_group: 10,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    };
-    for letter in dead.receive(limit).await.unwrap() {
-        let reason = letter.message.attributes.get(DEAD_LETTER_REASON).unwrap();
+    for letter in take_all(&dead).await {
+        let reason = letter.attributes.get(DEAD_LETTER_REASON).unwrap();
         assert!(reason.contains("content-encoding `"), "{reason}");
-        assert_eq!(letter.message.body, gzip, "it is set aside as it came");
+        assert_eq!(letter.body, gzip, "it is set aside as it came");
     }
 }
 

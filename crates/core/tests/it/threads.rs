@@ -20,7 +20,7 @@ const MESSAGES: usize = 1_200;
 const GROUPS: usize = 40;
 const PIPELINES: usize = 3;
 const LEASE: Duration = Duration::from_secs(600);
-/// A duplicate waits for so long for the one that has its key.
+/// How long a duplicate waits at most for another worker's claim on its key.
 const CLAIM: Duration = Duration::from_secs(1);
 /// Far longer than it takes, and far shorter than a lease.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -17,6 +17,29 @@ pub async fn publish(queue: &MemoryQueue, messages: impl IntoIterator<Item = Mes
     }
 }
 
+/// Takes out of a queue whatever is there.
+pub async fn take_all(queue: &MemoryQueue) -> Vec<Message> {
+    let everything = Limit {
+        messages: usize::MAX,
+        per_group: usize::MAX,
+        bytes: usize::MAX,
+        wait: Duration::ZERO,
+    };
+    let deliveries = queue.receive(everything).await.unwrap();
+    let acks: Vec<_> = deliveries
+        .iter()
+        .map(|delivery| Settlement {
+            receipt: delivery.receipt.clone(),
+            action: Action::Ack,
+        })
+        .collect();
+    assert!(queue.settle(&acks).await.iter().all(Answer::is_applied));
+    deliveries
+        .iter()
+        .map(|delivery| Message::clone(&delivery.message))
+        .collect()
+}
+
 pub fn numbered(n: usize) -> Message {
     Message::new(n.to_string()).with_dedup_id(format!("m{n}"))
 }
