@@ -10,6 +10,7 @@
 #![allow(missing_docs, unreachable_pub, reason = "a program, not a library")]
 
 mod crash;
+mod error;
 mod model;
 mod mutants;
 mod options;

@@ -9,7 +9,8 @@ use onlyonce_sqlite::rusqlite::{self, Connection};
 
 use super::broker::Broker;
 use super::traffic::{Obstacle, POISONED, Traffic, Transfer};
-use super::worker::{Mode, failed};
+use super::worker::Mode;
+use crate::error::failed;
 
 /// How long an empty queue is listened to.
 const LISTEN: Duration = Duration::from_millis(1_500);

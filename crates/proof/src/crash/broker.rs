@@ -10,7 +10,8 @@ use onlyonce_rabbitmq::{RabbitSink, RabbitSource};
 use onlyonce_sqlite::{Config, SqliteQueue};
 use serde::{Deserialize, Serialize};
 
-use super::worker::{LEASE, failed};
+use super::worker::LEASE;
+use crate::error::failed;
 
 const QUEUE: &str = "transfers";
 

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onlyonce_core::{
-    BoxError, Builder, Context, DedupKey, Error, ErrorKind, Failure, Json, Pipeline, Report,
-    RetryPolicy, State, Transaction,
+    Builder, Context, DedupKey, Error, Failure, Json, Pipeline, Report, RetryPolicy, State,
+    Transaction,
 };
 use onlyonce_sqlite::{Config, SqliteStore, SqliteTx};
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,7 @@ use super::broker::Broker;
 use super::instrument::{Instrument, LastWords, Trap};
 use super::traffic::{Obstacle, POISONED, Transfer};
 use super::watched::Watched;
+use crate::error::failed;
 
 /// How long claims last; leases of the embedded queue last as long.
 pub const LEASE: Duration = Duration::from_secs(1);
@@ -62,17 +63,13 @@ pub async fn run(work: &Work) -> Result<(), Error> {
     Ok(())
 }
 
-pub fn failed(what: &str, error: impl Into<BoxError>) -> Error {
-    Error::new(ErrorKind::Other, what).caused_by(error)
-}
-
 fn settings<Tx: Transaction>(
     builder: Builder<Tx>,
     work: &Work,
     instrument: &Arc<Instrument>,
 ) -> Result<Builder<Tx>, Error> {
     // Each kill counts against all that its worker held, and these come from outside: more of them than a message has
-    // attempts by default, after which one that is killed in its run alone is given up.
+    // attempts by default, after which the first of a queue would soon be given up, killed in three runs alone.
     let delays = RetryPolicy::default()
         .max_attempts(100)
         .delays(Duration::from_millis(50), LEASE);

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use onlyonce_core::{
-    BoxError, Builder, Context, DedupKey, Error, ErrorKind, Failure, Json, KeyDigest, Message,
-    Pipeline, Report, RetryPolicy, Scope, State, Transaction,
+    Builder, Context, DedupKey, Error, Failure, Json, KeyDigest, Message, Pipeline, Report,
+    RetryPolicy, Scope, State, Transaction,
 };
 use onlyonce_sqlite::rusqlite::{self, Connection, TransactionBehavior};
 use onlyonce_sqlite::{Config, Database, SqliteQueue, SqliteStore, SqliteTx};
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::notes::{Notebook, Watched};
 use super::trace::Note;
+use crate::error::failed;
 
 pub const QUEUE: &str = "work";
 /// Where a handler publishes in its transaction.
@@ -132,10 +133,6 @@ fn settings<Tx: Transaction>(builder: Builder<Tx>, idle: Duration) -> Builder<Tx
         // So that what fails is given back.
         .retry(delays.in_place(Duration::from_millis(1)))
         .stop_when_idle(idle)
-}
-
-pub fn failed(what: &str, error: impl Into<BoxError>) -> Error {
-    Error::new(ErrorKind::Other, what).caused_by(error)
 }
 
 fn overcome(id: u32, context: &Context) -> Result<(), Failure> {

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::notes::{Notebook, Watched};
 use super::pipeline::{self, LEASE, Mode};
 use super::trace::Note;
+use crate::error::failed;
 
 /// The database in the folder that is watched.
 pub const FILE: &str = "app.db";
@@ -49,7 +50,7 @@ pub struct Work {
 pub async fn run(work: &Work) -> Result<(), Error> {
     let file = work.folder.join(FILE);
     let notebook = Notebook::open(&work.folder);
-    let notebook = notebook.map_err(|error| pipeline::failed("no notes", error))?;
+    let notebook = notebook.map_err(|error| failed("no notes", error))?;
     let config = pipeline::config(&file, work.durable_acks);
     notebook.note(&Note::Opening);
     let queue = SqliteQueue::open(&config).await?;
@@ -77,7 +78,7 @@ pub async fn run(work: &Work) -> Result<(), Error> {
     )?;
     drop(stop);
     if let Ok(Err(error)) = checkpoints.join() {
-        return Err(pipeline::failed("a checkpoint", error));
+        return Err(failed("a checkpoint", error));
     }
     let first = 1_000 * work.messages.end;
     load(&store.inner, first..first + EXPIRED, Duration::ZERO).await?;
