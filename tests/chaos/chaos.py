@@ -16,6 +16,8 @@ import ledger
 
 # A run in which nothing was published or applied for so many seconds has come to a stop.
 STUCK = 120
+# What happens to workers and broker happens while there is still work for so many seconds at full speed.
+WORK_LEFT = 1
 # Workers that end as soon as they start, so often and for so many seconds in a row, have no broker's fault for an excuse.
 FALSE_STARTS = 5
 FALSE_STARTS_FOR = 15
@@ -116,6 +118,8 @@ class Run(Scenario):
 
     # How many workers there are at any time.
     WORKERS = 1
+    # How many transfers they apply in a second at most: what they are slowed down to.
+    SPEED = None
     # A queue that gave nothing for so many seconds is empty: whatever a dead worker held has come back by then.
     IDLE = 4
 
@@ -236,8 +240,10 @@ class Run(Scenario):
     def events(self):
         """When to do what: the number of applied transfers, with what happens then."""
         events = []
+        transfers = self.options.transfers
+        last = transfers - min(max(transfers * 0.05, self.SPEED * WORK_LEFT), transfers * 0.5)
         for action, count in [(self.kill, self.options.kills), (self.stop, self.options.stops), *self.plan()]:
-            part = self.options.transfers * 0.95 / max(count, 1)
+            part = last / max(count, 1)
             events += [(int(part * (n + self.rng.random())), action) for n in range(count)]
         return sorted(events, key=lambda event: event[0])
 
@@ -322,4 +328,7 @@ def main(options, scenario):
             "seconds": round(time.monotonic() - began, 1),
         }
         print(json.dumps(summary, indent=2))
+        for name, count in findings.items():
+            if count:
+                print(f"error: {name}: {count}")
     sys.exit(0 if summary["fine"] else 1)

@@ -19,7 +19,7 @@ import ledger
 import rabbit
 
 # What the worker is slowed down to, so that there is always work left to be killed in.
-CONCURRENCY = 32
+CONCURRENCY = 16
 DELAY = 0.01
 
 
@@ -105,6 +105,8 @@ class Publisher(chaos.Publisher):
 
 
 class Run(chaos.Run):
+    SPEED = CONCURRENCY / DELAY
+
     def __init__(self, options, folder):
         super().__init__(options, folder)
         settings = (options.queue_type, options.limit, options.single, options.dead_letters)

@@ -177,6 +177,7 @@ def family(process):
 
 class Run(chaos.Run):
     WORKERS = 2
+    SPEED = WORKERS * CONCURRENCY / DELAY
     IDLE = VISIBILITY + 4
 
     def __init__(self, options, folder):

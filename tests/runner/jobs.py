@@ -1,6 +1,5 @@
 """Pieces of work that run side by side, each with a log of its own."""
 
-import collections
 import os
 import re
 import shlex
@@ -14,8 +13,14 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-# A failed job's last lines are shown again at the end.
-END = 60
+# What a failed job's log says of the failure is shown again at the end: so many of the lines that tell what failed, and so many
+# last lines. It is little, since some CI shows only the end of a log.
+TELLING = 10
+LAST = 6
+# A test that failed with where and why, an error of the compiler's or of a check's, a traceback's end.
+TELLS = re.compile(r"^test .* FAILED$|panicked at|^error|^\w*(Error|Exception)\b")
+# Of a line so much.
+WIDTH = 400
 
 
 class Failed(Exception):
@@ -99,9 +104,13 @@ class Job(threading.Thread):
         return re.findall(pattern, self.log.read(), re.M)
 
     def end(self):
-        """The last lines of its log, which say what failed."""
+        """What its log says of the failure, as far as it can be told, and its last lines."""
         self.log.seek(0)
-        return "".join(collections.deque(self.log, maxlen=END))
+        lines = self.log.readlines()
+        last = max(len(lines) - LAST, 0)
+        # What was panicked with stands in the line after.
+        tells = [place for place, line in enumerate(lines[:last]) if TELLS.search(line) or "panicked at" in lines[place - 1]]
+        return "".join(f"{lines[place].rstrip()[:WIDTH]}\n" for place in tells[-TELLING:] + list(range(last, len(lines))))
 
     def tests(self):
         """How many tests passed, as far as its log tells."""
@@ -179,6 +188,6 @@ def carry_out(sizes, jobs):
         plan.summary(time.monotonic() - began)
     failed = [job for job in plan.jobs if job.error]
     for job in failed:
-        print(f"\n== {job.name}, its last lines\n{job.end()}FAILED: {job.name}: {job.error}")
+        print(f"\n== {job.name}, what its log says\n{job.end()}FAILED: {job.name}: {job.error}")
     print("all passed" if fine else "FAILED: " + ", ".join(job.name for job in failed))
     return 0 if fine else 1
