@@ -70,7 +70,7 @@ impl fmt::Debug for Fingerprint {
 pub struct Scope {
     /// The consumer's name.
     pub consumer: String,
-    /// The queue's [identity](crate::Inspection::identity).
+    /// The queue's [identity](crate::QueueInfo::identity).
     pub queue: String,
 }
 

@@ -21,13 +21,15 @@ pub use key::{DedupKey, Fingerprint, IDEMPOTENCY_KEY, KeyDigest, KeyPolicy, Scop
 pub use message::{Attributes, Delivery, Lease, Message, Receipt};
 pub use params::Params;
 pub use pipeline::{
-    Builder, Counters, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE,
-    DEAD_LETTER_REASON, Hazard, Pipeline, Report, RetryPolicy, Uncertain,
+    Builder, ConfigRisk, Counters, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE,
+    DEAD_LETTER_REASON, InDoubt, Pipeline, Report, RetryPolicy,
 };
 pub use printable::Printable;
-pub use sink::{Sink, SinkInspection};
-pub use source::{Action, Answer, Capabilities, Inspection, Limit, Ordering, Settlement, Source};
+pub use sink::{Sink, SinkInfo};
+pub use source::{
+    Capabilities, Disposition, Ordering, QueueInfo, ReceiveLimits, SettleResult, Settlement, Source,
+};
 pub use store::{
-    Claim, Claimed, Completion, Fenced, Held, Owner, Starts, Store, Token, Transaction,
+    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Starts, Store, Token, Transaction,
     TransactionalStore, Verdicts,
 };

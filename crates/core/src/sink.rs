@@ -7,8 +7,8 @@ use crate::{Error, Message};
 /// What a [`Sink`] has found of its queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct SinkInspection {
-    /// Which queue messages go to, in the words of [`Inspection::identity`](crate::Inspection::identity); `None` where the
+pub struct SinkInfo {
+    /// Which queue messages go to, in the words of [`QueueInfo::identity`](crate::QueueInfo::identity); `None` where the
     /// broker does not tell, or routes them.
     pub identity: Option<String>,
     /// What could not be found out, each with the reason, for people.
@@ -27,7 +27,7 @@ pub trait Sink: Send + Sync + 'static {
     ///
     /// # Errors
     /// The queue does not exist, or may not be published to; connection errors are retryable.
-    async fn check(&self) -> Result<SinkInspection, Error>;
+    async fn check(&self) -> Result<SinkInfo, Error>;
 
     /// Publishes each message; one result per message, in the same order. `Ok` means that the broker has confirmed that
     /// it keeps the message durably in a queue. Messages of one group are published in the order given.
@@ -47,7 +47,7 @@ impl<S: Sink + ?Sized> Sink for Arc<S> {
     fn name(&self) -> &str {
         (**self).name()
     }
-    async fn check(&self) -> Result<SinkInspection, Error> {
+    async fn check(&self) -> Result<SinkInfo, Error> {
         (**self).check().await
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {

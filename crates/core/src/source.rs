@@ -7,7 +7,7 @@ use crate::{Delivery, Error, Receipt};
 
 /// How much one [`Source::receive`] may return, and how long it may wait for the first.
 #[derive(Clone, Copy, Debug)]
-pub struct Limit {
+pub struct ReceiveLimits {
     /// At most this many messages; at least 1.
     pub messages: usize,
     /// At most so many messages of one group: as many as can run one after another before their leases would have to be
@@ -20,7 +20,7 @@ pub struct Limit {
     pub wait: Duration,
 }
 
-impl Limit {
+impl ReceiveLimits {
     /// Whether one more message may be added to so many messages of so many bytes.
     #[must_use]
     pub fn allows_more(&self, messages: usize, bytes: usize) -> bool {
@@ -28,10 +28,10 @@ impl Limit {
     }
 }
 
-/// What to do with one delivery. An action that needs a capability which the source lacks is answered with a
-/// non-retryable [`Answer::Unknown`], and nothing is done.
+/// What to do with one delivery. A disposition that needs a capability which the source lacks is answered with a
+/// non-retryable [`SettleResult::Unknown`], and nothing is done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum Disposition {
     /// It took effect: never deliver it again.
     Ack,
     /// Give it back; it may be delivered again once `delay` has passed.
@@ -52,12 +52,12 @@ pub struct Settlement {
     /// Which delivery.
     pub receipt: Receipt,
     /// What to do with it.
-    pub action: Action,
+    pub disposition: Disposition,
 }
 
 /// A source's answer for one delivery, to a settlement or an extension.
 #[derive(Debug)]
-pub enum Answer {
+pub enum SettleResult {
     /// It was done: confirmed by the broker where [`Capabilities::confirms_settle`] says so, otherwise handed to the
     /// connection in full.
     Applied,
@@ -67,7 +67,7 @@ pub enum Answer {
     Unknown(Error),
 }
 
-impl Answer {
+impl SettleResult {
     /// Whether it was done.
     #[must_use]
     pub fn is_applied(&self) -> bool {
@@ -102,10 +102,10 @@ pub struct Capabilities {
     pub extend: bool,
     /// Leases end by the clock (otherwise with the connection alone).
     pub timed_lease: bool,
-    /// [`Action::Nack`] takes a delay.
+    /// [`Disposition::Nack`] takes a delay.
     pub delayed_nack: bool,
-    /// [`Action::DeadLetter`] works, with its reason, if the queue has a dead-letter queue
-    /// ([`Inspection::dead_letter`]).
+    /// [`Disposition::DeadLetter`] works, with its reason, if the queue has a dead-letter queue
+    /// ([`QueueInfo::dead_letter`]).
     pub dead_letter: bool,
     /// [`Delivery::attempt`] is filled in.
     pub counts_attempts: bool,
@@ -122,7 +122,7 @@ pub struct Capabilities {
 /// The live queue's own settings, as far as the broker lets them be read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Inspection {
+pub struct QueueInfo {
     /// Which queue it is, wherever it is looked at from: the same after restarts, through every client and endpoint of one
     /// queue, different for two queues, those of one name included. Dedup keys are unique within it, so a pipeline with a
     /// store does not start without it. It never changes and holds no secret.
@@ -163,7 +163,7 @@ pub trait Source: Send + Sync + 'static {
     /// What this source can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// Waits for at least one delivery and returns what is there, within `limit`; empty after [`Limit::wait`].
+    /// Waits for at least one delivery and returns what is there, within `limit`; empty after [`ReceiveLimits::wait`].
     ///
     /// Cancel safe: a delivery that was fetched for a dropped call is returned by a later call, or comes again when its
     /// lease ends. Repeating an idempotent wait after a retryable error is the caller's part.
@@ -171,23 +171,23 @@ pub trait Source: Send + Sync + 'static {
     /// # Errors
     /// [`Closed`](crate::ErrorKind::Closed) after [`close`](Self::close); connection errors are retryable, a queue that
     /// does not exist is not.
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error>;
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error>;
 
     /// Settles each delivery; one answer per settlement, in the same order, whatever happens to the others. Within one
     /// group the settlements take effect as if made in the order given.
     ///
     /// Idempotent. Dropping the future leaves each settlement either made or not made.
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer>;
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult>;
 
     /// Extends leases so that they end `lease` from now; one answer per receipt, in the same order.
-    /// Without [`Capabilities::extend`] every answer is a non-retryable [`Answer::Unknown`].
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer>;
+    /// Without [`Capabilities::extend`] every answer is a non-retryable [`SettleResult::Unknown`].
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult>;
 
     /// Reads the live queue's settings.
     ///
     /// # Errors
     /// The queue does not exist, or may not be looked at.
-    async fn inspect(&self) -> Result<Inspection, Error>;
+    async fn queue_info(&self) -> Result<QueueInfo, Error>;
 
     /// Stops receiving and gives back, in order, whatever is not settled. Every receipt is `LeaseLost` afterwards.
     /// Closing twice is harmless.
@@ -205,17 +205,17 @@ impl<S: Source + ?Sized> Source for Arc<S> {
     fn capabilities(&self) -> Capabilities {
         (**self).capabilities()
     }
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         (**self).receive(limit).await
     }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         (**self).settle(batch).await
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         (**self).extend(batch, lease).await
     }
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        (**self).inspect().await
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        (**self).queue_info().await
     }
     async fn close(&self) -> Result<(), Error> {
         (**self).close().await

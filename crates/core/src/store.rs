@@ -33,31 +33,31 @@ pub struct Claim {
 
 /// The store's answer to a [`Claim`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claimed {
+pub enum ClaimResult {
     /// The key is ours until the lease ends.
-    New {
+    Acquired {
         /// Higher than every token given for this key before.
         token: Token,
         /// Claims of this key that were marked as started, if any was: the effect may or may not have happened. The marks
         /// outlive takeovers, until a claim is completed or released.
-        uncertain: Option<Starts>,
+        in_doubt: Option<Starts>,
         /// How many claims of this key before this one, in a row, have expired: their owners neither completed nor released
         /// them. Where the broker does not count deliveries, so many workers may have died of the message.
         takeovers: u32,
     },
     /// It took effect before.
-    Done {
+    Completed {
         /// What was recorded with it.
         outcome: Option<Bytes>,
     },
     /// Someone else owns the key.
-    Busy {
+    InProgress {
         /// When to ask again: the rest of the owner's lease, by the store's clock.
         retry_in: Duration,
     },
     /// The key was used for another payload: by a record, by a live claim, or by one that has expired but was marked as
     /// started. An expired claim that was never started had no effect: it is taken over, whatever its payload was.
-    Conflict,
+    PayloadMismatch,
 }
 
 /// Claims of one key that were marked as [started](Store::start) since one was completed or released.
@@ -85,7 +85,7 @@ impl Starts {
 
 /// A claim that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldClaim {
     /// The key.
     pub key: KeyDigest,
     /// The token it was claimed with.
@@ -96,7 +96,7 @@ pub struct Held {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Completion {
     /// The claim under which it did.
-    pub held: Held,
+    pub held: HeldClaim,
     /// Digest of the payload.
     pub fingerprint: Fingerprint,
     /// What to hand to later duplicates.
@@ -116,7 +116,7 @@ pub type Verdicts = Vec<Result<(), Fenced>>;
 ///
 /// One record per key: absent, claimed by an owner under a token until a time, or done. Expiry is judged by the store's
 /// own clock. Every call takes a batch, answers each entry in the same order, and treats the batch as if its entries
-/// came one after another (two claims on one key: the second is `Busy`, although its owner is the same).
+/// came one after another (two claims on one key: the second is `InProgress`, although its owner is the same).
 ///
 /// Only `complete` must be durable when it returns. A claim may be forgotten if the store itself crashes; tokens stay
 /// monotonic even so.
@@ -132,23 +132,23 @@ pub trait Store: Send + Sync + 'static {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error>;
+    ) -> Result<Vec<ClaimResult>, Error>;
 
     /// Renews claims so that they end `lease` from now. A claim that expired but was not taken over is renewed.
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error>;
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error>;
 
     /// Marks claims as started, so that whoever claims the key next is told of it by
-    /// [`uncertain`](Claimed::New::uncertain).
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error>;
+    /// [`in_doubt`](ClaimResult::Acquired::in_doubt).
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error>;
 
     /// Turns claims into durable records. An expired claim that was not taken over completes.
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error>;
 
     /// Gives claims up: the keys are as if never claimed.
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error>;
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error>;
 
     /// Removes at most `limit` records whose retention has passed, and returns how many it removed. Claims stay, even
-    /// expired ones: they are the only witness of an uncertain outcome.
+    /// expired ones: they are the only witness of an outcome in doubt.
     async fn prune(&self, limit: usize) -> Result<usize, Error>;
 }
 
@@ -166,28 +166,28 @@ pub trait TransactionalStore: Store {
     async fn begin_alone(&self) -> Result<Self::Tx, Error>;
 }
 
-/// A database transaction that several messages may share, one after another. Each message's *part* ends in
-/// [`complete`](Self::complete) or [`undo`](Self::undo). Dropping the transaction undoes everything.
+/// A database transaction that several messages may share, one after another. Each message has a savepoint, which ends in
+/// [`complete`](Self::complete) or [`rollback`](Self::rollback). Dropping the transaction rolls back everything.
 ///
 /// Every method has three answers: done, refused, unknown. An error of kind [`Refused`](crate::ErrorKind::Refused) means
 /// that nothing of the whole transaction happened or will, because the store refused what it did (a constraint that is
-/// checked at the commit, SQL that rolled all of it back, a limit). With one part, begun
+/// checked at the commit, SQL that rolled all of it back, a limit). With one message, begun
 /// [alone](TransactionalStore::begin_alone), it is that message's failure; otherwise it may be another's, and each is done
 /// again alone. After any other error it is unknown what happened, and the next [claim](Store::claim) tells.
 #[async_trait]
 pub trait Transaction: Send + 'static {
-    /// Ends the current part: records that its message took effect, under its token. If it is `Fenced`, or an error, the
-    /// part is undone.
+    /// Ends the current savepoint: records that its message took effect, under its token. If it is `Fenced`, or an error,
+    /// the savepoint is rolled back.
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error>;
 
-    /// Undoes what was done since the last part ended.
-    async fn undo(&mut self) -> Result<(), Error>;
+    /// Rolls back what was done since the last savepoint ended.
+    async fn rollback(&mut self) -> Result<(), Error>;
 
-    /// Commits every completed part, durably.
+    /// Commits every completed savepoint, durably.
     async fn commit(self) -> Result<(), Error>;
 
-    /// [`complete`](Self::complete), then [`commit`](Self::commit): one round trip for the last part, where the store
-    /// has one to save. If the last part is `Fenced`, those before it are committed all the same.
+    /// [`complete`](Self::complete), then [`commit`](Self::commit): one round trip for the last message, where the store
+    /// has one to save. If that is `Fenced`, those before it are committed all the same.
     async fn complete_and_commit(mut self, last: &Completion) -> Result<Result<(), Fenced>, Error>
     where
         Self: Sized,
@@ -205,19 +205,19 @@ impl<S: Store + ?Sized> Store for Arc<S> {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         (**self).claim(owner, batch, lease).await
     }
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         (**self).renew(batch, lease).await
     }
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         (**self).start(batch).await
     }
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
         (**self).complete(batch).await
     }
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         (**self).release(batch).await
     }
     async fn prune(&self, limit: usize) -> Result<usize, Error> {

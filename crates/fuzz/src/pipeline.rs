@@ -5,7 +5,7 @@ use arbitrary::{Result, Unstructured};
 use onlyonce::memory::{MemoryQueue, MemoryStore, MemoryTx};
 use onlyonce::{
     Attributes, Context, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON, DedupKey,
-    Failure, Json, Limit, Message, Pipeline, Sink, Source,
+    Failure, Json, Message, Pipeline, ReceiveLimits, Sink, Source,
 };
 use serde::Deserialize;
 
@@ -89,7 +89,7 @@ async fn run(messages: Vec<Message>) {
     assert_eq!(store.effects().len() as u64, report.applied);
     assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
     assert_eq!(dead.depth() as u64, report.dead_lettered);
-    let limit = Limit {
+    let limit = ReceiveLimits {
         messages: 100,
         per_group: usize::MAX,
         bytes: usize::MAX,

@@ -7,8 +7,8 @@ use onlyonce::sqlite::rusqlite::types::Value;
 use onlyonce::sqlite::rusqlite::{self, Connection};
 use onlyonce::sqlite::{Config, SqliteQueue, SqliteStore};
 use onlyonce::{
-    Action, Answer, Claim, Completion, Delivery, Error, Fingerprint, Held, KeyDigest, Limit,
-    Message, Owner, Settlement, Sink, Source, Store, Token,
+    Claim, Completion, Delivery, Disposition, Error, Fingerprint, HeldClaim, KeyDigest, Message,
+    Owner, ReceiveLimits, SettleResult, Settlement, Sink, Source, Store, Token,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -29,8 +29,8 @@ fn config(file: &Path) -> Config {
     Config::new(file).queue("orders")
 }
 
-fn limit() -> Limit {
-    Limit {
+fn limit() -> ReceiveLimits {
+    ReceiveLimits {
         messages: 10,
         per_group: usize::MAX,
         bytes: usize::MAX,
@@ -73,23 +73,23 @@ pub fn sqlite_rows(data: &[u8]) {
             sound |= deliveries.iter().any(|d| d.message.body == "sound");
             for answer in settle(&queue, &deliveries).await {
                 // Two heads of one group are delivered twice; the second receipt is worth nothing.
-                assert!(!matches!(answer, Answer::Unknown(_)), "{answer:?}");
+                assert!(!matches!(answer, SettleResult::Unknown(_)), "{answer:?}");
             }
         }
         assert!(sound, "the sound message is held back");
     });
 }
 
-async fn settle(queue: &SqliteQueue, deliveries: &[Delivery]) -> Vec<Answer> {
-    let action = |delivery: &Delivery| match &delivery.malformed {
-        Some(reason) => Action::DeadLetter {
+async fn settle(queue: &SqliteQueue, deliveries: &[Delivery]) -> Vec<SettleResult> {
+    let disposition = |delivery: &Delivery| match &delivery.malformed {
+        Some(reason) => Disposition::DeadLetter {
             reason: reason.clone(),
         },
-        None => Action::Ack,
+        None => Disposition::Ack,
     };
     let settlement = |delivery| Settlement {
         receipt: Delivery::clone(delivery).receipt,
-        action: action(delivery),
+        disposition: disposition(delivery),
     };
     let batch: Vec<_> = deliveries.iter().map(settlement).collect();
     queue.settle(&batch).await
@@ -128,7 +128,7 @@ async fn use_store(store: &SqliteStore) -> std::result::Result<(), Error> {
         fingerprint: Fingerprint([n; 16]),
     });
     store.claim(owner, &claims, hour).await?;
-    let held = |n: usize| Held {
+    let held = |n: usize| HeldClaim {
         key: claims[n].key,
         token: Token(u64::MAX),
     };
@@ -136,9 +136,11 @@ async fn use_store(store: &SqliteStore) -> std::result::Result<(), Error> {
     store.start(&[held(1)]).await?;
     store.release(&[held(2)]).await?;
     let mut completions = Vec::new();
-    if let onlyonce::Claimed::New { token, .. } = store.claim(owner, &claims, hour).await?[0] {
+    if let onlyonce::ClaimResult::Acquired { token, .. } =
+        store.claim(owner, &claims, hour).await?[0]
+    {
         completions.push(Completion {
-            held: Held {
+            held: HeldClaim {
                 key: claims[0].key,
                 token,
             },

@@ -56,7 +56,7 @@
 //!
 //! **Consuming** is at least once. A delivery belongs to the channel it came by, and its lease ends with that channel, or
 //! after `consumer_timeout` if that is sooner. When the channel ends, for whatever reason, its leases' tokens are
-//! cancelled, its receipts answer [`LeaseLost`][Answer::LeaseLost] for ever, and a task of the source opens another one,
+//! cancelled, its receipts answer [`LeaseLost`][SettleResult::LeaseLost] for ever, and a task of the source opens another one,
 //! after a pause with jitter that grows to 30 s. No tag is ever sent on another channel than its own. `receive` returns
 //! the error of each failed attempt; after one that is not retryable (no such queue, access refused) it is the next
 //! `receive` that tries again.
@@ -75,7 +75,7 @@
 //! has ever seen it ([delivery limit][poison]; measured on 4.0.5 and 4.3.6). So the source *renews* a message when half of
 //! the limit is used up, before it hands it out: a copy at the end of the queue is confirmed, then the original is acked.
 //! Nothing has to be set for that. Where it cannot be done, since a message of a group would lose its place, or the limit
-//! is below 4, the pipeline refuses to start (`Hazard::GivesUp`) and says what to set: `x-delivery-limit=-1`, by the
+//! is below 4, the pipeline refuses to start (`ConfigRisk::GivesUp`) and says what to set: `x-delivery-limit=-1`, by the
 //! declaration or by a policy (a limit of 1,000 or more is as good). Not on RabbitMQ 3, which has no such default: 3.10 takes
 //! -1 for a limit that every message has passed, and deletes what is given back (measured).
 //!
@@ -138,7 +138,7 @@
 //! `x-single-active-consumer`: then a second one waits until the first is gone. A lone worker needs it, too: when its
 //! connection breaks without word to the broker, the broker keeps the old consumer, and what it holds, until the
 //! heartbeats are missed, while the worker's new one gets what comes after (measured).
-//! [`inspect`](onlyonce_core::Source::inspect) finds other consumers. What a closing source holds goes back in order; for that it closes the
+//! [`queue_info`](onlyonce_core::Source::queue_info) finds other consumers. What a closing source holds goes back in order; for that it closes the
 //! channel and does not cancel the consumer, which with a single active consumer would reorder or break the queue.
 //!
 //! # Limits
@@ -155,7 +155,7 @@
 //!   properties, the reason, and the first 2 KiB of its headers as the attribute `amqp-unreadable-headers`. They are those
 //!   nested more than 32 deep, with a name that is not UTF-8, that would take more than 20 times their bytes and 64 KiB in
 //!   memory (an array of 3,000 booleans does), or that exceed a frame, with what the broker adds. See [`filter`].
-//! - AMQP tells nothing of policies: see what [`inspect`](onlyonce_core::Source::inspect) calls unknown.
+//! - AMQP tells nothing of policies: see what [`queue_info`](onlyonce_core::Source::queue_info) calls unknown.
 //! - A group whose head fails is retried in place, and what follows it is held. When one such group fills `prefetch`, the
 //!   other groups of the queue wait for it: AMQP cannot give back one group and keep its order. A warning says so. Raise
 //!   `prefetch` above what may pile up of a group, or lower the retries.
@@ -172,7 +172,7 @@
 //! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
 //! [Delivery::malformed]: onlyonce_core::Delivery::malformed
 //! [`Ordering::Delivery`]: onlyonce_core::Ordering::Delivery
-//! [Answer::LeaseLost]: onlyonce_core::Answer::LeaseLost
+//! [SettleResult::LeaseLost]: onlyonce_core::SettleResult::LeaseLost
 //! [sac]: https://www.rabbitmq.com/docs/consumers#single-active-consumer
 //! [prefetch]: https://www.rabbitmq.com/docs/consumer-prefetch
 //! [timeout]: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout
@@ -192,8 +192,8 @@ mod declared;
 mod error;
 pub mod filter;
 pub mod headers;
-mod inspection;
 mod publisher;
+mod queue_info;
 mod sink;
 mod source;
 

@@ -4,10 +4,10 @@ use std::fmt;
 use async_trait::async_trait;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
-use onlyonce_core::{Error, ErrorKind, Message, Sink, SinkInspection};
+use onlyonce_core::{Error, ErrorKind, Message, Sink, SinkInfo};
 
 use crate::publisher::{Outgoing, Publisher};
-use crate::{Config, config, headers, inspection};
+use crate::{Config, config, headers, queue_info};
 
 /// Publishes to a queue or an exchange, confirmed by the broker. See the [crate's page](crate).
 pub struct RabbitSink {
@@ -32,7 +32,7 @@ impl RabbitSink {
         config.warn_of_plain_credentials();
         let unsent = config.timeout;
         let queue = config.queue.as_deref();
-        let identity = queue.map(|queue| inspection::identity(&config, queue));
+        let identity = queue.map(|queue| queue_info::identity(&config, queue));
         Ok(Self {
             group_header: config.group_header.clone(),
             user: config.user().map(str::to_owned),
@@ -63,9 +63,9 @@ impl Sink for RabbitSink {
     }
 
     /// Asks for the queue or the exchange. Whether an exchange routes to any queue shows with the first message.
-    async fn check(&self) -> Result<SinkInspection, Error> {
+    async fn check(&self) -> Result<SinkInfo, Error> {
         self.publisher.find(&self.routing_key).await?;
-        let mut found = SinkInspection::default();
+        let mut found = SinkInfo::default();
         found.identity.clone_from(&self.identity);
         Ok(found)
     }

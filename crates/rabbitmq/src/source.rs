@@ -12,8 +12,8 @@ use futures_util::stream::ReadyChunks;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::{Channel, Consumer};
 use onlyonce_core::{
-    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Ordering,
-    Receipt, Settlement, Source,
+    Capabilities, Delivery, Disposition, Error, ErrorKind, Lease, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Source,
 };
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
@@ -25,8 +25,8 @@ use crate::connection::{Backoff, Link, after, answer};
 use crate::copies::{Copies, Original};
 use crate::error::Fault;
 use crate::headers::{self, Counts};
-use crate::inspection::Queue;
 use crate::publisher::{finish, start};
+use crate::queue_info::Queue;
 use crate::{Config, config};
 
 /// How long a channel on which nothing was settled must have lived for the next reconnection to be quick again.
@@ -90,7 +90,7 @@ struct Epoch {
     lost: CancellationToken,
     /// Something was given back that only the channel's end gives back in its place.
     returning: CancellationToken,
-    acks: Mutex<Acks<Held>>,
+    acks: Mutex<Acks<Unsettled>>,
     /// Tags of which copies are under way.
     moving: Mutex<BTreeSet<u64>>,
 }
@@ -106,7 +106,7 @@ struct Terms {
 
 /// What belongs to a delivery that is out.
 #[derive(Debug)]
-struct Held {
+struct Unsettled {
     /// To make a copy of.
     original: Option<Box<Original>>,
     in_group: bool,
@@ -179,7 +179,7 @@ impl Source for RabbitSource {
         self.shared.capabilities
     }
 
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let deadline = after(limit.wait);
         loop {
             let changed = self.shared.changed.notified();
@@ -193,8 +193,8 @@ impl Source for RabbitSource {
     }
 
     /// `Applied`: the frame was written to the channel that the delivery came by. AMQP confirms no ack.
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
-        let mut answers: Vec<_> = batch.iter().map(|_| Answer::LeaseLost).collect();
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
+        let mut answers: Vec<_> = batch.iter().map(|_| SettleResult::LeaseLost).collect();
         let Some(epoch) = lock(&self.shared.state).epoch.clone() else {
             return answers;
         };
@@ -207,14 +207,15 @@ impl Source for RabbitSource {
             if number != epoch.number {
                 continue;
             }
-            match &settlement.action {
-                Action::Ack => now.push((at, tag, Verdict::Ack)),
-                Action::Nack { delay } if delay.is_zero() => {
+            match &settlement.disposition {
+                Disposition::Ack => now.push((at, tag, Verdict::Ack)),
+                Disposition::Nack { delay } if delay.is_zero() => {
                     now.push((at, tag, epoch.give_back(tag)));
                 }
-                Action::Nack { delay } => later.push((at, tag, *delay)),
-                Action::DeadLetter { .. } => {
-                    answers[at] = Answer::Unknown(self.shared.cannot("dead-letter with a reason"))
+                Disposition::Nack { delay } => later.push((at, tag, *delay)),
+                Disposition::DeadLetter { .. } => {
+                    answers[at] =
+                        SettleResult::Unknown(self.shared.cannot("dead-letter with a reason"))
                 }
             }
         }
@@ -225,13 +226,13 @@ impl Source for RabbitSource {
         answers
     }
 
-    async fn extend(&self, batch: &[Receipt], _lease: Duration) -> Vec<Answer> {
-        let answer = |_| Answer::Unknown(self.shared.cannot("extend a lease"));
+    async fn extend(&self, batch: &[Receipt], _lease: Duration) -> Vec<SettleResult> {
+        let answer = |_| SettleResult::Unknown(self.shared.cannot("extend a lease"));
         batch.iter().map(answer).collect()
     }
 
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        self.shared.inspect().await
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        self.shared.queue_info().await
     }
 
     /// Gives back what is not settled by closing the channel, and with it everything that was sent on it before: when
@@ -255,7 +256,7 @@ impl Source for RabbitSource {
 
 impl Shared {
     /// What `receive` returns now, if anything.
-    fn poll(shared: &Arc<Self>, limit: Limit) -> Option<Result<Vec<Delivery>, Error>> {
+    fn poll(shared: &Arc<Self>, limit: ReceiveLimits) -> Option<Result<Vec<Delivery>, Error>> {
         let mut state = lock(&shared.state);
         if !state.ready.is_empty() {
             return Some(Ok(take(&mut state.ready, limit)));
@@ -453,7 +454,7 @@ impl Shared {
             messages = moved.len(),
             "renewed, since workers that stop or crash count towards the queue's delivery limit"
         );
-        let mut answers: Vec<_> = moved.iter().map(|_| Answer::LeaseLost).collect();
+        let mut answers: Vec<_> = moved.iter().map(|_| SettleResult::LeaseLost).collect();
         self.settle_now(epoch, moved, &mut answers).await;
         Ok(kept)
     }
@@ -505,7 +506,7 @@ impl Shared {
             attempt,
         });
         let worn = original.clone().filter(|_| is_worn);
-        lock(&epoch.acks).delivered(Held {
+        lock(&epoch.acks).delivered(Unsettled {
             original: original.map(Box::new),
             in_group: message.group.is_some(),
             until: lease.until,
@@ -530,7 +531,7 @@ impl Shared {
         &self,
         epoch: &Epoch,
         wanted: Vec<(usize, u64, Verdict)>,
-        answers: &mut [Answer],
+        answers: &mut [SettleResult],
     ) {
         let (done, frames) = {
             let mut acks = lock(&epoch.acks);
@@ -562,11 +563,11 @@ impl Shared {
         }
         for ((at, ..), done) in wanted.into_iter().zip(done) {
             answers[at] = match (&failed, done) {
-                (_, false) => Answer::LeaseLost,
-                (None, true) => Answer::Applied,
+                (_, false) => SettleResult::LeaseLost,
+                (None, true) => SettleResult::Applied,
                 (Some(error), true) => {
                     let fault = Fault::Lapin(error.clone());
-                    Answer::Unknown(fault.error("cannot settle", &self.queue).retryable(true))
+                    SettleResult::Unknown(fault.error("cannot settle", &self.queue).retryable(true))
                 }
             };
         }
@@ -577,11 +578,12 @@ impl Shared {
         self: &Arc<Self>,
         epoch: &Arc<Epoch>,
         wanted: Vec<(usize, u64, Duration)>,
-        answers: &mut [Answer],
+        answers: &mut [SettleResult],
     ) {
         if !self.capabilities.delayed_nack {
             for (at, ..) in wanted {
-                answers[at] = Answer::Unknown(self.cannot("delay a delivery that is given back"));
+                answers[at] =
+                    SettleResult::Unknown(self.cannot("delay a delivery that is given back"));
             }
             return;
         }
@@ -592,7 +594,7 @@ impl Shared {
             if !lock(&epoch.moving).insert(tag) {
                 let what = "a copy of it that comes back later is under way";
                 let error = Error::new(ErrorKind::Throttled, what).on_queue(&self.queue);
-                answers[at] = Answer::Unknown(error);
+                answers[at] = SettleResult::Unknown(error);
                 continue;
             }
             let mut acks = lock(&epoch.acks);
@@ -619,7 +621,7 @@ impl Shared {
         };
         let mut moved = moved.into_iter().flatten();
         for (at, _) in copied {
-            let blocked = || Answer::Unknown(self.copies.blocked_error());
+            let blocked = || SettleResult::Unknown(self.copies.blocked_error());
             answers[at] = moved.next().unwrap_or_else(blocked);
         }
     }
@@ -631,20 +633,20 @@ impl Shared {
         epoch: Arc<Epoch>,
         tags: Vec<u64>,
         originals: Vec<(Original, Duration)>,
-        answer: oneshot::Sender<Vec<Answer>>,
+        answer: oneshot::Sender<Vec<SettleResult>>,
     ) {
         let results = tokio::select! {
             () = epoch.lost.cancelled() => Vec::new(),
             results = self.copies.delay(&originals) => results,
         };
-        let mut answers: Vec<_> = tags.iter().map(|_| Answer::LeaseLost).collect();
+        let mut answers: Vec<_> = tags.iter().map(|_| SettleResult::LeaseLost).collect();
         let mut moved = Vec::new();
         for (at, result) in results.into_iter().enumerate() {
             match result {
                 Ok(()) => moved.push((at, tags[at], Verdict::Moved)),
                 // Nobody will ask again.
                 Err(_) if answer.is_closed() => moved.push((at, tags[at], Verdict::Requeue)),
-                Err(error) => answers[at] = Answer::Unknown(error),
+                Err(error) => answers[at] = SettleResult::Unknown(error),
             }
         }
         self.settle_now(&epoch, moved, &mut answers).await;
@@ -656,18 +658,18 @@ impl Shared {
         Error::new(ErrorKind::Other, format!("RabbitMQ cannot {what}")).on_queue(&self.queue)
     }
 
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        let error = |fault: Fault| self.error(&fault, "cannot inspect the queue");
-        let link = Link::open(&self.config, &format!("inspection {}", self.queue))
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        let error = |fault: Fault| self.error(&fault, "cannot look at the queue");
+        let link = Link::open(&self.config, &format!("queue info {}", self.queue))
             .await
             .map_err(error)?;
         let own = u32::from(lock(&self.state).epoch.is_some());
         let queue = Queue::look(&self.config, &self.queue, &link).await;
-        let inspection = queue.map(|queue| queue.inspection(own));
+        let info = queue.map(|queue| queue.queue_info(own));
         let closed = link.close().await;
-        let inspection = inspection.map_err(error)?;
+        let info = info.map_err(error)?;
         closed.map_err(error)?;
-        Ok(inspection)
+        Ok(info)
     }
 
     /// The error of failing to do `what`; a queue that does not exist is waited for where the URL says so.
@@ -708,7 +710,7 @@ impl Epoch {
 }
 
 /// Takes what `limit` allows: at least one.
-fn take(ready: &mut VecDeque<Delivery>, limit: Limit) -> Vec<Delivery> {
+fn take(ready: &mut VecDeque<Delivery>, limit: ReceiveLimits) -> Vec<Delivery> {
     let mut bytes = 0;
     let mut count = 0;
     for delivery in ready.iter() {

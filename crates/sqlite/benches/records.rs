@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use onlyonce_core::{
-    Action, Claim, Completion, Fingerprint, Held, KeyDigest, Limit, Message, Owner, Settlement,
-    Sink, Source, Store, Token, Transaction, TransactionalStore,
+    Claim, Completion, Disposition, Fingerprint, HeldClaim, KeyDigest, Message, Owner,
+    ReceiveLimits, Settlement, Sink, Source, Store, Token, Transaction, TransactionalStore,
 };
-use onlyonce_core::{Claimed, Error};
+use onlyonce_core::{ClaimResult, Error};
 use onlyonce_sqlite::{Commits, Config, Database, SqliteQueue, SqliteStore};
 
 const LEASE: Duration = Duration::from_secs(600);
@@ -94,16 +94,16 @@ fn random_claim() -> Claim {
     }
 }
 
-fn token(claimed: &Claimed) -> Token {
+fn token(claimed: &ClaimResult) -> Token {
     match claimed {
-        Claimed::New { token, .. } => *token,
+        ClaimResult::Acquired { token, .. } => *token,
         other => panic!("a random key is not new: {other:?}"),
     }
 }
 
 fn completion(claim: Claim, token: Token) -> Completion {
     Completion {
-        held: Held {
+        held: HeldClaim {
             key: claim.key,
             token,
         },
@@ -163,7 +163,7 @@ async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
     }
     meter.print(queue.database(), QUEUED, "published", None);
     let meter = Meter::start(queue.database());
-    let limit = Limit {
+    let limit = ReceiveLimits {
         messages: 256,
         per_group: usize::MAX,
         bytes: usize::MAX,
@@ -178,7 +178,7 @@ async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
         settling.push_back(tokio::spawn(async move {
             let ack = |d: onlyonce_core::Delivery| Settlement {
                 receipt: d.receipt,
-                action: Action::Ack,
+                disposition: Disposition::Ack,
             };
             let batch: Vec<Settlement> = deliveries.into_iter().map(ack).collect();
             let answers = queue.settle(&batch).await;

@@ -1,11 +1,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_core::{Claim, Claimed, Completion, Fenced, Held, Owner, Starts, Token, Verdicts};
+use onlyonce_core::{
+    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Starts, Token, Verdicts,
+};
 use rusqlite::Connection;
 
 use crate::config::millis;
-use crate::error::Failure;
+use crate::error::DbError;
 use crate::records::Record;
 use crate::session::{Promise, Session};
 
@@ -16,8 +18,8 @@ pub(crate) struct Row {
     token: i64,
 }
 
-impl From<Held> for Row {
-    fn from(held: Held) -> Self {
+impl From<HeldClaim> for Row {
+    fn from(held: HeldClaim) -> Self {
         Self {
             key: held.key.0,
             // Tokens come from an `i64`; a larger one was never given, and fits none.
@@ -50,7 +52,7 @@ pub(crate) fn claim(
     owner: Owner,
     batch: &[Claim],
     lease: Duration,
-) -> Result<Vec<Claimed>, Failure> {
+) -> Result<Vec<ClaimResult>, DbError> {
     let now = session.now();
     let claimer = Claimer {
         owner: owner.0 as i64,
@@ -69,14 +71,14 @@ fn claim_one(
     claimer: &Claimer,
     token: i64,
     claim: &Claim,
-) -> Result<Claimed, Failure> {
+) -> Result<ClaimResult, DbError> {
     if let Some(record) = session.records.find(&session.conn, &claim.key.0)? {
         return Ok(if record.fingerprint == claim.fingerprint.0 {
-            Claimed::Done {
+            ClaimResult::Completed {
                 outcome: record.outcome.map(Bytes::from),
             }
         } else {
-            Claimed::Conflict
+            ClaimResult::PayloadMismatch
         });
     }
     if insert(session, claimer, token, claim)? {
@@ -86,13 +88,13 @@ fn claim_one(
     let live = existing.until > claimer.now;
     // What expired without having been started has had no effect, so its payload does not bind the key.
     if existing.fingerprint != claim.fingerprint.0 && (live || existing.starts.is_some()) {
-        return Ok(Claimed::Conflict);
+        return Ok(ClaimResult::PayloadMismatch);
     }
     // The owner's own claim is taken over, unless it was made by this very batch.
     let others = existing.owner != claimer.owner || existing.token >= claimer.first;
     if others && live {
         let left = existing.until - claimer.now;
-        return Ok(Claimed::Busy {
+        return Ok(ClaimResult::InProgress {
             retry_in: Duration::from_millis(left.unsigned_abs()),
         });
     }
@@ -115,10 +117,10 @@ fn claim_one(
     Ok(new(token, existing.starts, takeovers))
 }
 
-fn new(token: i64, uncertain: Option<Starts>, takeovers: u32) -> Claimed {
-    Claimed::New {
+fn new(token: i64, in_doubt: Option<Starts>, takeovers: u32) -> ClaimResult {
+    ClaimResult::Acquired {
         token: Token(token.unsigned_abs()),
-        uncertain,
+        in_doubt,
         takeovers,
     }
 }
@@ -129,11 +131,11 @@ fn insert(
     claimer: &Claimer,
     token: i64,
     claim: &Claim,
-) -> Result<bool, Failure> {
+) -> Result<bool, DbError> {
     let inserted = session
         .conn
         .prepare_cached(
-            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0) ON CONFLICT DO NOTHING",
+            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0) ON PAYLOAD_MISMATCH DO NOTHING",
         )?
         .execute((
             claim.key.0,
@@ -145,7 +147,7 @@ fn insert(
     Ok(inserted == 1)
 }
 
-fn find(conn: &Connection, claim: &Claim) -> Result<Existing, Failure> {
+fn find(conn: &Connection, claim: &Claim) -> Result<Existing, DbError> {
     let mut find = conn.prepare_cached(
         "SELECT fingerprint, owner, token, until, started, starts, takeovers FROM onlyonce_claim WHERE key = ?1",
     )?;
@@ -171,9 +173,9 @@ fn starts(last: i64, count: u32) -> Option<Starts> {
 /// Promises to renew the claims that are still held: see [`Promise`].
 pub(crate) fn renew(
     session: &mut Session,
-    batch: &[Held],
+    batch: &[HeldClaim],
     lease: Duration,
-) -> Result<Verdicts, Failure> {
+) -> Result<Verdicts, DbError> {
     let until = session.now() + millis(lease);
     let mut verdicts = Vec::with_capacity(batch.len());
     for held in batch {
@@ -187,8 +189,8 @@ pub(crate) fn renew(
     Ok(verdicts)
 }
 
-fn is_held(session: &Session, claim: &Row) -> Result<bool, Failure> {
-    // A completion that is not committed yet may still be undone, and its claim has to last until then.
+fn is_held(session: &Session, claim: &Row) -> Result<bool, DbError> {
+    // A completion that is not committed yet may still be rolled back, and its claim has to last until then.
     if session.completing.contains(claim) {
         return Ok(true);
     }
@@ -199,15 +201,15 @@ fn is_held(session: &Session, claim: &Row) -> Result<bool, Failure> {
 }
 
 /// Carries out a promised renewal. Does nothing where the claim has ended since.
-pub(crate) fn renew_now(conn: &Connection, claim: &Row, until: i64) -> Result<(), Failure> {
+pub(crate) fn renew_now(conn: &Connection, claim: &Row, until: i64) -> Result<(), DbError> {
     conn.prepare_cached("UPDATE onlyonce_claim SET until = ?3 WHERE key = ?1 AND token = ?2")?
         .execute((claim.key, claim.token, until))?;
     Ok(())
 }
 
 /// Marks claims as started. It is committed before it is answered, turns or no turns: a process that dies in between
-/// must not have run a handler which nobody will call uncertain.
-pub(crate) fn start(session: &mut Session, batch: &[Held]) -> Result<Verdicts, Failure> {
+/// must not have run a handler which nobody will call in doubt.
+pub(crate) fn start(session: &mut Session, batch: &[HeldClaim]) -> Result<Verdicts, DbError> {
     each(
         session,
         "UPDATE onlyonce_claim SET started = token, starts = starts + (started <> token) WHERE key = ?1 AND token = ?2",
@@ -215,13 +217,13 @@ pub(crate) fn start(session: &mut Session, batch: &[Held]) -> Result<Verdicts, F
     )
 }
 
-pub(crate) fn release(session: &mut Session, batch: &[Held]) -> Result<Verdicts, Failure> {
+pub(crate) fn release(session: &mut Session, batch: &[HeldClaim]) -> Result<Verdicts, DbError> {
     each(session, DELETE, batch)
 }
 
 const DELETE: &str = "DELETE FROM onlyonce_claim WHERE key = ?1 AND token = ?2";
 
-fn each(session: &Session, sql: &str, batch: &[Held]) -> Result<Verdicts, Failure> {
+fn each(session: &Session, sql: &str, batch: &[HeldClaim]) -> Result<Verdicts, DbError> {
     let mut statement = session.conn.prepare_cached(sql)?;
     let mut verdicts = Vec::with_capacity(batch.len());
     for held in batch {
@@ -234,7 +236,7 @@ fn each(session: &Session, sql: &str, batch: &[Held]) -> Result<Verdicts, Failur
 pub(crate) fn complete_all(
     session: &mut Session,
     batch: &[Completion],
-) -> Result<Verdicts, Failure> {
+) -> Result<Verdicts, DbError> {
     batch
         .iter()
         .map(|completion| complete(session, completion))
@@ -245,7 +247,7 @@ pub(crate) fn complete_all(
 pub(crate) fn complete(
     session: &mut Session,
     completion: &Completion,
-) -> Result<Result<(), Fenced>, Failure> {
+) -> Result<Result<(), Fenced>, DbError> {
     let claim = Row::from(completion.held);
     let deleted = session
         .conn

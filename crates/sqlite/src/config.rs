@@ -41,7 +41,7 @@ pub struct Config {
     /// How old a message may get before it goes to the dead-letter queue instead of being delivered; `None`: any age.
     /// 14 days unless set, and `None` for a dead-letter queue.
     pub retention: Option<Duration>,
-    /// How long one message's transaction may keep all others waiting before it is undone: 30 s unless set.
+    /// How long one message's transaction may keep all others waiting before it is rolled back: 30 s unless set.
     pub turn: Duration,
     /// Acknowledgements also survive a power failure: off unless set, since a lost one costs a redelivery which the
     /// dedup record stops. Turn it on for `at_most_once`, where nothing else stops it.

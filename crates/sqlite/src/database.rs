@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use crate::config::Config;
-use crate::error::Failure;
+use crate::error::DbError;
 use crate::inbox::{Command, Inbox, Job, Line};
 use crate::session::{Counters, Session};
 use crate::time::Clock;
@@ -110,7 +110,7 @@ impl Database {
         let (asker, mut unused) = (Arc::downgrade(&asking), Some(run));
         let mut once = move |session: &mut Session| {
             // It has its commit alone, so there is nobody for whose sake it would run again.
-            let run = unused.take().ok_or_else(Failure::closed)?;
+            let run = unused.take().ok_or_else(DbError::closed)?;
             let savepoint = session.open_savepoint("onlyonce_work")?;
             match session.guarded(asker.clone(), run) {
                 Ok(value) => session.release(savepoint).map(|()| Ok(value)),
@@ -131,19 +131,19 @@ impl Database {
         });
         let result = result.await;
         drop(asking);
-        result.unwrap_or_else(|_| Err(Failure::closed()))?
+        result.unwrap_or_else(|_| Err(DbError::closed()))?
     }
 
     /// Runs `run` on the database thread, in the next transaction, and answers after its commit. If it fails, so do all
     /// that share the transaction: our own SQL fails only when the disk or the file does. It runs again if the transaction
-    /// was undone because of another's doing.
+    /// was rolled back because of another's doing.
     ///
     /// If the future is dropped, `run` has been committed as a whole or not at all.
     pub(crate) async fn work<T: Send + 'static>(
         &self,
         durable: bool,
-        run: impl FnMut(&mut Session) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
+        run: impl FnMut(&mut Session) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
         self.work_then(durable, run, |value| value).await
     }
 
@@ -151,9 +151,9 @@ impl Database {
     pub(crate) async fn work_then<T: Send + 'static, U: Send + 'static>(
         &self,
         durable: bool,
-        mut run: impl FnMut(&mut Session) -> Result<T, Failure> + Send + 'static,
+        mut run: impl FnMut(&mut Session) -> Result<T, DbError> + Send + 'static,
         then: impl FnOnce(T) -> U + Send + 'static,
-    ) -> Result<U, Failure> {
+    ) -> Result<U, DbError> {
         let place = self.place().await?;
         let (job, result) = call(place, move |session| session.or_lose(&mut run), then);
         self.send(Command::Work {
@@ -161,22 +161,22 @@ impl Database {
             alone: false,
             job,
         });
-        result.await.unwrap_or_else(|_| Err(Failure::closed()))
+        result.await.unwrap_or_else(|_| Err(DbError::closed()))
     }
 
     /// Runs `run` even while a transaction has its turn. It may read, and promise.
     pub(crate) async fn urgent<T: Send + 'static>(
         &self,
-        run: impl FnMut(&mut Session) -> Result<T, Failure> + Send + 'static,
-    ) -> Result<T, Failure> {
+        run: impl FnMut(&mut Session) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
         let place = self.inner.inbox.place(Line::Urgent).await;
         let (job, result) = call(place, run, |value| value);
         self.send(Command::Urgent(job));
-        result.await.unwrap_or_else(|_| Err(Failure::closed()))
+        result.await.unwrap_or_else(|_| Err(DbError::closed()))
     }
 
     /// Waits for a turn and takes the first step of it.
-    pub(crate) async fn take_turn(&self, tx: TxId, terms: Terms, first: Op) -> Result<(), Failure> {
+    pub(crate) async fn take_turn(&self, tx: TxId, terms: Terms, first: Op) -> Result<(), DbError> {
         let waiting = Running::current().map(|running| running.wait());
         let place = self.place().await?;
         self.set_locked(true);
@@ -191,9 +191,9 @@ impl Database {
     }
 
     /// A place in line, but not for a handler whose own transaction is what everybody waits for.
-    async fn place(&self) -> Result<Option<OwnedSemaphorePermit>, Failure> {
+    async fn place(&self) -> Result<Option<OwnedSemaphorePermit>, DbError> {
         if Running::current().is_some_and(|running| running.has_locked(self.resource())) {
-            return Err(Failure::refused(
+            return Err(DbError::refused(
                 "this would wait for the handler's own transaction in the same file, for ever: do it with the \
                  transaction (`SqliteTx::publish`, `SqliteTx::with`) or before its first use",
             ));
@@ -232,16 +232,16 @@ impl Database {
 }
 
 /// What answers a call.
-type Answered<T> = oneshot::Receiver<Result<T, Failure>>;
+type Answered<T> = oneshot::Receiver<Result<T, DbError>>;
 
 /// One call. It keeps its place in line until it is answered, and is skipped if the one who asked has gone away by the
 /// time it would run.
 struct Call<T, U, R, M> {
     run: R,
-    done: Option<Result<T, Failure>>,
+    done: Option<Result<T, DbError>>,
     /// Makes the answer of the result, once it is committed.
     then: M,
-    answer: oneshot::Sender<Result<U, Failure>>,
+    answer: oneshot::Sender<Result<U, DbError>>,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -249,7 +249,7 @@ impl<T, U, R, M> Job for Call<T, U, R, M>
 where
     T: Send,
     U: Send,
-    R: FnMut(&mut Session) -> Result<T, Failure> + Send,
+    R: FnMut(&mut Session) -> Result<T, DbError> + Send,
     M: FnOnce(T) -> U + Send,
 {
     fn is_abandoned(&self) -> bool {
@@ -262,11 +262,11 @@ where
         }
     }
 
-    fn answer(self: Box<Self>, committed: Result<(), Failure>) {
+    fn answer(self: Box<Self>, committed: Result<(), DbError>) {
         let result = match (self.done, committed) {
             (Some(Err(failure)), _) | (_, Err(failure)) => Err(failure),
             (Some(Ok(value)), Ok(())) => Ok((self.then)(value)),
-            (None, Ok(())) => Err(Failure::closed()),
+            (None, Ok(())) => Err(DbError::closed()),
         };
         // Nobody may be listening any more: then dropping the result is all there is to do.
         drop(self.answer.send(result));
@@ -276,7 +276,7 @@ where
 /// Makes a job of `run`.
 fn call<T: Send + 'static, U: Send + 'static>(
     place: Option<OwnedSemaphorePermit>,
-    run: impl FnMut(&mut Session) -> Result<T, Failure> + Send + 'static,
+    run: impl FnMut(&mut Session) -> Result<T, DbError> + Send + 'static,
     then: impl FnOnce(T) -> U + Send + 'static,
 ) -> (Box<dyn Job>, Answered<U>) {
     let (answer, answered) = oneshot::channel();
@@ -315,7 +315,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.inbox.close(Failure::closed());
+        self.inbox.close(DbError::closed());
     }
 }
 

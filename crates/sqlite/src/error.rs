@@ -5,7 +5,7 @@ use rusqlite::ErrorCode;
 
 /// What went wrong on the database thread. It can be cloned, because one failed commit fails many callers.
 #[derive(Clone, Debug)]
-pub(crate) struct Failure {
+pub(crate) struct DbError {
     kind: ErrorKind,
     retryable: bool,
     what: String,
@@ -14,7 +14,7 @@ pub(crate) struct Failure {
     of_another: bool,
 }
 
-impl Failure {
+impl DbError {
     pub(crate) fn new(kind: ErrorKind, retryable: bool, what: impl Into<String>) -> Self {
         Self {
             kind,
@@ -44,7 +44,7 @@ impl Failure {
         self.kind = ErrorKind::Store;
         self.retryable = true;
         self.of_another = true;
-        self.while_("undone together with another command that failed")
+        self.while_("rolled back together with another command that failed")
     }
 
     /// Whether nothing happened, and may be tried again apart from those whose doing it is.
@@ -65,7 +65,7 @@ impl Failure {
     }
 }
 
-impl From<rusqlite::Error> for Failure {
+impl From<rusqlite::Error> for DbError {
     fn from(error: rusqlite::Error) -> Self {
         let (kind, retryable) = classify(&error);
         Self {
@@ -78,8 +78,8 @@ impl From<rusqlite::Error> for Failure {
     }
 }
 
-impl From<Failure> for Error {
-    fn from(failure: Failure) -> Self {
+impl From<DbError> for Error {
+    fn from(failure: DbError) -> Self {
         let error = Self::new(failure.kind, failure.what).retryable(failure.retryable);
         match failure.cause {
             Some(cause) => error.caused_by(cause),

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use onlyonce_core::ErrorKind;
 
-use crate::error::Failure;
+use crate::error::DbError;
 
 /// Which file a path stands for.
 #[derive(Debug)]
@@ -34,11 +34,11 @@ impl File {
 
     /// What is committed to a file that has been deleted is lost when it is closed, and another one in its place knows
     /// nothing of it.
-    pub(crate) fn check(&self) -> Result<(), Failure> {
+    pub(crate) fn check(&self) -> Result<(), DbError> {
         if self.is_unmoved() {
             return Ok(());
         }
-        Err(Failure::new(
+        Err(DbError::new(
             ErrorKind::NotFound,
             false,
             format!(

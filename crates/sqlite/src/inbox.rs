@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::error::Failure;
+use crate::error::DbError;
 use crate::session::Session;
 use crate::turn::{Op, Turn, TxId};
 
@@ -19,16 +19,16 @@ pub(crate) enum Line {
 }
 
 /// Tells the caller how it ended, after the commit.
-pub(crate) type Reply = Box<dyn FnOnce(Result<(), Failure>) + Send>;
+pub(crate) type Reply = Box<dyn FnOnce(Result<(), DbError>) + Send>;
 
-/// A call that runs on the database thread: more than once, where what it did was undone with others'.
+/// A call that runs on the database thread: more than once, where what it did was rolled back with others'.
 pub(crate) trait Job: Send {
     /// Whether the one who asked has gone away.
     fn is_abandoned(&self) -> bool;
     /// Does nothing if it has failed before by itself.
     fn run(&mut self, session: &mut Session);
     /// Tells what came of it, once it is known whether that was committed.
-    fn answer(self: Box<Self>, committed: Result<(), Failure>);
+    fn answer(self: Box<Self>, committed: Result<(), DbError>);
 }
 
 /// What the database thread is asked to do.
@@ -71,7 +71,7 @@ impl Command {
     }
 
     /// Answers that it could not be done.
-    pub(crate) fn refuse(self, failure: &Failure) {
+    pub(crate) fn refuse(self, failure: &DbError) {
         match self {
             Self::Work { job, .. } | Self::Urgent(job) => job.answer(Err(failure.clone())),
             Self::Turn(turn) => turn.first.refuse(failure.clone()),
@@ -95,7 +95,7 @@ struct Lines {
     urgent: VecDeque<Command>,
     /// How many in `work` are durable.
     durable: usize,
-    closed: Option<Failure>,
+    closed: Option<DbError>,
 }
 
 impl Inbox {
@@ -137,7 +137,7 @@ impl Inbox {
     }
 
     /// Refuses everything from now on; the thread still does what is in line.
-    pub(crate) fn close(&self, why: Failure) {
+    pub(crate) fn close(&self, why: DbError) {
         self.lock().closed.get_or_insert(why);
         self.arrived.notify_one();
     }
@@ -194,7 +194,7 @@ impl Inbox {
     }
 
     /// Refuses all that is in line.
-    pub(crate) fn refuse_all(&self, failure: &Failure) {
+    pub(crate) fn refuse_all(&self, failure: &DbError) {
         let (work, urgent) = {
             let mut lines = self.lock();
             lines.durable = 0;

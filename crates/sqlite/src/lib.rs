@@ -13,13 +13,13 @@
 //! # let path = dir.path().join("app.db");
 //! # let url = format!("sqlite:{}?queue=orders", path.display());
 //! use std::time::Duration;
-//! use onlyonce_core::{Limit, Message, Sink, Source};
+//! use onlyonce_core::{ReceiveLimits, Message, Sink, Source};
 //! use onlyonce_sqlite::{Config, SqliteQueue};
 //!
 //! // let url = "sqlite:app.db?queue=orders";
 //! let queue = SqliteQueue::open(&Config::parse(&url)?).await?;
 //! queue.publish(&[Message::new("one order").with_dedup_id("order-1")]).await;
-//! let limit = Limit { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
+//! let limit = ReceiveLimits { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
 //! assert_eq!(queue.receive(limit).await?.len(), 1);
 //! # Ok(())
 //! # }
@@ -104,9 +104,9 @@ mod error;
 mod file;
 mod filter;
 mod guard;
-mod held;
 mod inbox;
 mod messages;
+mod open_leases;
 mod queue;
 mod records;
 mod session;

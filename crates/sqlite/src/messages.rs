@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onlyonce_core::{Action, Attributes, DEAD_LETTER_REASON, ErrorKind, Limit, Message};
+use onlyonce_core::{
+    Attributes, DEAD_LETTER_REASON, Disposition, ErrorKind, Message, ReceiveLimits,
+};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 
 use crate::config::millis;
-use crate::error::Failure;
+use crate::error::DbError;
 use crate::session::{Promise, Session};
 
 /// The largest message: 64 MiB. A row could be larger, but is written twice and read into memory as a whole.
@@ -73,11 +75,11 @@ pub(crate) enum Look {
 }
 
 /// The id and the identity of the queue of this name.
-pub(crate) fn queue(session: &mut Session, name: &str) -> Result<(i64, String), Failure> {
+pub(crate) fn queue(session: &mut Session, name: &str) -> Result<(i64, String), DbError> {
     let conn = &session.conn;
     conn.execute(
         "INSERT INTO onlyonce_queue (name, identity) VALUES (?1, lower(hex(randomblob(16))))
-         ON CONFLICT DO NOTHING",
+         ON PAYLOAD_MISMATCH DO NOTHING",
         [name],
     )?;
     let queue = conn.query_row(
@@ -89,7 +91,7 @@ pub(crate) fn queue(session: &mut Session, name: &str) -> Result<(i64, String), 
 }
 
 /// Whether there is a queue of this name.
-pub(crate) fn exists(session: &Session, name: &str) -> Result<bool, Failure> {
+pub(crate) fn exists(session: &Session, name: &str) -> Result<bool, DbError> {
     let mut find = session
         .conn
         .prepare_cached("SELECT 1 FROM onlyonce_queue WHERE name = ?1")?;
@@ -101,7 +103,7 @@ pub(crate) fn publish(
     session: &mut Session,
     queue: i64,
     batch: &[Message],
-) -> Result<Vec<Result<(), Failure>>, Failure> {
+) -> Result<Vec<Result<(), DbError>>, DbError> {
     let times = (session.wall(), session.now());
     let first = session.tokens(batch.len())?;
     let results = (first..).zip(batch).map(|(id, message)| {
@@ -118,7 +120,7 @@ pub(crate) fn publish_all(
     session: &mut Session,
     queue: i64,
     batch: &[Message],
-) -> Result<(), Failure> {
+) -> Result<(), DbError> {
     session.savepoint(|session| publish(session, queue, batch)?.into_iter().collect())
 }
 
@@ -128,7 +130,7 @@ fn publish_one(
     id: i64,
     (wall, now): (i64, i64),
     message: &Message,
-) -> Result<(), Failure> {
+) -> Result<(), DbError> {
     conn.prepare_cached("INSERT INTO onlyonce_body VALUES (?1, ?2, ?3, ?4)")?
         .execute((
             id,
@@ -141,12 +143,12 @@ fn publish_one(
     Ok(())
 }
 
-fn too_large(message: &Message) -> Failure {
+fn too_large(message: &Message) -> DbError {
     let what = format!(
         "a message of {} bytes is too large: at most {MAX_SIZE} are taken",
         message.size()
     );
-    Failure::new(ErrorKind::Message, false, what)
+    DbError::new(ErrorKind::Message, false, what)
 }
 
 fn encode(attributes: &Attributes) -> Option<String> {
@@ -211,7 +213,11 @@ impl Candidate {
 }
 
 /// Leases what is ready, within `limit`.
-pub(crate) fn receive(session: &mut Session, rules: &Rules, limit: Limit) -> Result<Look, Failure> {
+pub(crate) fn receive(
+    session: &mut Session,
+    rules: &Rules,
+    limit: ReceiveLimits,
+) -> Result<Look, DbError> {
     let now = session.now();
     let heads = heads(session, rules, now, limit.messages)?;
     if heads.is_empty() {
@@ -245,13 +251,13 @@ fn heads(
     rules: &Rules,
     now: i64,
     most: usize,
-) -> Result<Vec<Candidate>, Failure> {
+) -> Result<Vec<Candidate>, DbError> {
     let mut find = session.conn.prepare_cached(HEADS)?;
     let heads = find.query_map((rules.queue, now, most as i64), Candidate::read)?;
     Ok(heads.collect::<Result<_, _>>()?)
 }
 
-fn next_free(session: &Session, rules: &Rules, now: i64) -> Result<Option<Duration>, Failure> {
+fn next_free(session: &Session, rules: &Rules, now: i64) -> Result<Option<Duration>, DbError> {
     let mut find = session.conn.prepare_cached(NEXT_FREE)?;
     let free_at: Option<i64> = find.query_row([rules.queue], |row| row.get(0)).optional()?;
     Ok(free_at.map(|at| Duration::from_millis(at.saturating_sub(now).max(0).unsigned_abs())))
@@ -261,7 +267,7 @@ fn next_free(session: &Session, rules: &Rules, now: i64) -> Result<Option<Durati
 struct Taking<'a> {
     session: &'a Session,
     rules: &'a Rules,
-    limit: Limit,
+    limit: ReceiveLimits,
     now: i64,
     token: i64,
     taken: Vec<Received>,
@@ -270,7 +276,7 @@ struct Taking<'a> {
 
 impl Taking<'_> {
     /// Takes a head and, up to its share, those that follow it in its group. `false`: the limit is reached.
-    fn take_run(&mut self, head: Candidate, share: usize) -> Result<bool, Failure> {
+    fn take_run(&mut self, head: Candidate, share: usize) -> Result<bool, DbError> {
         let followers = match &head.group {
             Some(group) if share > 1 => self.followers(group, head.id, share - 1)?,
             _ => Vec::new(),
@@ -287,7 +293,7 @@ impl Taking<'_> {
         Ok(true)
     }
 
-    fn followers(&self, group: &Text, head: i64, most: usize) -> Result<Vec<Candidate>, Failure> {
+    fn followers(&self, group: &Text, head: i64, most: usize) -> Result<Vec<Candidate>, DbError> {
         let mut find = self.session.conn.prepare_cached(FOLLOWERS)?;
         let row = (self.rules.queue, group, head, most as i64);
         let followers = find.query_map(row, Candidate::read)?;
@@ -295,7 +301,7 @@ impl Taking<'_> {
     }
 
     /// Leases one message, or makes a dead letter of it. `false`: it would exceed the limit.
-    fn take(&mut self, candidate: Candidate) -> Result<bool, Failure> {
+    fn take(&mut self, candidate: Candidate) -> Result<bool, DbError> {
         if let Some(reason) = self.rules.gives_up(&candidate, self.now) {
             dead_letter(&self.session.conn, self.rules.dead, candidate.id, &reason)?;
             return Ok(true);
@@ -319,7 +325,7 @@ impl Taking<'_> {
         Ok(true)
     }
 
-    fn read(&self, candidate: Candidate) -> Result<Received, Failure> {
+    fn read(&self, candidate: Candidate) -> Result<Received, DbError> {
         let mut find = self
             .session
             .conn
@@ -394,23 +400,25 @@ pub(crate) fn settle(
     session: &mut Session,
     rules: &Rules,
     leased: Leased,
-    action: &Action,
-) -> Result<bool, Failure> {
+    disposition: &Disposition,
+) -> Result<bool, DbError> {
     let now = session.now();
-    if let Action::Nack { delay } = action {
+    if let Disposition::Nack { delay } = disposition {
         return give_back(&session.conn, leased, now + millis(*delay));
     }
     if !is_leased(&session.conn, leased)? {
         return Ok(false);
     }
-    match action {
-        Action::DeadLetter { reason } => dead_letter(&session.conn, rules.dead, leased.id, reason)?,
+    match disposition {
+        Disposition::DeadLetter { reason } => {
+            dead_letter(&session.conn, rules.dead, leased.id, reason)?
+        }
         _ => delete(&session.conn, leased.id)?,
     }
     Ok(true)
 }
 
-fn give_back(conn: &Connection, leased: Leased, free_at: i64) -> Result<bool, Failure> {
+fn give_back(conn: &Connection, leased: Leased, free_at: i64) -> Result<bool, DbError> {
     let changed = conn
         .prepare_cached(
             "UPDATE onlyonce_message SET lease = 0, free_at = ?3 WHERE id = ?1 AND lease = ?2",
@@ -419,13 +427,13 @@ fn give_back(conn: &Connection, leased: Leased, free_at: i64) -> Result<bool, Fa
     Ok(changed == 1)
 }
 
-fn is_leased(conn: &Connection, leased: Leased) -> Result<bool, Failure> {
+fn is_leased(conn: &Connection, leased: Leased) -> Result<bool, DbError> {
     let mut find =
         conn.prepare_cached("SELECT 1 FROM onlyonce_message WHERE id = ?1 AND lease = ?2")?;
     Ok(find.exists((leased.id, leased.token))?)
 }
 
-fn delete(conn: &Connection, id: i64) -> Result<(), Failure> {
+fn delete(conn: &Connection, id: i64) -> Result<(), DbError> {
     let place = conn
         .prepare_cached("DELETE FROM onlyonce_message WHERE id = ?1 RETURNING queue, grp, head")?
         .query_row([id], Place::read)?;
@@ -435,7 +443,7 @@ fn delete(conn: &Connection, id: i64) -> Result<(), Failure> {
 }
 
 /// Moves a message to the dead-letter queue, where it stands in the order in which it was published.
-fn dead_letter(conn: &Connection, dead: i64, id: i64, reason: &str) -> Result<(), Failure> {
+fn dead_letter(conn: &Connection, dead: i64, id: i64, reason: &str) -> Result<(), DbError> {
     let place = conn
         .prepare_cached("SELECT queue, grp, head FROM onlyonce_message WHERE id = ?1")?
         .query_row([id], Place::read)?;
@@ -476,14 +484,14 @@ impl Place {
 }
 
 /// The head of a group has gone: the next one is its head.
-fn promote(conn: &Connection, gone: Place) -> Result<(), Failure> {
+fn promote(conn: &Connection, gone: Place) -> Result<(), DbError> {
     match gone.group {
         Some(group) if gone.head => set_head(conn, gone.queue, &group),
         _ => Ok(()),
     }
 }
 
-fn set_head(conn: &Connection, queue: i64, group: &Text) -> Result<(), Failure> {
+fn set_head(conn: &Connection, queue: i64, group: &Text) -> Result<(), DbError> {
     conn.prepare_cached(SET_HEAD)?.execute((queue, group))?;
     Ok(())
 }
@@ -493,7 +501,7 @@ pub(crate) fn extend(
     session: &mut Session,
     batch: &[Option<Leased>],
     lease: Duration,
-) -> Result<Vec<bool>, Failure> {
+) -> Result<Vec<bool>, DbError> {
     let until = session.now() + millis(lease);
     let mut answers = Vec::with_capacity(batch.len());
     for leased in batch {
@@ -513,7 +521,7 @@ pub(crate) fn extend(
 }
 
 /// Carries out a promised extension. Does nothing where the lease has ended since.
-pub(crate) fn extend_now(conn: &Connection, leased: &Leased, until: i64) -> Result<(), Failure> {
+pub(crate) fn extend_now(conn: &Connection, leased: &Leased, until: i64) -> Result<(), DbError> {
     conn.prepare_cached("UPDATE onlyonce_message SET free_at = ?3 WHERE id = ?1 AND lease = ?2")?
         .execute((leased.id, leased.token, until))?;
     Ok(())

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::{
-    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Limit, Message, Ordering,
-    Receipt, Settlement, Sink, SinkInspection, Source,
+    Capabilities, Delivery, Disposition, Error, ErrorKind, Message, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 use tokio::time::Instant;
 
 use crate::config::{Config, DEAD, after};
 use crate::database::Database;
-use crate::error::Failure;
-use crate::held::{Arriving, Held, leased};
+use crate::error::DbError;
 use crate::messages::{self, Leased, Look, Rules};
+use crate::open_leases::{Arriving, OpenLeases, leased};
 
 /// How long an empty queue is left alone before it is looked at again, for what *other* processes publish; what this
 /// process publishes wakes it at once.
@@ -36,7 +36,7 @@ pub struct SqliteQueue {
     dead: String,
     rules: Arc<Rules>,
     durable_acks: bool,
-    held: Arc<Held>,
+    held: Arc<OpenLeases>,
     /// As a source, and as a sink: one may be closed while the other is used.
     closed: AtomicBool,
     sink_closed: AtomicBool,
@@ -102,7 +102,7 @@ impl SqliteQueue {
     }
 
     /// Leases what is there; if there is nothing, says when a lease or delay will end.
-    async fn look(&self, limit: Limit) -> Result<(Arriving, Option<Duration>), Failure> {
+    async fn look(&self, limit: ReceiveLimits) -> Result<(Arriving, Option<Duration>), DbError> {
         // Before the request, so that we never believe in a lease for longer than the database does.
         let until = after(self.rules.lease);
         let (rules, held) = (Arc::clone(&self.rules), Arc::clone(&self.held));
@@ -129,7 +129,7 @@ impl SqliteQueue {
         Error::new(ErrorKind::Closed, "the queue was closed").on_queue(&self.name)
     }
 
-    fn error(&self, failure: Failure) -> Error {
+    fn error(&self, failure: DbError) -> Error {
         Error::from(failure).on_queue(&self.name)
     }
 }
@@ -152,7 +152,7 @@ impl Source for SqliteQueue {
         can
     }
 
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let deadline = after(limit.wait);
         let mut pause = FIRST_PAUSE;
         loop {
@@ -187,16 +187,16 @@ impl Source for SqliteQueue {
         }
     }
 
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
-        let durable = self.durable_acks && batch.iter().any(|s| s.action == Action::Ack);
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
+        let durable = self.durable_acks && batch.iter().any(|s| s.disposition == Disposition::Ack);
         let rules = Arc::clone(&self.rules);
         let settlements: Vec<_> = batch
             .iter()
-            .map(|s| (leased(&s.receipt), s.action.clone()))
+            .map(|s| (leased(&s.receipt), s.disposition.clone()))
             .collect();
         let settled = self.database.work(durable, move |session| {
-            let settle = |(leased, action): &(Option<Leased>, Action)| match leased {
-                Some(leased) => messages::settle(session, &rules, *leased, action),
+            let settle = |(leased, disposition): &(Option<Leased>, Disposition)| match leased {
+                Some(leased) => messages::settle(session, &rules, *leased, disposition),
                 None => Ok(false),
             };
             settlements.iter().map(settle).collect()
@@ -208,7 +208,7 @@ impl Source for SqliteQueue {
         answers
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         let until = after(lease);
         let leases: Vec<_> = batch.iter().map(leased).collect();
         let asked = leases.clone();
@@ -221,21 +221,21 @@ impl Source for SqliteQueue {
         answers
     }
 
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        let mut inspection = Inspection::default();
-        inspection.dead_letters_of = self.dead_letters_of().await?;
-        inspection.identity = Some(self.identity.clone());
-        inspection.lease = Some(self.rules.lease);
-        inspection.retention = self.rules.retention;
-        inspection.max_deliveries = self.rules.max_deliveries;
-        inspection.dead_letter = Some(self.dead.clone());
-        inspection.ordered = Some(true);
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        let mut info = QueueInfo::default();
+        info.dead_letters_of = self.dead_letters_of().await?;
+        info.identity = Some(self.identity.clone());
+        info.lease = Some(self.rules.lease);
+        info.retention = self.rules.retention;
+        info.max_deliveries = self.rules.max_deliveries;
+        info.dead_letter = Some(self.dead.clone());
+        info.ordered = Some(true);
         let dead = format!(
             "kept in {} until somebody takes them; redriven after the retention of dedup records, they are new messages",
             self.dead
         );
-        inspection.settings.push(("dead letters".into(), dead));
-        Ok(inspection)
+        info.settings.push(("dead letters".into(), dead));
+        Ok(info)
     }
 
     async fn close(&self) -> Result<(), Error> {
@@ -243,7 +243,7 @@ impl Source for SqliteQueue {
         let leases = self.held.take_all();
         let rules = Arc::clone(&self.rules);
         let given_back = self.database.work(false, move |session| {
-            let back = Action::Nack {
+            let back = Disposition::Nack {
                 delay: Duration::ZERO,
             };
             for leased in &leases {
@@ -270,11 +270,11 @@ impl Sink for SqliteQueue {
         &self.name
     }
 
-    async fn check(&self) -> Result<SinkInspection, Error> {
+    async fn check(&self) -> Result<SinkInfo, Error> {
         if self.sink_closed.load(SeqCst) {
             return Err(self.closed_error());
         }
-        let mut found = SinkInspection::default();
+        let mut found = SinkInfo::default();
         found.identity = Some(self.identity.clone());
         Ok(found)
     }
@@ -305,17 +305,17 @@ impl Sink for SqliteQueue {
 }
 
 impl SqliteQueue {
-    fn answers(&self, len: usize, applied: Result<Vec<bool>, Failure>) -> Vec<Answer> {
+    fn answers(&self, len: usize, applied: Result<Vec<bool>, DbError>) -> Vec<SettleResult> {
         match applied {
             Ok(applied) => applied
                 .into_iter()
                 .map(|applied| match applied {
-                    true => Answer::Applied,
-                    false => Answer::LeaseLost,
+                    true => SettleResult::Applied,
+                    false => SettleResult::LeaseLost,
                 })
                 .collect(),
             Err(failure) => (0..len)
-                .map(|_| Answer::Unknown(self.error(failure.clone())))
+                .map(|_| SettleResult::Unknown(self.error(failure.clone())))
                 .collect(),
         }
     }

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use crate::error::Failure;
+use crate::error::DbError;
 use crate::filter::Filter;
 
 /// How many records, or bytes of outcomes, make a log full. Sealing it keeps everybody waiting, so it is not large.
@@ -73,7 +73,7 @@ pub(crate) struct Record {
 
 impl Records {
     /// Learns what other processes have done. To be called at the beginning of every transaction, under the write lock.
-    pub(crate) fn refresh(&mut self, conn: &Connection) -> Result<(), Failure> {
+    pub(crate) fn refresh(&mut self, conn: &Connection) -> Result<(), DbError> {
         self.appended.clear();
         // Changes whenever another connection has committed something, and only then:
         // https://www.sqlite.org/pragma.html#pragma_data_version
@@ -97,7 +97,7 @@ impl Records {
         Ok(())
     }
 
-    fn load_segments(&mut self, conn: &Connection) -> Result<(), Failure> {
+    fn load_segments(&mut self, conn: &Connection) -> Result<(), DbError> {
         let mut find = conn.prepare_cached("SELECT id, expires, filter FROM onlyonce_segment")?;
         let segments = find.query_map([], |row| {
             Ok(Segment {
@@ -111,7 +111,7 @@ impl Records {
     }
 
     /// Reads what was appended to the log since the last look.
-    fn read_log(&mut self, conn: &Connection) -> Result<(), Failure> {
+    fn read_log(&mut self, conn: &Connection) -> Result<(), DbError> {
         let mut find = conn.prepare_cached(
             "SELECT id, key, expires, ifnull(length(outcome), 0) FROM onlyonce_recent WHERE id > ?1 ORDER BY id",
         )?;
@@ -138,7 +138,7 @@ impl Records {
     }
 
     /// Everything since `mark` was rolled back.
-    pub(crate) fn take_back(&mut self, conn: &Connection, mark: Mark) -> Result<(), Failure> {
+    pub(crate) fn take_back(&mut self, conn: &Connection, mark: Mark) -> Result<(), DbError> {
         if mark.rewrites != self.rewrites {
             self.forget();
             return self.refresh(conn);
@@ -155,7 +155,7 @@ impl Records {
         self.known = None;
     }
 
-    pub(crate) fn find(&self, conn: &Connection, key: &Key) -> Result<Option<Record>, Failure> {
+    pub(crate) fn find(&self, conn: &Connection, key: &Key) -> Result<Option<Record>, DbError> {
         if let Some(id) = self.recent.get(key) {
             let mut find = conn.prepare_cached(
                 "SELECT key, fingerprint, outcome, expires FROM onlyonce_recent WHERE id = ?1",
@@ -178,7 +178,7 @@ impl Records {
         Ok(None)
     }
 
-    pub(crate) fn insert(&mut self, conn: &Connection, record: &Record) -> Result<(), Failure> {
+    pub(crate) fn insert(&mut self, conn: &Connection, record: &Record) -> Result<(), DbError> {
         let id = self.last + 1;
         conn.prepare_cached("INSERT INTO onlyonce_recent VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute((
@@ -199,7 +199,7 @@ impl Records {
     }
 
     /// Moves the log into a new segment. To be called within a savepoint of its own.
-    pub(crate) fn seal(&mut self, conn: &Connection) -> Result<(), Failure> {
+    pub(crate) fn seal(&mut self, conn: &Connection) -> Result<(), DbError> {
         self.rewrites += 1;
         let id = self.segments.iter().map(|s| s.id).max().unwrap_or(0) + 1;
         let filter = Filter::new(self.recent.keys());
@@ -228,7 +228,7 @@ impl Records {
 
     /// Tells other processes that appends are not all that happened. What was appended before can be taken back only with
     /// the whole transaction from now on.
-    fn rewritten(&mut self, conn: &Connection) -> Result<(), Failure> {
+    fn rewritten(&mut self, conn: &Connection) -> Result<(), DbError> {
         let rewrites = conn
             .prepare_cached(
                 "UPDATE onlyonce_meta SET value = value + 1 WHERE name = 'rewrites' RETURNING value",
@@ -248,7 +248,7 @@ impl Records {
         conn: &Connection,
         now: i64,
         limit: usize,
-    ) -> Result<usize, Failure> {
+    ) -> Result<usize, DbError> {
         self.rewrites += 1;
         let mut removed = 0;
         if self.soonest <= now {
@@ -262,7 +262,7 @@ impl Records {
         Ok(removed)
     }
 
-    fn prune_log(&mut self, conn: &Connection, now: i64, limit: usize) -> Result<usize, Failure> {
+    fn prune_log(&mut self, conn: &Connection, now: i64, limit: usize) -> Result<usize, DbError> {
         let removed = {
             let mut delete = conn.prepare_cached(
                 "DELETE FROM onlyonce_recent WHERE id IN
@@ -292,7 +292,7 @@ impl Records {
         conn: &Connection,
         at: usize,
         limit: usize,
-    ) -> Result<usize, Failure> {
+    ) -> Result<usize, DbError> {
         let id = self.segments[at].id;
         let removed = conn
             .prepare_cached(

@@ -10,7 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::claims;
-use crate::error::{Failure, user};
+use crate::error::{DbError, user};
 use crate::file::{self, File};
 use crate::guard::{Guard, Until};
 use crate::messages;
@@ -35,9 +35,9 @@ pub(crate) struct Session {
     /// Claims that the running transaction completes.
     pub(crate) completing: HashSet<claims::Row>,
     /// The running transaction was rolled back under us, for this reason.
-    pub(crate) lost: Option<Failure>,
+    pub(crate) lost: Option<DbError>,
     /// The file is gone, so nothing can be committed any more.
-    pub(crate) gone: Option<Failure>,
+    pub(crate) gone: Option<DbError>,
     promises: Vec<Promise>,
     /// How many of `promises` the running transaction has carried out.
     kept: usize,
@@ -69,12 +69,12 @@ pub(crate) struct Counters {
 }
 
 impl Session {
-    pub(crate) fn open(path: &Path, clock: Clock, commits: Arc<Counters>) -> Result<Self, Failure> {
+    pub(crate) fn open(path: &Path, clock: Clock, commits: Arc<Counters>) -> Result<Self, DbError> {
         let doing = format!("could not open the database {}", path.display());
         Self::try_open(path, clock, commits).map_err(|failure| failure.while_(&doing))
     }
 
-    fn try_open(path: &Path, clock: Clock, commits: Arc<Counters>) -> Result<Self, Failure> {
+    fn try_open(path: &Path, clock: Clock, commits: Arc<Counters>) -> Result<Self, DbError> {
         // Without URI names, so that a path is nothing but a path.
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
             | OpenFlags::SQLITE_OPEN_CREATE
@@ -113,15 +113,15 @@ impl Session {
     ///
     /// Claims are committed without an fsync, so a power failure may take back the highest tokens given. The jump is
     /// synced before the first token of its epoch is given, hence every later token is higher than all that were lost.
-    fn create_tables(&mut self) -> Result<(), Failure> {
+    fn create_tables(&mut self) -> Result<(), DbError> {
         self.conn.execute_batch(include_str!("schema.sql"))?;
         self.conn.execute(
             "INSERT INTO onlyonce_meta VALUES ('token', ?1)
-             ON CONFLICT DO UPDATE SET value = ((value >> ?2) + 1) << ?2",
+             ON PAYLOAD_MISMATCH DO UPDATE SET value = ((value >> ?2) + 1) << ?2",
             (1_i64 << COUNT_BITS, COUNT_BITS),
         )?;
         self.conn.execute(
-            "INSERT INTO onlyonce_meta VALUES ('rewrites', 0) ON CONFLICT DO NOTHING",
+            "INSERT INTO onlyonce_meta VALUES ('rewrites', 0) ON PAYLOAD_MISMATCH DO NOTHING",
             [],
         )?;
         self.conn.execute(
@@ -132,7 +132,7 @@ impl Session {
     }
 
     /// Takes `n` tokens and returns the first; the others follow it.
-    pub(crate) fn tokens(&self, n: usize) -> Result<i64, Failure> {
+    pub(crate) fn tokens(&self, n: usize) -> Result<i64, DbError> {
         let n = n as i64;
         let last: i64 = self
             .conn
@@ -154,7 +154,7 @@ impl Session {
     }
 
     /// Begins a transaction as the only writer of the file; `durable`: its commit is synced to disk.
-    pub(crate) fn begin(&mut self, durable: bool) -> Result<(), Failure> {
+    pub(crate) fn begin(&mut self, durable: bool) -> Result<(), DbError> {
         // In WAL mode NORMAL never syncs at a commit, FULL always does, with all that was committed before
         // (https://www.sqlite.org/pragma.html#pragma_synchronous). It cannot be changed within a transaction.
         if durable != self.durable {
@@ -170,14 +170,14 @@ impl Session {
     }
 
     /// Learns what others have done, and does what was promised.
-    fn refresh(&mut self) -> Result<(), Failure> {
+    fn refresh(&mut self) -> Result<(), DbError> {
         self.time.refresh(&self.conn, &self.clock)?;
         self.records.refresh(&self.conn)?;
         self.keep_promises()
     }
 
     /// Ends the transaction; rolls it back where `so_far` is an error already.
-    pub(crate) fn commit(&mut self, so_far: Result<(), Failure>) -> Result<(), Failure> {
+    pub(crate) fn commit(&mut self, so_far: Result<(), DbError>) -> Result<(), DbError> {
         let result = so_far.and_then(|()| {
             self.check_lost()?;
             self.keep_promises()?;
@@ -199,7 +199,7 @@ impl Session {
         Ok(())
     }
 
-    fn check_file(&mut self) -> Result<(), Failure> {
+    fn check_file(&mut self) -> Result<(), DbError> {
         let checked = self.file.check();
         self.gone = checked.clone().err();
         checked
@@ -229,8 +229,8 @@ impl Session {
     /// Runs `run`; if it fails, the whole transaction is lost.
     pub(crate) fn or_lose<T>(
         &mut self,
-        run: impl FnOnce(&mut Self) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+        run: impl FnOnce(&mut Self) -> Result<T, DbError>,
+    ) -> Result<T, DbError> {
         self.check_lost()?;
         run(self).inspect_err(|failure| {
             self.lose(failure.clone().of_another());
@@ -240,8 +240,8 @@ impl Session {
     /// Runs `run` so that it leaves nothing behind if it fails.
     pub(crate) fn savepoint<T>(
         &mut self,
-        run: impl FnOnce(&mut Self) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
+        run: impl FnOnce(&mut Self) -> Result<T, DbError>,
+    ) -> Result<T, DbError> {
         self.check_lost()?;
         let savepoint = self.open_savepoint("onlyonce_work")?;
         let result = run(self);
@@ -255,41 +255,41 @@ impl Session {
     // These statements are not cached: a user's closure could get a cached one by its text, past the authorizer, which
     // SQLite asks when a statement is prepared (https://www.sqlite.org/c3ref/set_authorizer.html).
 
-    pub(crate) fn open_savepoint(&mut self, name: &'static str) -> Result<Savepoint, Failure> {
+    pub(crate) fn open_savepoint(&mut self, name: &'static str) -> Result<Savepoint, DbError> {
         self.conn.execute_batch(&format!("SAVEPOINT {name}"))?;
         let mark = self.records.mark();
         Ok(Savepoint { name, mark })
     }
 
-    pub(crate) fn release(&mut self, savepoint: Savepoint) -> Result<(), Failure> {
+    pub(crate) fn release(&mut self, savepoint: Savepoint) -> Result<(), DbError> {
         let released = self
             .conn
             .execute_batch(&format!("RELEASE {}", savepoint.name));
         released.map_err(|error| self.lose(error.into()))
     }
 
-    /// Undoes everything since the savepoint. If that fails, the whole transaction is lost.
+    /// Rolls back everything since the savepoint. If that fails, the whole transaction is lost.
     pub(crate) fn roll_back(&mut self, savepoint: Savepoint) {
         let Savepoint { name, mark } = savepoint;
-        let undone = self
+        let rolled_back = self
             .conn
             .execute_batch(&format!("ROLLBACK TO {name}; RELEASE {name}"))
-            .map_err(Failure::from)
+            .map_err(DbError::from)
             .and_then(|()| self.records.take_back(&self.conn, mark));
-        if let Err(failure) = undone {
+        if let Err(failure) = rolled_back {
             self.lose(failure);
         }
     }
 
-    pub(crate) fn lose(&mut self, failure: Failure) -> Failure {
+    pub(crate) fn lose(&mut self, failure: DbError) -> DbError {
         self.lost.get_or_insert(failure).clone()
     }
 
     /// Some errors (disk full, I/O) make SQLite roll back the whole transaction by itself:
     /// <https://www.sqlite.org/lang_transaction.html>.
-    pub(crate) fn check_lost(&mut self) -> Result<(), Failure> {
+    pub(crate) fn check_lost(&mut self) -> Result<(), DbError> {
         if self.lost.is_none() && self.conn.is_autocommit() {
-            self.lose(Failure::new(
+            self.lose(DbError::new(
                 ErrorKind::Store,
                 true,
                 "the transaction that this shared with others was rolled back",
@@ -340,7 +340,7 @@ impl Session {
 
     /// Carries out what was promised. Outside of every savepoint of a user's, so that none of their rollbacks takes it
     /// back.
-    pub(crate) fn keep_promises(&mut self) -> Result<(), Failure> {
+    pub(crate) fn keep_promises(&mut self) -> Result<(), DbError> {
         for promise in &self.promises[self.kept..] {
             match promise {
                 Promise::Renew { claim, until } => claims::renew_now(&self.conn, claim, *until)?,
@@ -367,27 +367,27 @@ fn configure(conn: &mut Connection) -> rusqlite::Result<()> {
 }
 
 /// Why a COMMIT failed.
-fn not_committed(error: rusqlite::Error) -> Failure {
+fn not_committed(error: rusqlite::Error) -> DbError {
     match error.sqlite_error_code() {
         // A deferred foreign key. The transaction is still open, and is rolled back.
         Some(ErrorCode::ConstraintViolation) => {
-            Failure::refused("SQLite refused the commit").caused_by(error)
+            DbError::refused("SQLite refused the commit").caused_by(error)
         }
         _ => error.into(),
     }
 }
 
 /// Why a user's closure left no transaction behind; `error` is what it returned.
-fn rolled_back_by(error: Option<rusqlite::Error>) -> Failure {
+fn rolled_back_by(error: Option<rusqlite::Error>) -> DbError {
     match error {
         // SQLite does that by itself (https://www.sqlite.org/lang_transaction.html), whatever the closure was about.
         Some(error) if is_of_the_system(&error) => error.into(),
         error => {
-            let failure = Failure::refused(
-                "SQL in the transaction rolled all of it back (OR ROLLBACK, ON CONFLICT ROLLBACK or RAISE(ROLLBACK)); \
+            let failure = DbError::refused(
+                "SQL in the transaction rolled all of it back (OR ROLLBACK, ON PAYLOAD_MISMATCH ROLLBACK or RAISE(ROLLBACK)); \
                  use ABORT in its place",
             );
-            error.into_iter().fold(failure, Failure::caused_by)
+            error.into_iter().fold(failure, DbError::caused_by)
         }
     }
 }
@@ -399,12 +399,12 @@ fn is_of_the_system(error: &rusqlite::Error) -> bool {
     )
 }
 
-fn set_up(conn: &Connection) -> Result<(), Failure> {
+fn set_up(conn: &Connection) -> Result<(), DbError> {
     let mut tries = 0;
     let mode: String = loop {
         // Another process that is just opening the file holds a lock which the busy handler is not asked about.
         match conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)) {
-            Err(error) if tries < BUSY_TRIES && Failure::from_busy(&error) => {
+            Err(error) if tries < BUSY_TRIES && DbError::from_busy(&error) => {
                 std::thread::sleep(BUSY_PAUSE);
                 tries += 1;
             }
@@ -412,7 +412,7 @@ fn set_up(conn: &Connection) -> Result<(), Failure> {
         }
     };
     if mode != "wal" {
-        return Err(Failure::new(
+        return Err(DbError::new(
             ErrorKind::Config,
             false,
             format!(

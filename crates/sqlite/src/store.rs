@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::{
-    Claim, Claimed, Completion, Error, Held, Owner, Store, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Error, HeldClaim, Owner, Store, TransactionalStore, Verdicts,
 };
 
 use crate::claims;
@@ -53,19 +53,19 @@ impl Store for SqliteStore {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         let batch = batch.to_vec();
         let claim = move |session: &mut _| claims::claim(session, owner, &batch, lease);
         Ok(self.database.work(false, claim).await?)
     }
 
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         let batch = batch.to_vec();
         let renew = move |session: &mut _| claims::renew(session, &batch, lease);
         Ok(self.database.urgent(renew).await?)
     }
 
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         let batch = batch.to_vec();
         let start = move |session: &mut _| claims::start(session, &batch);
         Ok(self.database.work(false, start).await?)
@@ -77,7 +77,7 @@ impl Store for SqliteStore {
         Ok(self.database.work(true, complete).await?)
     }
 
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         let batch = batch.to_vec();
         let release = move |session: &mut _| claims::release(session, &batch);
         Ok(self.database.work(false, release).await?)

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::Connection;
 
 use crate::config::millis;
-use crate::error::Failure;
+use crate::error::DbError;
 
 /// The file's time is written down when it has moved on by so much.
 const STALE: i64 = 1_000;
@@ -92,7 +92,7 @@ pub(crate) struct FileTime {
 
 impl FileTime {
     /// Reads what was written down, under the write lock.
-    pub(crate) fn refresh(&mut self, conn: &Connection, clock: &Clock) -> Result<(), Failure> {
+    pub(crate) fn refresh(&mut self, conn: &Connection, clock: &Clock) -> Result<(), DbError> {
         let (time, then, boot): (i64, i64, i64) = conn
             .prepare_cached("SELECT time, uptime, boot FROM onlyonce_time")?
             .query_row([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Params};
 use tokio::sync::oneshot;
 
 use crate::database::Database;
-use crate::error::Failure;
+use crate::error::DbError;
 use crate::messages;
 use crate::queue::SqliteQueue;
 use crate::session::Session;
@@ -19,34 +19,34 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 /// at all.
 ///
 /// Nothing is locked until its first use. That waits for its *turn*: a file has one writer, so transactions have the
-/// connection one after another, each from its first use until it is committed, undone or dropped. Those that are
+/// connection one after another, each from its first use until it is committed, rolled back or dropped. Those that are
 /// committed while others wait for their turn share one commit and one sync with them; a lone one is committed at once.
 ///
 /// A turn keeps every other transaction of every process on this file waiting, so await what is slow *before* the first
-/// use. Claims are renewed meanwhile. After [`Config::turn`](crate::Config::turn) the transaction is undone.
+/// use. Claims are renewed meanwhile. After [`Config::turn`](crate::Config::turn) the transaction is rolled back.
 ///
-/// Dropping it undoes it, and nothing of anybody else's. If the future of one of its methods is dropped, it is unknown
-/// whether that step was done, so the current part can only be undone.
+/// Dropping it rolls it back, and nothing of anybody else's. If the future of one of its methods is dropped, it is unknown
+/// whether that step was done, so the current savepoint can only be rolled back.
 #[derive(Debug)]
 pub struct SqliteTx {
     database: Database,
     terms: Terms,
     id: TxId,
     state: State,
-    /// How many parts are completed.
-    parts: usize,
+    /// How many savepoints are completed.
+    savepoints: usize,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Not used yet, or undone.
+    /// Not used yet, or rolled back.
     Idle,
     /// It has its turn.
     Turn,
     /// A step is under way; if it stays so, its future was dropped.
     Unknown,
     /// It had its turn and lost it, for this reason.
-    Lost(Failure),
+    Lost(DbError),
 }
 
 impl SqliteTx {
@@ -56,7 +56,7 @@ impl SqliteTx {
             terms,
             id: TxId(NEXT.fetch_add(1, Relaxed)),
             state: State::Idle,
-            parts: 0,
+            savepoints: 0,
         }
     }
 
@@ -82,7 +82,7 @@ impl SqliteTx {
     ///
     /// # Errors
     /// That of `run`, with the [`rusqlite::Error`] as its source: the statement that failed has done nothing, those
-    /// before it still stand. If `run` panics, likewise. Otherwise the transaction is lost and everything in it undone,
+    /// before it still stand. If `run` panics, likewise. Otherwise the transaction is lost and everything in it rolled back,
     /// and so says every later call: [`Refused`](ErrorKind::Refused) if SQL of `run` rolled it back (`OR ROLLBACK`,
     /// `RAISE(ROLLBACK)`) or if it lasted for longer than `turn`, when SQL that is under way is interrupted; otherwise retryable, with the whole message.
     pub async fn with<T, F>(&mut self, run: F) -> Result<T, Error>
@@ -197,20 +197,20 @@ impl Transaction for SqliteTx {
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
         let completion = completion.clone();
         let verdict = self.step(|answer| Op::Complete(completion, answer)).await?;
-        self.parts += usize::from(verdict.is_ok());
+        self.savepoints += usize::from(verdict.is_ok());
         Ok(verdict)
     }
 
-    async fn undo(&mut self) -> Result<(), Error> {
-        if self.parts == 0 {
+    async fn rollback(&mut self) -> Result<(), Error> {
+        if self.savepoints == 0 {
             self.reset();
             return Ok(());
         }
         if matches!(self.state, State::Unknown) {
-            // The turn's steps are taken in order, so whatever the interrupted one did is undone with the rest.
+            // The turn's steps are taken in order, so whatever the interrupted one did is rolled back with the rest.
             self.state = State::Turn;
         }
-        self.step(Op::Undo).await
+        self.step(Op::Rollback).await
     }
 
     async fn commit(mut self) -> Result<(), Error> {
@@ -238,7 +238,7 @@ impl Drop for SqliteTx {
 fn interrupted() -> Error {
     Error::new(
         ErrorKind::Other,
-        "a call on this transaction was dropped before it was answered, so what it did is unknown; undo it",
+        "a call on this transaction was dropped before it was answered, so what it did is unknown; roll it back",
     )
     .retryable(true)
 }

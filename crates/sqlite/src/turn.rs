@@ -5,7 +5,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::claims;
 use crate::config::after;
-use crate::error::Failure;
+use crate::error::DbError;
 use crate::inbox::{Command, Inbox, Reply};
 use crate::session::{Savepoint, Session};
 
@@ -37,16 +37,16 @@ pub(crate) struct Terms {
 pub(crate) enum OpError {
     /// The step failed; the turn goes on.
     Failed(Error),
-    /// The turn has ended with the step, and everything done in it is undone.
-    Lost(Failure),
-    /// There is no turn: the step was not taken, and everything done before is undone.
-    NoTurn(Failure),
+    /// The turn has ended with the step, and everything done in it is rolled back.
+    Lost(DbError),
+    /// There is no turn: the step was not taken, and everything done before is rolled back.
+    NoTurn(DbError),
 }
 
 impl OpError {
     /// The thread has ended without an answer.
     pub(crate) fn closed() -> Self {
-        Self::NoTurn(Failure::closed())
+        Self::NoTurn(DbError::closed())
     }
 }
 
@@ -61,14 +61,14 @@ impl From<OpError> for Error {
 
 pub(crate) type OpResult<T> = Result<T, OpError>;
 
-/// Something that runs within the current part.
+/// Something that runs within the current savepoint.
 pub(crate) trait Step: Send {
     /// Whether the one who asked has gone away.
     fn is_abandoned(&self) -> bool;
     /// Runs and answers.
     fn run(self: Box<Self>, session: &mut Session);
     /// Answers that there is no turn.
-    fn refuse(self: Box<Self>, failure: Failure);
+    fn refuse(self: Box<Self>, failure: DbError);
 }
 
 /// A closure as a [`Step`].
@@ -92,7 +92,7 @@ where
         tell(answer, session, result);
     }
 
-    fn refuse(self: Box<Self>, failure: Failure) {
+    fn refuse(self: Box<Self>, failure: DbError) {
         drop(self.answer.send(Err(OpError::NoTurn(failure))));
     }
 }
@@ -110,28 +110,28 @@ fn tell<T>(answer: oneshot::Sender<OpResult<T>>, session: &mut Session, result: 
 
 /// One step of a transaction.
 pub(crate) enum Op {
-    /// Runs something within the current part.
+    /// Runs something within the current savepoint.
     Run(Box<dyn Step>),
-    /// Ends the part with its record.
+    /// Ends the savepoint with its record.
     Complete(Completion, oneshot::Sender<OpResult<Result<(), Fenced>>>),
-    /// Undoes the part.
-    Undo(oneshot::Sender<OpResult<()>>),
-    /// Hands the completed parts over to the shared transaction; answered after its commit.
+    /// Rolls back to the savepoint.
+    Rollback(oneshot::Sender<OpResult<()>>),
+    /// Hands the completed savepoints over to the shared transaction; answered after its commit.
     Commit(oneshot::Sender<OpResult<()>>),
     /// `Complete`, then `Commit`.
     Finish(Completion, oneshot::Sender<OpResult<Result<(), Fenced>>>),
-    /// Undoes everything.
+    /// Rolls back everything.
     End,
 }
 
 impl Op {
-    pub(crate) fn refuse(self, failure: Failure) {
+    pub(crate) fn refuse(self, failure: DbError) {
         match self {
             Self::Run(step) => step.refuse(failure),
             Self::Complete(_, answer) | Self::Finish(_, answer) => {
                 drop(answer.send(Err(OpError::NoTurn(failure))));
             }
-            Self::Undo(answer) | Self::Commit(answer) => {
+            Self::Rollback(answer) | Self::Commit(answer) => {
                 drop(answer.send(Err(OpError::NoTurn(failure))));
             }
             Self::End => {}
@@ -142,7 +142,7 @@ impl Op {
         match self {
             Self::Run(step) => step.is_abandoned(),
             Self::Complete(_, answer) | Self::Finish(_, answer) => answer.is_closed(),
-            Self::Undo(answer) => answer.is_closed(),
+            Self::Rollback(answer) => answer.is_closed(),
             Self::Commit(answer) => answer.is_closed(),
             Self::End => true,
         }
@@ -150,11 +150,11 @@ impl Op {
 }
 
 /// Why a transaction has no turn any more.
-pub(crate) fn no_turn() -> Failure {
-    Failure::new(
+pub(crate) fn no_turn() -> DbError {
+    DbError::new(
         ErrorKind::Refused,
         true,
-        "the transaction was undone: it kept others waiting for longer than `turn` allows; await what is slow before its \
+        "the transaction was rolled back: it kept others waiting for longer than `turn` allows; await what is slow before its \
          first use",
     )
 }
@@ -165,8 +165,8 @@ pub(crate) struct Running<'a> {
     inbox: &'a Inbox,
     /// Who is told after the shared transaction's commit.
     replies: &'a mut Vec<Reply>,
-    /// The part that has begun and not ended.
-    part: Option<Savepoint>,
+    /// The savepoint that has begun and not ended.
+    savepoint: Option<Savepoint>,
 }
 
 impl<'a> Running<'a> {
@@ -189,7 +189,7 @@ impl<'a> Running<'a> {
             session,
             inbox,
             replies,
-            part: None,
+            savepoint: None,
         };
         let deadline = after(turn.terms.limit).into_std();
         running.session.deadline = Some(deadline);
@@ -206,7 +206,7 @@ impl<'a> Running<'a> {
                 },
                 Some(Op::End) | None => break running.session.roll_back(tx),
                 Some(Op::Run(step)) => running.run_step(step),
-                Some(Op::Undo(answer)) => {
+                Some(Op::Rollback(answer)) => {
                     running.undo_part();
                     tell(answer, running.session, Ok(()));
                 }
@@ -248,31 +248,31 @@ impl<'a> Running<'a> {
     }
 
     fn run_step(&mut self, step: Box<dyn Step>) {
-        match self.begin_part() {
+        match self.begin_savepoint() {
             Ok(()) => step.run(self.session),
             Err(failure) => step.refuse(self.session.lose(failure)),
         }
     }
 
-    fn begin_part(&mut self) -> Result<(), Failure> {
-        if self.part.is_none() {
-            self.part = Some(self.session.open_savepoint("onlyonce_part")?);
+    fn begin_savepoint(&mut self) -> Result<(), DbError> {
+        if self.savepoint.is_none() {
+            self.savepoint = Some(self.session.open_savepoint("onlyonce_savepoint")?);
         }
         Ok(())
     }
 
     fn undo_part(&mut self) {
-        if let Some(part) = self.part.take() {
-            self.session.roll_back(part);
+        if let Some(savepoint) = self.savepoint.take() {
+            self.session.roll_back(savepoint);
         }
     }
 
-    fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Failure> {
-        self.begin_part()?;
+    fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, DbError> {
+        self.begin_savepoint()?;
         let result = claims::complete(self.session, completion);
-        match (&result, self.part.take()) {
-            (Ok(Ok(())), Some(part)) => self.session.release(part)?,
-            (_, Some(part)) => self.session.roll_back(part),
+        match (&result, self.savepoint.take()) {
+            (Ok(Ok(())), Some(savepoint)) => self.session.release(savepoint)?,
+            (_, Some(savepoint)) => self.session.roll_back(savepoint),
             (_, None) => {}
         }
         result
@@ -295,6 +295,6 @@ impl<'a> Running<'a> {
     }
 }
 
-fn failed(failure: Failure) -> OpError {
+fn failed(failure: DbError) -> OpError {
     OpError::Failed(failure.into())
 }

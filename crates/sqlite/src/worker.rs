@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use onlyonce_core::Error;
 
-use crate::error::Failure;
+use crate::error::DbError;
 use crate::inbox::{Command, Inbox, Job, Reply};
 use crate::session::{Counters, Session};
 use crate::time::Clock;
@@ -101,8 +101,8 @@ impl Worker {
         }
     }
 
-    /// Does calls again, apart from the transactions with which they were undone.
-    fn redo(&mut self, durable: bool, jobs: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+    /// Does calls again, apart from the transactions with which they were rolled back.
+    fn redo(&mut self, durable: bool, jobs: &mut [Box<dyn Job>]) -> Result<(), DbError> {
         if jobs.is_empty() {
             return Ok(());
         }
@@ -141,8 +141,8 @@ impl Worker {
 impl Drop for Worker {
     /// However the thread ends, nobody is left waiting.
     fn drop(&mut self) {
-        self.inbox.close(Failure::closed());
-        self.inbox.refuse_all(&Failure::closed());
+        self.inbox.close(DbError::closed());
+        self.inbox.refuse_all(&DbError::closed());
     }
 }
 

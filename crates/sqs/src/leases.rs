@@ -13,13 +13,13 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(12 * 3_600);
 /// nobody else got the message, and some say that it worked even then: so the deadlines are kept here.
 #[derive(Default)]
 pub(crate) struct Leases {
-    held: HashMap<Arc<str>, Lease>,
+    held: HashMap<Arc<str>, Visibility>,
     /// Of how many deliveries there were before.
     count: u64,
 }
 
 #[derive(Clone)]
-pub(crate) struct Lease {
+pub(crate) struct Visibility {
     /// Its place in the order of arrival.
     pub(crate) seq: u64,
     pub(crate) received: Instant,
@@ -30,7 +30,7 @@ pub(crate) struct Lease {
     pub(crate) message: Arc<Message>,
 }
 
-impl Lease {
+impl Visibility {
     /// For how many whole seconds it can be held from now on.
     pub(crate) fn rest(&self) -> u64 {
         let end = self.received + LONGEST;
@@ -48,7 +48,7 @@ impl Leases {
             else {
                 continue;
             };
-            let lease = Lease {
+            let lease = Visibility {
                 seq: self.count,
                 received,
                 until,
@@ -83,7 +83,7 @@ impl Leases {
     }
 
     /// The lease, if it lasts.
-    pub(crate) fn lasting(&self, receipt: &Receipt) -> Option<(Arc<str>, Lease)> {
+    pub(crate) fn lasting(&self, receipt: &Receipt) -> Option<(Arc<str>, Visibility)> {
         let Receipt::Handle(handle) = receipt else {
             return None;
         };

@@ -31,8 +31,8 @@
 //! let source = SqsSource::new("sqs://orders?region=eu-central-1".parse()?)?;
 //! Pipeline::idempotent(source, store)
 //!     .consumer("shipping")
-//!     .key(KeyPolicy::attribute("order-id"))
-//!     .retention(Duration::from_secs(45 * 86_400))
+//!     .dedup_key(KeyPolicy::attribute("order-id"))
+//!     .dedup_retention(Duration::from_secs(45 * 86_400))
 //!     .run(ship)
 //!     .await?;
 //! # Ok(()) }
@@ -100,7 +100,7 @@
 //! an extension beyond that is refused here, and the handler is cancelled when the lease ends.
 //!
 //! **Settling.** Acks are deletes, nacks change the visibility timeout, ten to a request and several requests side by side;
-//! each entry has its own answer. A stale handle is [`LeaseLost`][Answer::LeaseLost], and nothing is sent, nor an answer waited for, past
+//! each entry has its own answer. A stale handle is [`LeaseLost`][SettleResult::LeaseLost], and nothing is sent, nor an answer waited for, past
 //! a lease's end by our own clock: whether SQS would take it [depends][delete]. Throttling, a fault of SQS and an entry that the answer does not mention
 //! can be tried again; whatever else SQS refuses cannot. The client itself sends each request once.
 //!
@@ -109,7 +109,7 @@
 //! **`at_most_once`**: a standard queue may [on rare occasions][atleastonce] deliver again what it has deleted. Use a FIFO queue where that
 //! matters.
 //!
-//! **Dead letters.** Where the queue has a redrive policy, [`Action::DeadLetter`] sends the message with its reason to the queue
+//! **Dead letters.** Where the queue has a redrive policy, [`Disposition::DeadLetter`] sends the message with its reason to the queue
 //! that the policy names, and deletes it when SQS has confirmed that; otherwise give the pipeline a sink. SQS drops what is sent twice under one id, so dead letters and
 //! redrives (whatever has the attribute `onlyonce-reason`) go under the id of the message that they were, as
 //! [SQS's own dead letters][redrive] do; their dedup id travels in an attribute.
@@ -174,8 +174,8 @@
 //! [`Message::published_at`]: onlyonce_core::Message::published_at
 //! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
 //! [`Ordering::Group`]: onlyonce_core::Ordering::Group
-//! [`Action::DeadLetter`]: onlyonce_core::Action::DeadLetter
-//! [Answer::LeaseLost]: onlyonce_core::Answer::LeaseLost
+//! [`Disposition::DeadLetter`]: onlyonce_core::Disposition::DeadLetter
+//! [SettleResult::LeaseLost]: onlyonce_core::SettleResult::LeaseLost
 //! [dedup]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html
 //! [chain]: https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
 //! [kms]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-key-management.html

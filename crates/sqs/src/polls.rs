@@ -1,7 +1,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use onlyonce_core::{Delivery, Error, ErrorKind, Limit, Receipt};
+use onlyonce_core::{Delivery, Error, ErrorKind, Receipt, ReceiveLimits};
 use tokio::time::Instant;
 
 use crate::queue::BATCH;
@@ -68,7 +68,12 @@ impl Polls {
 
     /// The next poll to send for a receive that may return `limit`, waiting no longer than `wait`; none if those under
     /// way do.
-    pub(crate) fn next(&mut self, limit: Limit, wait: Duration, fifo: bool) -> Option<Poll> {
+    pub(crate) fn next(
+        &mut self,
+        limit: ReceiveLimits,
+        wait: Duration,
+        fifo: bool,
+    ) -> Option<Poll> {
         let now = Instant::now();
         let paused = self.pause_until.is_some_and(|until| until > now);
         if self.error.is_some() || paused {
@@ -104,12 +109,12 @@ impl Polls {
         }))
     }
 
-    fn room(&self, limit: Limit) -> usize {
+    fn room(&self, limit: ReceiveLimits) -> usize {
         limit.messages.saturating_sub(self.asked + self.ready.len())
     }
 
     /// A poll whose answer was lost, while SQS may know it. What it brought is there at once, or not at all.
-    fn lost_poll(&mut self, limit: Limit) -> Option<Poll> {
+    fn lost_poll(&mut self, limit: ReceiveLimits) -> Option<Poll> {
         let now = Instant::now();
         self.lost.retain(|poll| {
             now < poll.begun + ATTEMPT && poll.withheld.is_some_and(|until| now < until)
@@ -169,7 +174,11 @@ impl Polls {
 
     /// Takes what `limit` allows of what has come and is still leased. What is left of a group waits until nobody has a
     /// message of it any more: should that one be given back, its followers must be, too.
-    pub(crate) fn take(&mut self, limit: Limit, groups_out: &HashSet<&str>) -> Vec<Delivery> {
+    pub(crate) fn take(
+        &mut self,
+        limit: ReceiveLimits,
+        groups_out: &HashSet<&str>,
+    ) -> Vec<Delivery> {
         let now = Instant::now();
         let (mut taken, mut left) = (Vec::new(), VecDeque::new());
         let mut bytes = 0;

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use onlyonce_core::{Error, Inspection};
+use onlyonce_core::{Error, QueueInfo};
 use serde_json::Value;
 
 use crate::Config;
@@ -96,22 +96,22 @@ impl Settings {
         })
     }
 
-    pub(crate) fn inspection(&self, config: &Config) -> Result<Inspection, Error> {
+    pub(crate) fn queue_info(&self, config: &Config) -> Result<QueueInfo, Error> {
         let fifo = config.is_fifo();
         let redrive = self.redrive();
-        let mut inspection = Inspection::default();
-        inspection.identity = self.text(&Attribute::QueueArn).map(str::to_owned);
-        inspection.lease = Some(match config.visibility_timeout {
+        let mut info = QueueInfo::default();
+        info.identity = self.text(&Attribute::QueueArn).map(str::to_owned);
+        info.lease = Some(match config.visibility_timeout {
             Some(asked) => asked,
             None => self.visibility(config.name())?,
         });
-        inspection.retention = self.seconds(&Attribute::MessageRetentionPeriod);
-        inspection.max_deliveries = redrive.as_ref().and_then(|redrive| redrive.max_receives);
-        inspection.dead_letter = redrive.map(|redrive| redrive.arn);
-        inspection.dedup_window = fifo.then_some(DEDUP_WINDOW);
-        inspection.ordered = Some(fifo);
-        inspection.settings = self.shown(fifo);
-        Ok(inspection)
+        info.retention = self.seconds(&Attribute::MessageRetentionPeriod);
+        info.max_deliveries = redrive.as_ref().and_then(|redrive| redrive.max_receives);
+        info.dead_letter = redrive.map(|redrive| redrive.arn);
+        info.dedup_window = fifo.then_some(DEDUP_WINDOW);
+        info.ordered = Some(fifo);
+        info.settings = self.shown(fifo);
+        Ok(info)
     }
 
     /// What else decides how the queue behaves, under SQS's own names.

@@ -9,8 +9,8 @@ use aws_sdk_sqs::types::{
 };
 use futures_util::future::join3;
 use onlyonce_core::{
-    Action, Answer, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON, Error, ErrorKind, Message, Receipt,
-    Settlement, Sink as _,
+    DEAD_LETTER_QUEUE, DEAD_LETTER_REASON, Disposition, Error, ErrorKind, Message, Receipt,
+    SettleResult, Settlement, Sink as _,
 };
 use tokio::time::Instant;
 
@@ -23,14 +23,14 @@ use crate::settings::Settings;
 use crate::source::{Shared, whole};
 
 impl Shared {
-    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let (mut acks, mut nacks, mut dead) = (Vec::new(), Vec::new(), Vec::new());
         for (at, settlement) in batch.iter().enumerate() {
             let receipt = &settlement.receipt;
-            match &settlement.action {
-                Action::Ack => acks.push((at, receipt, ())),
-                Action::Nack { delay } => nacks.push((at, receipt, *delay)),
-                Action::DeadLetter { reason } => dead.push((at, receipt, reason.as_str())),
+            match &settlement.disposition {
+                Disposition::Ack => acks.push((at, receipt, ())),
+                Disposition::Nack { delay } => nacks.push((at, receipt, *delay)),
+                Disposition::DeadLetter { reason } => dead.push((at, receipt, reason.as_str())),
             }
         }
         let followers = self.followers(&nacks);
@@ -46,7 +46,7 @@ impl Shared {
         let (acks, nacks, dead) = join3(
             all_of(requests(acks, |chunk| self.delete(chunk)), true),
             all_of(requests(nacks, |chunk| self.give_back(chunk)), side_by_side),
-            all_of(requests(dead, |chunk| self.bury(chunk)), false),
+            all_of(requests(dead, |chunk| self.dead_letter(chunk)), false),
         )
         .await;
         in_places(batch.len(), acks.into_iter().chain(nacks).chain(dead))
@@ -74,31 +74,31 @@ impl Shared {
     }
 
     /// Those of a chunk whose leases last; the others are answered.
-    fn lasting<'a, T>(&self, chunk: Chunk<'a, T>) -> (Vec<Held<T>>, Vec<(usize, Answer)>) {
+    fn lasting<'a, T>(&self, chunk: Chunk<'a, T>) -> (Vec<Wanted<T>>, Vec<(usize, SettleResult)>) {
         let state = self.state();
         let (mut held, mut lost) = (Vec::new(), Vec::new());
         for (at, receipt, wanted) in chunk {
             match state.leases.lasting(receipt) {
-                Some((handle, lease)) => held.push(Held {
+                Some((handle, lease)) => held.push(Wanted {
                     at,
                     handle,
                     lease,
                     wanted,
                 }),
-                None => lost.push((at, Answer::LeaseLost)),
+                None => lost.push((at, SettleResult::LeaseLost)),
             }
         }
         (held, lost)
     }
 
-    async fn delete(&self, chunk: Chunk<'_, ()>) -> Vec<(usize, Answer)> {
+    async fn delete(&self, chunk: Chunk<'_, ()>) -> Vec<(usize, SettleResult)> {
         let (held, mut answers) = self.lasting(chunk);
         let deleted = self.delete_batch(&held).await;
         self.conclude(held, deleted, "cannot delete", &mut answers, end);
         answers
     }
 
-    async fn delete_batch<T>(&self, held: &[Held<T>]) -> Result<Vec<Outcome>, Error> {
+    async fn delete_batch<T>(&self, held: &[Wanted<T>]) -> Result<Vec<Outcome>, Error> {
         if held.is_empty() {
             return Ok(Vec::new());
         }
@@ -124,23 +124,23 @@ impl Shared {
     }
 
     /// Makes messages visible again, now or after their delays.
-    async fn give_back(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, Answer)> {
+    async fn give_back(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, SettleResult)> {
         let (held, mut answers) = self.lasting(chunk);
-        let delay = |held: &Held<Duration>| rounded_up(held.wanted).min(held.lease.rest());
+        let delay = |held: &Wanted<Duration>| rounded_up(held.wanted).min(held.lease.rest());
         let limit = self.until_first_end(&held);
         let changed = self.change_visibility(&held, delay, limit).await;
         self.conclude(held, changed, "cannot give back", &mut answers, end);
         answers
     }
 
-    pub(crate) async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    pub(crate) async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         let wanted = batch.iter().enumerate();
         let wanted = wanted.map(|(at, receipt)| (at, receipt, lease)).collect();
         let answers = all_of(requests(wanted, |chunk| self.extend_chunk(chunk)), true).await;
         in_places(batch.len(), answers)
     }
 
-    async fn extend_chunk(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, Answer)> {
+    async fn extend_chunk(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, SettleResult)> {
         let (held, mut answers) = self.lasting(chunk);
         let (held, ended): (Vec<_>, Vec<_>) = held
             .into_iter()
@@ -150,11 +150,11 @@ impl Shared {
             let error = Error::new(ErrorKind::Other, text).on_queue(self.queue.name());
             (
                 held.at,
-                Answer::Unknown(error.on_message(&held.lease.message)),
+                SettleResult::Unknown(error.on_message(&held.lease.message)),
             )
         }));
         let sent = Instant::now();
-        let lease = |held: &Held<Duration>| rounded_up(held.wanted);
+        let lease = |held: &Wanted<Duration>| rounded_up(held.wanted);
         // Should it hang, there is time for another.
         let limit = self.until_first_end(&held) / 3;
         let changed = self.change_visibility(&held, lease, limit).await;
@@ -172,8 +172,8 @@ impl Shared {
 
     async fn change_visibility(
         &self,
-        held: &[Held<Duration>],
-        seconds: impl Fn(&Held<Duration>) -> u64,
+        held: &[Wanted<Duration>],
+        seconds: impl Fn(&Wanted<Duration>) -> u64,
         limit: Duration,
     ) -> Result<Vec<Outcome>, Error> {
         if held.is_empty() {
@@ -203,7 +203,7 @@ impl Shared {
     /// How long a request may take. What SQS says of a handle whose lease has ended means nothing: on a standard queue it
     /// says yes, and may have done nothing.
     /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html>
-    fn until_first_end<T>(&self, held: &[Held<T>]) -> Duration {
+    fn until_first_end<T>(&self, held: &[Wanted<T>]) -> Duration {
         let first = held.iter().map(|held| held.lease.until).min();
         let left = first.map(|until| until.saturating_duration_since(Instant::now()));
         let timeout = self.queue.config.timeout;
@@ -213,29 +213,29 @@ impl Shared {
     /// Turns what SQS said of each message into its answer, and keeps the leases in step.
     fn conclude<T>(
         &self,
-        held: Vec<Held<T>>,
+        held: Vec<Wanted<T>>,
         said: Result<Vec<Outcome>, Error>,
         what: &str,
-        answers: &mut Vec<(usize, Answer)>,
-        done: impl Fn(&mut Leases, &Held<T>),
+        answers: &mut Vec<(usize, SettleResult)>,
+        done: impl Fn(&mut Leases, &Wanted<T>),
     ) {
         let mut state = self.state();
         let mut said = said.map(Vec::into_iter);
         for held in held {
             let message = &held.lease.message;
             let unknown = |error: Error| {
-                Answer::Unknown(error.on_queue(self.queue.name()).on_message(message))
+                SettleResult::Unknown(error.on_queue(self.queue.name()).on_message(message))
             };
             let answer = match &mut said {
                 Err(error) => unknown(error.clone()),
                 Ok(outcomes) => match outcomes.next() {
                     Some(Outcome::Done) => {
                         done(&mut state.leases, &held);
-                        Answer::Applied
+                        SettleResult::Applied
                     }
                     Some(Outcome::Refused(entry)) if error::is_lease_lost(&entry) => {
                         state.leases.end(&held.handle);
-                        Answer::LeaseLost
+                        SettleResult::LeaseLost
                     }
                     Some(Outcome::Refused(entry)) => unknown(error::of_entry(what, &entry)),
                     Some(Outcome::Unmentioned) | None => unknown(error::of_silence(what)),
@@ -249,7 +249,7 @@ impl Shared {
     }
 
     /// Sends messages to the queue that the redrive policy names, then deletes them here.
-    async fn bury(&self, chunk: Chunk<'_, &str>) -> Vec<(usize, Answer)> {
+    async fn dead_letter(&self, chunk: Chunk<'_, &str>) -> Vec<(usize, SettleResult)> {
         let (held, mut answers) = self.lasting(chunk);
         if held.is_empty() {
             return answers;
@@ -266,7 +266,7 @@ impl Shared {
         for (held, published) in held.into_iter().zip(published) {
             match published {
                 Ok(()) => buried.push((held.at, Receipt::Handle(held.handle))),
-                Err(error) => answers.push((held.at, Answer::Unknown(error))),
+                Err(error) => answers.push((held.at, SettleResult::Unknown(error))),
             }
         }
         let acks = buried.iter().map(|(at, receipt)| (*at, receipt, ()));
@@ -274,7 +274,7 @@ impl Shared {
         answers
     }
 
-    fn letter(&self, held: &Held<&str>) -> Message {
+    fn letter(&self, held: &Wanted<&str>) -> Message {
         let message = Message::clone(&held.lease.message);
         message
             .with_attribute(DEAD_LETTER_REASON, held.wanted)
@@ -298,16 +298,16 @@ impl Shared {
 }
 
 /// A message whose lease lasts, and what is wanted of it.
-struct Held<T> {
+struct Wanted<T> {
     /// Its place among the answers.
     at: usize,
     handle: Arc<str>,
-    lease: leases::Lease,
+    lease: leases::Visibility,
     wanted: T,
 }
 
 /// It is settled.
-fn end<T>(leases: &mut Leases, held: &Held<T>) {
+fn end<T>(leases: &mut Leases, held: &Wanted<T>) {
     leases.end(&held.handle);
 }
 
@@ -326,8 +326,11 @@ fn requests<'a, T, F>(
         .collect()
 }
 
-fn in_places(count: usize, answers: impl IntoIterator<Item = (usize, Answer)>) -> Vec<Answer> {
-    let mut placed: Vec<(usize, Answer)> = answers.into_iter().collect();
+fn in_places(
+    count: usize,
+    answers: impl IntoIterator<Item = (usize, SettleResult)>,
+) -> Vec<SettleResult> {
+    let mut placed: Vec<(usize, SettleResult)> = answers.into_iter().collect();
     placed.sort_by_key(|(at, _)| *at);
     placed.truncate(count);
     debug_assert_eq!(placed.len(), count, "one answer each");

@@ -3,7 +3,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
-use onlyonce_core::{Error, ErrorKind, Message, Sink, SinkInspection};
+use onlyonce_core::{Error, ErrorKind, Message, Sink, SinkInfo};
 use tokio::sync::{Mutex, RwLock};
 
 use crate::batch::{Outcome, entries, outcomes};
@@ -127,11 +127,11 @@ impl Sink for SqsSink {
 
     /// Reads the queue's attributes, if that is allowed (`sqs:GetQueueAttributes`); whether messages may be sent there shows
     /// with the first.
-    async fn check(&self) -> Result<SinkInspection, Error> {
+    async fn check(&self) -> Result<SinkInfo, Error> {
         if *self.closed.read().await {
             return Err(self.closed_error());
         }
-        let mut found = SinkInspection::default();
+        let mut found = SinkInfo::default();
         match Settings::read(&self.queue).await {
             Ok(settings) => found.identity = settings.arn(),
             Err(error) if error.kind() == ErrorKind::Permission && !error.is_retryable() => {

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::MessageSystemAttributeName as System;
 use onlyonce_core::{
-    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Ordering,
-    Receipt, Settlement, Source,
+    Capabilities, Delivery, Disposition, Error, ErrorKind, Lease, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Source,
 };
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, sleep_until};
@@ -111,7 +111,7 @@ impl Source for SqsSource {
         capabilities
     }
 
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let deadline = after(limit.wait);
         loop {
             let changed = self.shared.changed.notified();
@@ -130,42 +130,42 @@ impl Source for SqsSource {
         }
     }
 
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         self.shared.settle(batch).await
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         self.shared.extend(batch, lease).await
     }
 
-    async fn inspect(&self) -> Result<Inspection, Error> {
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
         let queue = &self.shared.queue;
         let settings = Settings::read(queue).await?;
         if let Ok(visibility) = settings.visibility(queue.name()) {
             // So that the first receive need not ask again.
             let _ = self.shared.visibility.set(visibility);
         }
-        let mut inspection = settings.inspection(&queue.config)?;
+        let mut info = settings.queue_info(&queue.config)?;
         if let Some(redrive) = settings.redrive() {
             let dead = async { Settings::read(&queue.beside(redrive.target()?)?).await };
             match dead.await {
-                Ok(dead) => inspection.retention = settings.horizon(&dead, queue.is_fifo()),
+                Ok(dead) => info.retention = settings.horizon(&dead, queue.is_fifo()),
                 Err(error) if error.is_retryable() || error.kind() == ErrorKind::NotFound => {
                     return Err(error);
                 }
-                Err(error) => inspection.unknown.push(format!(
+                Err(error) => info.unknown.push(format!(
                     "how long the dead-letter queue keeps a message, which may be redriven: {error}"
                 )),
             }
         }
         match queue.sources_of_dead_letters().await {
-            Ok(names) => inspection.dead_letters_of = names,
+            Ok(names) => info.dead_letters_of = names,
             Err(error) if error.is_retryable() => return Err(error),
-            Err(error) => inspection.unknown.push(format!(
+            Err(error) => info.unknown.push(format!(
                 "whether this is another's dead-letter queue: {error}"
             )),
         }
-        Ok(inspection)
+        Ok(info)
     }
 
     /// Waits for the long polls under way, 20 seconds at most: a message that SQS gives to an
@@ -184,7 +184,7 @@ impl Shared {
     /// What there is, while enough polls are kept under way; `None` if it has to be waited for.
     fn receive_now(
         self: &Arc<Self>,
-        limit: Limit,
+        limit: ReceiveLimits,
         wait: Duration,
     ) -> Result<Option<Vec<Delivery>>, Error> {
         let mut state = self.state();
@@ -290,14 +290,14 @@ impl Shared {
         };
         let nacks = held.into_iter().map(|handle| Settlement {
             receipt: Receipt::Handle(handle),
-            action: Action::Nack {
+            disposition: Disposition::Nack {
                 delay: Duration::ZERO,
             },
         });
         let answers = self.settle(&nacks.collect::<Vec<_>>()).await;
         self.state().leases.end_all();
         let failed = answers.into_iter().find_map(|answer| match answer {
-            Answer::Unknown(error) => Some(error),
+            SettleResult::Unknown(error) => Some(error),
             _ => None,
         });
         failed.map_or(Ok(()), Err)

@@ -6,7 +6,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::{Claimed, ErrorKind, Held, Owner, Store, Transaction, TransactionalStore};
+use onlyonce_core::{
+    ClaimResult, ErrorKind, HeldClaim, Owner, Store, Transaction, TransactionalStore,
+};
 use tokio::time::sleep;
 
 use crate::Gap;
@@ -61,12 +63,12 @@ async fn begin<S: TransactionalStore>(store: &S) -> S::Tx {
     store.begin().await.expect("it begins")
 }
 
-/// Writes an effect and ends the part.
-async fn part<H: TransactionalStoreHarness>(
+/// Writes an effect and ends the savepoint.
+async fn complete_one<H: TransactionalStoreHarness>(
     harness: &H,
     tx: &mut <H::Store as TransactionalStore>::Tx,
     effect: &str,
-    held: Held,
+    held: HeldClaim,
 ) -> Result<(), onlyonce_core::Fenced> {
     harness.write(tx, effect).await;
     let verdict = tx.complete(&completion(held)).await;
@@ -82,7 +84,7 @@ pub async fn effect_and_record_commit_together(harness: &impl TransactionalStore
     let store = harness.transactional().await;
     let held = take(&store, A, "k", LONG).await;
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "effect", held).await, Ok(()));
+    assert_eq!(complete_one(harness, &mut tx, "effect", held).await, Ok(()));
     assert!(effects(harness).await.is_empty(), "not committed yet");
     commit(tx).await;
     assert_eq!(effects(harness).await, ["effect"]);
@@ -94,7 +96,7 @@ pub async fn effect_and_record_survive_a_crash(harness: &impl TransactionalStore
     let store = harness.transactional().await;
     let held = take(&store, A, "k", LONG).await;
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "effect", held).await, Ok(()));
+    assert_eq!(complete_one(harness, &mut tx, "effect", held).await, Ok(()));
     commit(tx).await;
     drop(store);
     harness.crash().await;
@@ -110,11 +112,16 @@ pub async fn undo_takes_back_only_its_part(harness: &impl TransactionalStoreHarn
         held.push(take(&store, A, name, LONG).await);
     }
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "one", held[0]).await, Ok(()));
+    assert_eq!(complete_one(harness, &mut tx, "one", held[0]).await, Ok(()));
     harness.write(&mut tx, "two").await;
-    tx.undo().await.expect("it undoes");
-    tx.undo().await.expect("nothing to undo is harmless");
-    assert_eq!(part(harness, &mut tx, "three", held[2]).await, Ok(()));
+    tx.rollback().await.expect("it rolls back");
+    tx.rollback()
+        .await
+        .expect("nothing to roll back is harmless");
+    assert_eq!(
+        complete_one(harness, &mut tx, "three", held[2]).await,
+        Ok(())
+    );
     commit(tx).await;
     assert_eq!(effects(harness).await, ["one", "three"]);
     for (name, is_done) in [("k1", true), ("k2", false), ("k3", true)] {
@@ -124,12 +131,15 @@ pub async fn undo_takes_back_only_its_part(harness: &impl TransactionalStoreHarn
     assert_eq!(Call::Renew.one(&store, held[1]).await, Ok(()), "still held");
 }
 
-/// A part that was not completed is no part of the commit.
+/// A savepoint that was not completed is not committed.
 pub async fn unfinished_part_is_not_committed(harness: &impl TransactionalStoreHarness) {
     let store = harness.transactional().await;
     let held = take(&store, A, "k", LONG).await;
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "finished", held).await, Ok(()));
+    assert_eq!(
+        complete_one(harness, &mut tx, "finished", held).await,
+        Ok(())
+    );
     harness.write(&mut tx, "unfinished").await;
     commit(tx).await;
     assert_eq!(effects(harness).await, ["finished"]);
@@ -140,11 +150,14 @@ pub async fn dropped_transaction_leaves_nothing(harness: &impl TransactionalStor
     let store = harness.transactional().await;
     let held = take(&store, A, "k", LONG).await;
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "dropped", held).await, Ok(()));
+    assert_eq!(
+        complete_one(harness, &mut tx, "dropped", held).await,
+        Ok(())
+    );
     drop(tx);
     assert_eq!(Call::Renew.one(&store, held).await, Ok(()), "still held");
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "kept", held).await, Ok(()));
+    assert_eq!(complete_one(harness, &mut tx, "kept", held).await, Ok(()));
     commit(tx).await;
     assert_eq!(effects(harness).await, ["kept"]);
 }
@@ -158,19 +171,22 @@ pub async fn stale_token_is_fenced(harness: &impl TransactionalStoreHarness) {
     let newest = take(&store, B, "stale", LONG).await;
 
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "stale", stale).await, FENCED);
-    assert_eq!(part(harness, &mut tx, "good", good).await, Ok(()));
-    assert_eq!(part(harness, &mut tx, "stale", stale).await, FENCED);
+    assert_eq!(complete_one(harness, &mut tx, "stale", stale).await, FENCED);
+    assert_eq!(complete_one(harness, &mut tx, "good", good).await, Ok(()));
+    assert_eq!(complete_one(harness, &mut tx, "stale", stale).await, FENCED);
     commit(tx).await;
     assert_eq!(effects(harness).await, ["good"]);
 
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "newest", newest).await, Ok(()));
+    assert_eq!(
+        complete_one(harness, &mut tx, "newest", newest).await,
+        Ok(())
+    );
     commit(tx).await;
     assert_eq!(effects(harness).await, ["good", "newest"]);
 }
 
-/// The last part may complete with the commit; fenced, it takes nothing with it that came before.
+/// The last savepoint may complete with the commit; fenced, it takes nothing with it that came before.
 pub async fn last_part_completes_with_the_commit(harness: &impl TransactionalStoreHarness) {
     let store = harness.transactional().await;
     let stale = take(&store, A, "stale", harness.lease()).await;
@@ -183,7 +199,10 @@ pub async fn last_part_completes_with_the_commit(harness: &impl TransactionalSto
     for (first, last, verdict) in [(None, one, Ok(())), (Some(two), stale, FENCED)] {
         let mut tx = begin(&store).await;
         if let Some(first) = first {
-            assert_eq!(part(harness, &mut tx, "second", first).await, Ok(()));
+            assert_eq!(
+                complete_one(harness, &mut tx, "second", first).await,
+                Ok(())
+            );
         }
         harness.write(&mut tx, &format!("last, {verdict:?}")).await;
         let result = tx.complete_and_commit(&completion(last)).await;
@@ -199,11 +218,11 @@ pub async fn part_completes_once(harness: &impl TransactionalStoreHarness) {
     let store = harness.transactional().await;
     let held = take(&store, A, "k", LONG).await;
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "first", held).await, Ok(()));
-    assert_eq!(part(harness, &mut tx, "second", held).await, FENCED);
+    assert_eq!(complete_one(harness, &mut tx, "first", held).await, Ok(()));
+    assert_eq!(complete_one(harness, &mut tx, "second", held).await, FENCED);
     commit(tx).await;
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "third", held).await, FENCED);
+    assert_eq!(complete_one(harness, &mut tx, "third", held).await, FENCED);
     commit(tx).await;
     assert_eq!(effects(harness).await, ["first"]);
 }
@@ -214,7 +233,7 @@ pub async fn expired_claim_that_nobody_took_completes(harness: &impl Transaction
     let held = take(&store, A, "k", harness.lease()).await;
     expire(harness).await;
     let mut tx = begin(&store).await;
-    assert_eq!(part(harness, &mut tx, "late", held).await, Ok(()));
+    assert_eq!(complete_one(harness, &mut tx, "late", held).await, Ok(()));
     commit(tx).await;
     assert_eq!(effects(harness).await, ["late"]);
 }
@@ -227,7 +246,7 @@ pub async fn takeover_and_commit_exclude_each_other(harness: &impl Transactional
         let name = format!("k{round}");
         let held = take(&store, A, &name, harness.lease()).await;
         let mut tx = begin(&store).await;
-        assert_eq!(part(harness, &mut tx, &name, held).await, Ok(()));
+        assert_eq!(complete_one(harness, &mut tx, &name, held).await, Ok(()));
         expire(harness).await;
         // The takeover may have to wait for the commit, so it runs beside it.
         let takeover = async { other.claim(B, &[claim(&name)], LONG).await };
@@ -260,7 +279,7 @@ pub async fn refused_commit_leaves_nothing(harness: &impl TransactionalStoreHarn
             take(&store, A, bad, LONG).await,
         );
         let mut tx = store.begin_alone().await.expect("it begins");
-        assert_eq!(part(harness, &mut tx, good, held).await, Ok(()));
+        assert_eq!(complete_one(harness, &mut tx, good, held).await, Ok(()));
         harness.write(&mut tx, bad).await;
         harness.break_constraint(&mut tx).await;
         let last = completion(guilty);
@@ -290,7 +309,7 @@ pub async fn refused_commit_spares_the_others(harness: &impl TransactionalStoreH
     for name in &names {
         held.push(take(&store, A, name, LONG).await);
     }
-    let run = async |alone: bool, name: &str, held: Held| {
+    let run = async |alone: bool, name: &str, held: HeldClaim| {
         let mut tx = match alone {
             true => store.begin_alone().await.expect("it begins"),
             false => begin(&store).await,
@@ -325,8 +344,8 @@ async fn race<H: TransactionalStoreHarness>(harness: &H, owner: Owner, keys: &[S
     let mut todo: Vec<&String> = keys.iter().collect();
     while let Some(name) = todo.first() {
         let token = match store.claim(owner, &[claim(name)], LONG).await.as_deref() {
-            Ok([Claimed::New { token, .. }]) => *token,
-            Ok([Claimed::Done { .. }]) => {
+            Ok([ClaimResult::Acquired { token, .. }]) => *token,
+            Ok([ClaimResult::Completed { .. }]) => {
                 todo.remove(0);
                 continue;
             }
@@ -343,7 +362,7 @@ async fn race<H: TransactionalStoreHarness>(harness: &H, owner: Owner, keys: &[S
         };
         harness.write(&mut tx, name).await;
         // Whatever goes wrong, the next claim tells what became of it.
-        if let Ok(Ok(())) = tx.complete(&completion(Held { key, token })).await {
+        if let Ok(Ok(())) = tx.complete(&completion(HeldClaim { key, token })).await {
             tx.commit().await.ok();
         }
     }

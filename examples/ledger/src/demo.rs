@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use indicatif::{ProgressBar, ProgressStyle};
-use onlyonce::{BoxError, Limit};
+use onlyonce::{BoxError, ReceiveLimits};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -110,7 +110,7 @@ async fn feed_queue(url: String, traffic: Traffic) -> Result<Sent, BoxError> {
 /// How many messages wait in a queue.
 async fn waiting(url: &str) -> Result<u64, BoxError> {
     let source = onlyonce::source(url).await?;
-    let limit = Limit {
+    let limit = ReceiveLimits {
         messages: 1_000,
         per_group: usize::MAX,
         bytes: usize::MAX,

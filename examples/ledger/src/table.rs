@@ -33,7 +33,7 @@ pub fn conclude(tally: &Tally, verdict: &Verdict) -> bool {
     );
     println!(
         "{:<54}{:>12}",
-        "handlers that failed, and were undone (*)", workers.failed
+        "handlers that failed, and were rolled back (*)", workers.failed
     );
     println!("{:<54}{:>12}", "dead-lettered", tally.dead_letters);
     println!("{:<54}{:>12}", "left in the queue", tally.left);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Counters, Hazard, Pipeline, Report};
+use onlyonce::{ConfigRisk, Counters, Pipeline, Report};
 use tokio::time::sleep;
 
 use super::by_hand;
@@ -82,7 +82,7 @@ pub(crate) async fn lone_message(queue: &Queue) -> Result<Lone, Error> {
     let source = RabbitSource::new(queue.url().parse()?)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let builder = Pipeline::transactional(source, store)
-        .allow(Hazard::NoDeadLetter)
+        .allow(ConfigRisk::NoDeadLetter)
         .shutdown(async { drop(stopped.await) });
     let counters = builder.counters();
     let pipeline = tokio::spawn(builder.run(no_effect));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use onlyonce::memory::MemoryStore;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Builder, Hazard, Message, NoTx, Pipeline, Report, Transaction};
+use onlyonce::{Builder, ConfigRisk, Message, NoTx, Pipeline, Report, Transaction};
 
 use super::queue::Queue;
 use crate::Error;
@@ -18,7 +18,7 @@ fn source(queue: &Queue) -> Result<RabbitSource, Error> {
 
 fn settings<Tx: Transaction>(builder: Builder<Tx>, stop: &StopAfter) -> Builder<Tx> {
     builder
-        .allow(Hazard::NoDeadLetter)
+        .allow(ConfigRisk::NoDeadLetter)
         .prefetch(1_000, 64 << 20)
         .shutdown(stop.stopped())
 }

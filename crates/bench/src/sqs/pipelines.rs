@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Builder, Hazard, Message, Pipeline, State, Transaction};
+use onlyonce::{Builder, ConfigRisk, Message, Pipeline, State, Transaction};
 use tokio::time::sleep;
 
 use super::queue::Queue;
@@ -13,7 +13,9 @@ use crate::Error;
 use crate::measure::StopAfter;
 
 fn settings<Tx: Transaction>(builder: Builder<Tx>, stop: &StopAfter) -> Builder<Tx> {
-    builder.allow(Hazard::NoDeadLetter).shutdown(stop.stopped())
+    builder
+        .allow(ConfigRisk::NoDeadLetter)
+        .shutdown(stop.stopped())
 }
 
 /// Returns how long it took until the last message, as the others.

@@ -246,7 +246,7 @@ impl crate::Transaction for NoTx {
             Self::Never(ref never) => match *never {},
         }
     }
-    async fn undo(&mut self) -> Result<(), crate::Error> {
+    async fn rollback(&mut self) -> Result<(), crate::Error> {
         match *self {
             Self::Never(ref never) => match *never {},
         }

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::later;
 use super::state::{DeadLetter, State, Taken};
 use crate::{
-    Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Message, Ordering,
-    Receipt, Settlement, Sink, SinkInspection, Source,
+    Capabilities, Delivery, Error, ErrorKind, Lease, Message, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 
 /// A queue in memory: a [`Source`] and a [`Sink`] with every [capability](Capabilities).
@@ -26,14 +26,14 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use onlyonce_core::{Limit, Message, Sink, Source, memory::MemoryQueue};
+/// use onlyonce_core::{ReceiveLimits, Message, Sink, Source, memory::MemoryQueue};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), onlyonce_core::Error> {
 /// let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(5));
 /// queue.publish(&[Message::new("one order").with_dedup_id("order-1")]).await;
 ///
-/// let limit = Limit { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
+/// let limit = ReceiveLimits { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
 /// let deliveries = queue.receive(limit).await?;
 /// assert_eq!(deliveries[0].message.body, "one order");
 /// assert_eq!((queue.depth(), queue.in_flight()), (0, 1));
@@ -191,7 +191,7 @@ impl Source for MemoryQueue {
         }
     }
 
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let deadline = later(Instant::now(), limit.wait);
         loop {
             // Registered before looking, so that nothing that happens in between is missed.
@@ -217,18 +217,18 @@ impl Source for MemoryQueue {
         }
     }
 
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let (now, mut state) = self.now();
         let answers = batch
             .iter()
-            .map(|s| state.settle(now, &s.receipt, &s.action))
+            .map(|s| state.settle(now, &s.receipt, &s.disposition))
             .collect();
         drop(state);
         self.shared.changed.notify_waiters();
         answers
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         let (now, mut state) = self.now();
         let answers = batch
             .iter()
@@ -240,9 +240,9 @@ impl Source for MemoryQueue {
         answers
     }
 
-    async fn inspect(&self) -> Result<Inspection, Error> {
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
         let (_, state) = self.now();
-        Ok(Inspection {
+        Ok(QueueInfo {
             identity: Some(self.identity()),
             lease: Some(state.options.lease),
             retention: state.options.retention,
@@ -273,9 +273,9 @@ impl Sink for MemoryQueue {
         &self.shared.name
     }
 
-    async fn check(&self) -> Result<SinkInspection, Error> {
+    async fn check(&self) -> Result<SinkInfo, Error> {
         self.check_open(self.sink_closed.load(Atomic::Acquire))?;
-        Ok(SinkInspection {
+        Ok(SinkInfo {
             identity: Some(self.identity()),
             unknown: Vec::new(),
         })

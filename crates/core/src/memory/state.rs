@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::later;
-use crate::{Action, Answer, Limit, Message, Receipt};
+use crate::{Disposition, Message, Receipt, ReceiveLimits, SettleResult};
 
 /// A message that will not be delivered again, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,7 +13,7 @@ use crate::{Action, Answer, Limit, Message, Receipt};
 pub struct DeadLetter {
     /// What was published.
     pub message: Arc<Message>,
-    /// The reason of [`Action::DeadLetter`], or that it was delivered too often.
+    /// The reason of [`Disposition::DeadLetter`], or that it was delivered too often.
     pub reason: String,
 }
 
@@ -195,7 +195,7 @@ impl State {
 
     /// Leases what is ready to `consumer`: the oldest message of every group first, and further ones of the same groups
     /// only when no other has anything, so that one group alone never fills a batch while others wait.
-    pub(super) fn take(&mut self, now: Instant, consumer: u64, limit: Limit) -> Vec<Taken> {
+    pub(super) fn take(&mut self, now: Instant, consumer: u64, limit: ReceiveLimits) -> Vec<Taken> {
         let mut taken: Vec<Taken> = Vec::new();
         let mut bytes = 0;
         let mut followers = VecDeque::new();
@@ -250,29 +250,39 @@ impl State {
         self.entries[&head].delayed_until.is_none().then_some(head)
     }
 
-    pub(super) fn settle(&mut self, now: Instant, receipt: &Receipt, action: &Action) -> Answer {
+    pub(super) fn settle(
+        &mut self,
+        now: Instant,
+        receipt: &Receipt,
+        disposition: &Disposition,
+    ) -> SettleResult {
         let Some(tag) = self.find(receipt) else {
-            return Answer::LeaseLost;
+            return SettleResult::LeaseLost;
         };
         let lease = self.leases.remove(&tag).expect("found just now");
         self.timers.remove(&(lease.until, Timer::Lease(tag)));
-        match action {
-            Action::Ack => self.remove(lease.sequence),
-            Action::Nack { delay } => self.give_back(now, lease.sequence, *delay),
-            Action::DeadLetter { reason } => self.bury(lease.sequence, reason.clone()),
+        match disposition {
+            Disposition::Ack => self.remove(lease.sequence),
+            Disposition::Nack { delay } => self.give_back(now, lease.sequence, *delay),
+            Disposition::DeadLetter { reason } => self.dead_letter(lease.sequence, reason.clone()),
         }
-        Answer::Applied
+        SettleResult::Applied
     }
 
-    pub(super) fn extend(&mut self, now: Instant, receipt: &Receipt, lease: Duration) -> Answer {
+    pub(super) fn extend(
+        &mut self,
+        now: Instant,
+        receipt: &Receipt,
+        lease: Duration,
+    ) -> SettleResult {
         let Some(tag) = self.find(receipt) else {
-            return Answer::LeaseLost;
+            return SettleResult::LeaseLost;
         };
         let leased = self.leases.get_mut(&tag).expect("found just now");
         self.timers.remove(&(leased.until, Timer::Lease(tag)));
         leased.until = later(now, lease);
         self.timers.insert((leased.until, Timer::Lease(tag)));
-        Answer::Applied
+        SettleResult::Applied
     }
 
     /// Gives back, in order, what `consumer` holds.
@@ -283,7 +293,7 @@ impl State {
             .filter(|(_, lease)| lease.consumer == consumer)
             .map(|(tag, _)| *tag)
             .collect();
-        let nack = Action::Nack {
+        let nack = Disposition::Nack {
             delay: Duration::ZERO,
         };
         for tag in held {
@@ -313,7 +323,7 @@ impl State {
             && entry.attempts >= max
         {
             let reason = format!("delivered {} times, the queue's maximum", entry.attempts);
-            return self.bury(sequence, reason);
+            return self.dead_letter(sequence, reason);
         }
         if !delay.is_zero() {
             let until = later(now, delay);
@@ -338,7 +348,7 @@ impl State {
         }
     }
 
-    fn bury(&mut self, sequence: Sequence, reason: String) {
+    fn dead_letter(&mut self, sequence: Sequence, reason: String) {
         let message = Arc::clone(&self.entries[&sequence].message);
         self.dead.push(DeadLetter { message, reason });
         self.remove(sequence);

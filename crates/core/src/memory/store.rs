@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::{MemoryTx, later};
 use crate::{
-    Claim, Claimed, Completion, Error, ErrorKind, Fenced, Fingerprint, Held, KeyDigest, Owner,
-    Starts, Store, Token, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Error, ErrorKind, Fenced, Fingerprint, HeldClaim, KeyDigest,
+    Owner, Starts, Store, Token, TransactionalStore, Verdicts,
 };
 
 /// A store in memory; clones share one set of records. Its transactions carry [effects](MemoryTx::push) that become
@@ -103,16 +103,16 @@ impl MemoryStore {
 
 impl Records {
     /// `first` is the first token that this batch can give: a claim with such a token was made by the batch itself.
-    fn claim(&mut self, owner: Owner, claim: &Claim, until: Instant, first: Token) -> Claimed {
+    fn claim(&mut self, owner: Owner, claim: &Claim, until: Instant, first: Token) -> ClaimResult {
         let now = Instant::now();
-        let (mut uncertain, mut takeovers) = (None, 0);
+        let (mut in_doubt, mut takeovers) = (None, 0);
         if let Some(record) = self.by_key.get(&claim.key) {
             if record.fingerprint != claim.fingerprint && record.is_binding(now) {
-                return Claimed::Conflict;
+                return ClaimResult::PayloadMismatch;
             }
             match &record.state {
                 State::Done { outcome } => {
-                    return Claimed::Done {
+                    return ClaimResult::Completed {
                         outcome: outcome.clone(),
                     };
                 }
@@ -122,7 +122,7 @@ impl Records {
                     until,
                     ..
                 } if *until > now && (*holder != owner || *token >= first) => {
-                    return Claimed::Busy {
+                    return ClaimResult::InProgress {
                         retry_in: *until - now,
                     };
                 }
@@ -132,7 +132,7 @@ impl Records {
                     takeovers: before,
                     ..
                 } => {
-                    uncertain = *starts;
+                    in_doubt = *starts;
                     takeovers = before.saturating_add(u32::from(*until <= now));
                 }
             }
@@ -146,20 +146,20 @@ impl Records {
                 token,
                 until,
                 // Kept: if this claim expires too, the next must still hear of it.
-                starts: uncertain,
+                starts: in_doubt,
                 takeovers,
             },
         };
         self.by_key.insert(claim.key, record);
-        Claimed::New {
+        ClaimResult::Acquired {
             token,
-            uncertain,
+            in_doubt,
             takeovers,
         }
     }
 
     /// The lease and the marked starts of the claim, if its token is still the newest.
-    fn held(&mut self, held: &Held) -> Result<(&mut Instant, &mut Option<Starts>), Fenced> {
+    fn held(&mut self, held: &HeldClaim) -> Result<(&mut Instant, &mut Option<Starts>), Fenced> {
         match self.by_key.get_mut(&held.key).map(|r| &mut r.state) {
             Some(State::Claimed {
                 token,
@@ -171,7 +171,7 @@ impl Records {
         }
     }
 
-    pub(super) fn verify(&mut self, held: &Held) -> Result<(), Fenced> {
+    pub(super) fn verify(&mut self, held: &HeldClaim) -> Result<(), Fenced> {
         self.held(held).map(|_| ())
     }
 
@@ -213,7 +213,7 @@ impl Store for MemoryStore {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         let mut records = self.lock();
         let first = Token(records.last_token + 1);
         let until = later(Instant::now(), lease);
@@ -221,14 +221,14 @@ impl Store for MemoryStore {
         Ok(batch.iter().map(claim).collect())
     }
 
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         let end = later(Instant::now(), lease);
         Ok(self.each(batch, |records, held| {
             records.held(held).map(|(until, _)| *until = end)
         }))
     }
 
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         Ok(self.each(batch, |records, held| {
             let (_, starts) = records.held(held)?;
             *starts = Some(Starts::with(*starts, held.token));
@@ -242,7 +242,7 @@ impl Store for MemoryStore {
         Ok(self.each(batch, Records::complete))
     }
 
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         Ok(self.each(batch, |records, held| {
             records.verify(held)?;
             records.by_key.remove(&held.key);

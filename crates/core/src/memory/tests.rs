@@ -1,10 +1,10 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{Action, Limit, Message, Settlement, Sink, Source};
+use crate::{Disposition, Message, ReceiveLimits, Settlement, Sink, Source};
 
-fn limit(messages: usize) -> Limit {
-    Limit {
+fn limit(messages: usize) -> ReceiveLimits {
+    ReceiveLimits {
         messages,
         per_group: usize::MAX,
         bytes: usize::MAX,
@@ -17,12 +17,12 @@ fn bodies(deliveries: &[crate::Delivery]) -> Vec<String> {
     deliveries.iter().map(text).collect()
 }
 
-fn all(deliveries: &[crate::Delivery], action: &Action) -> Vec<Settlement> {
+fn all(deliveries: &[crate::Delivery], disposition: &Disposition) -> Vec<Settlement> {
     deliveries
         .iter()
         .map(|d| Settlement {
             receipt: d.receipt.clone(),
-            action: action.clone(),
+            disposition: disposition.clone(),
         })
         .collect()
 }
@@ -46,9 +46,9 @@ async fn other_groups_come_before_followers_of_the_same() {
     let first = queue.receive(limit(4)).await.unwrap();
     assert_eq!(bodies(&first), ["a1", "b1", "-", "a2"]);
     assert!(queue.receive(limit(9)).await.unwrap().is_empty());
-    queue.settle(&all(&first[..1], &Action::Ack)).await;
+    queue.settle(&all(&first[..1], &Disposition::Ack)).await;
     assert!(queue.receive(limit(9)).await.unwrap().is_empty());
-    queue.settle(&all(&first[1..], &Action::Ack)).await;
+    queue.settle(&all(&first[1..], &Disposition::Ack)).await;
     assert_eq!(bodies(&queue.receive(limit(9)).await.unwrap()), ["a3"]);
 }
 
@@ -75,7 +75,7 @@ async fn retention_drops_what_waits_and_what_comes_back_late() {
     let taken = queue.receive(limit(1)).await.unwrap();
     tokio::time::advance(Duration::from_secs(10)).await;
     assert_eq!((queue.depth(), queue.in_flight()), (0, 1));
-    let nack = Action::Nack {
+    let nack = Disposition::Nack {
         delay: Duration::ZERO,
     };
     assert!(queue.settle(&all(&taken, &nack)).await[0].is_applied());
@@ -97,7 +97,7 @@ async fn many_messages_in_many_groups_are_received_and_settled() {
             break;
         }
         seen += got.len();
-        queue.settle(&all(&got, &Action::Ack)).await;
+        queue.settle(&all(&got, &Disposition::Ack)).await;
     }
     assert_eq!(seen, 200_000);
     assert_eq!((queue.depth(), queue.in_flight()), (0, 0));

@@ -9,13 +9,13 @@ use crate::{Completion, Error, ErrorKind, Fenced, Transaction};
 #[derive(Debug)]
 pub struct MemoryTx {
     store: MemoryStore,
-    parts: Vec<Part>,
-    /// Effects of the part that has not ended.
+    savepoints: Vec<Savepoint>,
+    /// Effects of the savepoint that has not ended.
     open: Vec<Bytes>,
 }
 
 #[derive(Debug)]
-struct Part {
+struct Savepoint {
     completion: Completion,
     effects: Vec<Bytes>,
 }
@@ -24,12 +24,12 @@ impl MemoryTx {
     pub(super) fn new(store: MemoryStore) -> Self {
         Self {
             store,
-            parts: Vec::new(),
+            savepoints: Vec::new(),
             open: Vec::new(),
         }
     }
 
-    /// Adds an effect to the current part.
+    /// Adds an effect to the current savepoint.
     pub fn push(&mut self, effect: impl Into<Bytes>) {
         self.open.push(effect.into());
     }
@@ -40,34 +40,40 @@ impl Transaction for MemoryTx {
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
         let effects = std::mem::take(&mut self.open);
         let key = completion.held.key;
-        let again = self.parts.iter().any(|p| p.completion.held.key == key);
+        let again = self.savepoints.iter().any(|p| p.completion.held.key == key);
         if again || self.store.lock().verify(&completion.held).is_err() {
             return Ok(Err(Fenced));
         }
-        self.parts.push(Part {
+        self.savepoints.push(Savepoint {
             completion: completion.clone(),
             effects,
         });
         Ok(Ok(()))
     }
 
-    async fn undo(&mut self) -> Result<(), Error> {
+    async fn rollback(&mut self) -> Result<(), Error> {
         self.open.clear();
         Ok(())
     }
 
     async fn commit(self) -> Result<(), Error> {
         let mut records = self.store.lock();
-        let held = |part: &Part| part.completion.held;
-        if let Some(part) = (self.parts.iter()).find(|p| records.verify(&held(p)).is_err()) {
-            let what = format!("{:?} was taken over before the commit", held(part).key);
+        let held = |savepoint: &Savepoint| savepoint.completion.held;
+        if let Some(savepoint) =
+            (self.savepoints.iter()).find(|p| records.verify(&held(p)).is_err())
+        {
+            let what = format!("{:?} was taken over before the commit", held(savepoint).key);
             return Err(Error::new(ErrorKind::Store, what).retryable(true));
         }
-        records.accept(self.parts.iter().flat_map(|part| &part.effects))?;
-        for part in self.parts {
-            let completed = records.complete(&part.completion);
+        records.accept(
+            self.savepoints
+                .iter()
+                .flat_map(|savepoint| &savepoint.effects),
+        )?;
+        for savepoint in self.savepoints {
+            let completed = records.complete(&savepoint.completion);
             debug_assert_eq!(completed, Ok(()), "verified under the same lock");
-            records.effects.extend(part.effects);
+            records.effects.extend(savepoint.effects);
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::{
 
 use super::options::Options;
 use super::run::{About, Setup, run};
-use super::{Counters, Hazard, Mode, Report, RetryPolicy, Uncertain};
+use super::{ConfigRisk, Counters, InDoubt, Mode, Report, RetryPolicy};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) type OnDuplicate =
@@ -75,9 +75,9 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         self
     }
 
-    /// The identity of the queue, in place of [what the source tells](crate::Inspection::identity): for a queue that was
+    /// The identity of the queue, in place of [what the source tells](crate::QueueInfo::identity): for a queue that was
     /// moved to another place and is to keep its dedup records. Give what it was there; the log says it at each start, and
-    /// [`Source::inspect`] at any time. All workers of one consumer must use the same.
+    /// [`Source::queue_info`] at any time. All workers of one consumer must use the same.
     ///
     /// Two queues under one identity share their keys: of two messages with one key, only one takes effect.
     pub fn identity(mut self, identity: impl Into<String>) -> Self {
@@ -93,8 +93,8 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     }
 
     /// How the dedup key is chosen. Default: the attribute `idempotency-key`, else the producer's id.
-    pub fn key(mut self, policy: KeyPolicy) -> Self {
-        self.setup.options.key = policy;
+    pub fn dedup_key(mut self, policy: KeyPolicy) -> Self {
+        self.setup.options.dedup_key = policy;
         self
     }
 
@@ -123,8 +123,8 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
 
     /// How long the record that a message took effect is kept. Longer than the broker can deliver it again, redrives
     /// from a dead-letter queue included. Default: 15 days.
-    pub fn retention(mut self, retention: Duration) -> Self {
-        self.setup.options.retention = retention;
+    pub fn dedup_retention(mut self, retention: Duration) -> Self {
+        self.setup.options.dedup_retention = retention;
         self
     }
 
@@ -135,8 +135,8 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     }
 
     /// What to do with a message that may have taken effect; `idempotent` mode only.
-    pub fn uncertain(mut self, uncertain: Uncertain) -> Self {
-        self.setup.options.uncertain = uncertain;
+    pub fn on_in_doubt(mut self, what: InDoubt) -> Self {
+        self.setup.options.on_in_doubt = what;
         self
     }
 
@@ -167,14 +167,14 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     }
 
     /// Demand that the queue keeps the order within groups; checked at the start.
-    pub fn ordered(mut self) -> Self {
-        self.setup.options.ordered = true;
+    pub fn require_ordering(mut self) -> Self {
+        self.setup.options.require_ordering = true;
         self
     }
 
-    /// Start in spite of a hazard that the start-up checks find.
-    pub fn allow(mut self, hazard: Hazard) -> Self {
-        self.setup.options.allowed.push(hazard);
+    /// Start in spite of a risk that the start-up checks find.
+    pub fn allow(mut self, risk: ConfigRisk) -> Self {
+        self.setup.options.allowed.push(risk);
         self
     }
 

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::{Capabilities, Error, ErrorKind, Inspection, Ordering, SinkInspection};
+use crate::{Capabilities, Error, ErrorKind, Ordering, QueueInfo, SinkInfo};
 
 use super::Mode;
 use super::options::Options;
@@ -9,7 +9,7 @@ use super::options::Options;
 /// one, unless it was [allowed](crate::Builder::allow).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Hazard {
+pub enum ConfigRisk {
     /// Dedup records are forgotten while the broker can still deliver the message again.
     ShortRetention,
     /// The lease is shorter than the handler may take, and cannot be extended.
@@ -36,80 +36,80 @@ pub(crate) fn check(
     mode: Mode,
     options: &Options,
     capabilities: Capabilities,
-    inspection: &Inspection,
-    sink: Option<&SinkInspection>,
+    info: &QueueInfo,
+    sink: Option<&SinkInfo>,
 ) -> Result<(), Error> {
-    let mut found = hazards(mode, options, capabilities, inspection, sink);
-    found.retain(|(hazard, _)| !options.allowed.contains(hazard));
+    let mut found = risks(mode, options, capabilities, info, sink);
+    found.retain(|(risk, _)| !options.allowed.contains(risk));
     if found.is_empty() {
         return Ok(());
     }
     let text = "refusing to start, because of these settings:";
     let list = found
         .into_iter()
-        .map(|(hazard, why)| format!("{why} (or allow(Hazard::{hazard:?}))"));
+        .map(|(risk, why)| format!("{why} (or allow(ConfigRisk::{risk:?}))"));
     Err(Error::new(ErrorKind::Unsafe, text).with_list(list.collect()))
 }
 
-fn hazards(
+fn risks(
     mode: Mode,
     options: &Options,
     capabilities: Capabilities,
-    inspection: &Inspection,
-    sink: Option<&SinkInspection>,
-) -> Vec<(Hazard, String)> {
+    info: &QueueInfo,
+    sink: Option<&SinkInfo>,
+) -> Vec<(ConfigRisk, String)> {
     let mut found = Vec::new();
-    found.extend(short_retention(mode, options, inspection));
-    if let (Some(lease), Some(longest)) = (inspection.lease, options.handler_timeout)
+    found.extend(short_retention(mode, options, info));
+    if let (Some(lease), Some(longest)) = (info.lease, options.handler_timeout)
         && !capabilities.extend
         && lease <= longest
     {
         found.push((
-            Hazard::ShortLease,
+            ConfigRisk::ShortLease,
             format!(
                 "the lease of {lease:?} cannot be extended and is not longer than the handler's time-out of {longest:?}: lengthen the lease at the broker"
             ),
         ));
     }
-    if let Some(max) = inspection.max_deliveries
+    if let Some(max) = info.max_deliveries
         && mode != Mode::AtMostOnce
         && max < options.retry.max_attempts
     {
         found.push((
-            Hazard::DeliveryLimit,
+            ConfigRisk::DeliveryLimit,
             format!(
                 "the broker gives up after {max} deliveries, the retry policy after {} attempts: raise the queue's limit or lower max_attempts",
                 options.retry.max_attempts
             ),
         ));
     }
-    if let Some(why) = &inspection.gives_up {
-        found.push((Hazard::GivesUp, why.clone()));
+    if let Some(why) = &info.gives_up {
+        found.push((ConfigRisk::GivesUp, why.clone()));
     }
-    if sink.is_some_and(|sink| sink.identity.is_some() && sink.identity == inspection.identity) {
+    if sink.is_some_and(|sink| sink.identity.is_some() && sink.identity == info.identity) {
         found.push((
-            Hazard::OwnDeadLetters,
+            ConfigRisk::OwnDeadLetters,
             "dead_letter() was given the queue that is consumed: what cannot be processed would come again without end; give it another queue".into(),
         ));
     }
-    found.extend(dead_letter_queue(mode, options, inspection));
-    let at_source = capabilities.dead_letter && inspection.dead_letter.is_some();
+    found.extend(dead_letter_queue(mode, options, info));
+    let at_source = capabilities.dead_letter && info.dead_letter.is_some();
     if sink.is_none() && !at_source && mode != Mode::AtMostOnce {
         found.push((
-            Hazard::NoDeadLetter,
+            ConfigRisk::NoDeadLetter,
             "nowhere to put messages that cannot be processed: give dead_letter() a sink, or the queue a dead-letter queue of its own where the source can use it".into(),
         ));
     }
-    let unordered = inspection.ordered == Some(false) || capabilities.ordering == Ordering::None;
-    if options.ordered && unordered {
+    let unordered = info.ordered == Some(false) || capabilities.ordering == Ordering::None;
+    if options.require_ordering && unordered {
         found.push((
-            Hazard::NoOrder,
-            "ordered() was asked for, but the queue does not keep groups in order".into(),
+            ConfigRisk::NoOrder,
+            "require_ordering() was asked for, but the queue does not keep groups in order".into(),
         ));
     }
     if mode == Mode::AtMostOnce && !capabilities.confirms_settle {
         found.push((
-            Hazard::UnconfirmedAck,
+            ConfigRisk::UnconfirmedAck,
             "this broker never confirms an ack, so at_most_once cannot be kept: use at_least_once or a store".into(),
         ));
     }
@@ -119,34 +119,34 @@ fn hazards(
 fn short_retention(
     mode: Mode,
     options: &Options,
-    inspection: &Inspection,
-) -> Option<(Hazard, String)> {
+    info: &QueueInfo,
+) -> Option<(ConfigRisk, String)> {
     let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
-    let retention = inspection.retention?;
-    (records && options.retention <= retention).then(|| {
+    let retention = info.retention?;
+    (records && options.dedup_retention <= retention).then(|| {
         let why = format!(
-            "dedup records are kept for {}, but the queue can deliver a message again for {}: set retention() above that",
-            days(options.retention),
+            "dedup records are kept for {}, but the queue can deliver a message again for {}: set dedup_retention() above that",
+            days(options.dedup_retention),
             days(retention)
         );
-        (Hazard::ShortRetention, why)
+        (ConfigRisk::ShortRetention, why)
     })
 }
 
 fn dead_letter_queue(
     mode: Mode,
     options: &Options,
-    inspection: &Inspection,
-) -> Option<(Hazard, String)> {
+    info: &QueueInfo,
+) -> Option<(ConfigRisk, String)> {
     let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
     let shared = options.identity.is_some();
-    let sources = &inspection.dead_letters_of;
+    let sources = &info.dead_letters_of;
     (records && !shared && !sources.is_empty()).then(|| {
         let why = format!(
             "this is the dead-letter queue of {}: a message that took effect there would run here again, since each queue has its own dedup records; put it back there instead (a redrive), or share the records by identity(…)",
             sources.join(", ")
         );
-        (Hazard::DeadLetterQueue, why)
+        (ConfigRisk::DeadLetterQueue, why)
     })
 }
 
@@ -163,22 +163,22 @@ fn days(duration: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn found(inspection: &Inspection, sink: Option<&SinkInspection>) -> Vec<Hazard> {
+    fn found(info: &QueueInfo, sink: Option<&SinkInfo>) -> Vec<ConfigRisk> {
         let capabilities = Capabilities {
             dead_letter: true,
             ..Capabilities::default()
         };
         let options = Options::default();
-        let found = hazards(Mode::AtLeastOnce, &options, capabilities, inspection, sink);
-        found.into_iter().map(|(hazard, _)| hazard).collect()
+        let found = risks(Mode::AtLeastOnce, &options, capabilities, info, sink);
+        found.into_iter().map(|(risk, _)| risk).collect()
     }
 
     #[test]
     fn a_source_that_could_dead_letter_needs_a_queue_to_do_so() {
-        let mut inspection = Inspection::default();
-        assert_eq!(found(&inspection, None), [Hazard::NoDeadLetter]);
-        assert_eq!(found(&inspection, Some(&SinkInspection::default())), []);
-        inspection.dead_letter = Some("orders.dead".into());
-        assert_eq!(found(&inspection, None), []);
+        let mut info = QueueInfo::default();
+        assert_eq!(found(&info, None), [ConfigRisk::NoDeadLetter]);
+        assert_eq!(found(&info, Some(&SinkInfo::default())), []);
+        info.dead_letter = Some("orders.dead".into());
+        assert_eq!(found(&info, None), []);
     }
 }

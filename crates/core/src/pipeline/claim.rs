@@ -3,26 +3,27 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 
-use crate::{Claim, Claimed, Held, Outcome, Store};
+use crate::{Claim, ClaimResult, HeldClaim, Outcome, Store};
 
 use super::backoff::Backoff;
 use super::counters::add;
 use super::doubt::is_decided;
 use super::engine::Engine;
-use super::in_flight::Flight;
+use super::in_flight::InFlight;
 use super::keys::KeyPlace;
 
 /// At most so many claims in one call to the store.
 const BATCH: usize = 1_000;
 /// A store whose answer says "busy for no time" is asked again after this.
 const BUSY_AT_LEAST: Duration = Duration::from_millis(10);
-const CONFLICT: &str = "conflict: the dedup key was used before, for another payload";
+const PAYLOAD_MISMATCH: &str =
+    "payload mismatch: the dedup key was used before, for another payload";
 
-type Arrived = UnboundedReceiver<Vec<Flight>>;
-type Heads = UnboundedReceiver<Flight>;
+type Arrived = UnboundedReceiver<Vec<Box<InFlight>>>;
+type Heads = UnboundedReceiver<Box<InFlight>>;
 
 /// Takes whatever waits: batches that have just come, then heads of lanes that have no claim yet.
-async fn next_batch(arrived: &mut Arrived, heads: &mut Heads) -> Option<Vec<Flight>> {
+async fn next_batch(arrived: &mut Arrived, heads: &mut Heads) -> Option<Vec<Box<InFlight>>> {
     let mut batch = tokio::select! {
         biased;
         Some(batch) = arrived.recv() => batch,
@@ -50,9 +51,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
         mut heads: Heads,
     ) {
         while let Some(mut batch) = next_batch(&mut arrived, &mut heads).await {
-            for flight in &mut batch {
-                if let Some(claim) = flight.claim {
-                    let place = &mut flight.key_place;
+            for in_flight in &mut batch {
+                if let Some(claim) = in_flight.claim {
+                    let place = &mut in_flight.key_place;
                     place.get_or_insert_with(|| self.keys.queue(claim.key));
                 }
             }
@@ -61,14 +62,17 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 
     /// Claims the messages that are first in the queues for their keys; the others come along, to keep their places.
-    async fn claim_batch(&self, store: &dyn Store, batch: Vec<Flight>) {
+    async fn claim_batch(&self, store: &dyn Store, batch: Vec<Box<InFlight>>) {
         let mut backoff = Backoff::new();
         loop {
             // One whose lease has ended goes to its lane without a claim, to be given back with those behind it.
-            let may_claim = |flight: &Flight| is_first(flight) && flight.lease.leased();
+            let may_claim =
+                |in_flight: &Box<InFlight>| is_first(in_flight) && in_flight.lease.leased();
             let first: Vec<bool> = batch.iter().map(may_claim).collect();
             let wanted = batch.iter().zip(&first).filter(|(_, first)| **first);
-            let claims: Vec<Claim> = wanted.filter_map(|(flight, _)| flight.claim).collect();
+            let claims: Vec<Claim> = wanted
+                .filter_map(|(in_flight, _)| in_flight.claim)
+                .collect();
             let sent = Instant::now();
             if claims.is_empty() {
                 return self.claimed(batch, &first, Vec::new(), sent);
@@ -86,81 +90,89 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 biased;
                 () = self.stop.cancelled() => {
                     let last_first = batch.into_iter().rev();
-                    return last_first.for_each(|flight| self.give_back(flight, Duration::ZERO));
+                    return last_first.for_each(|in_flight| self.give_back(in_flight, Duration::ZERO));
                 }
                 () = sleep(backoff.next()) => {}
             }
         }
     }
 
-    fn claimed(&self, batch: Vec<Flight>, first: &[bool], answers: Vec<Claimed>, until: Instant) {
+    fn claimed(
+        &self,
+        batch: Vec<Box<InFlight>>,
+        first: &[bool],
+        answers: Vec<ClaimResult>,
+        until: Instant,
+    ) {
         let mut answers = answers.into_iter();
         let mut go_on = Vec::with_capacity(batch.len());
-        for (flight, first) in batch.into_iter().zip(first) {
-            let answer = match flight.claim {
+        for (in_flight, first) in batch.into_iter().zip(first) {
+            let answer = match in_flight.claim {
                 Some(claim) if *first => answers.next().map(|answer| (claim, answer)),
                 _ => None,
             };
             go_on.extend(match answer {
-                Some((claim, answer)) => self.answered(flight, claim, answer, until),
-                None => self.wait_for_key(flight),
+                Some((claim, answer)) => self.answered(in_flight, claim, answer, until),
+                None => self.wait_for_key(in_flight),
             });
         }
         self.lanes.push(go_on);
     }
 
-    /// What the store's answer means; returns the flight if it goes on to its lane.
+    /// What the store's answer means; returns the message if it goes on to its lane.
     fn answered(
         &self,
-        mut flight: Flight,
+        mut in_flight: Box<InFlight>,
         claim: Claim,
-        answer: Claimed,
+        answer: ClaimResult,
         until: Instant,
-    ) -> Option<Flight> {
+    ) -> Option<Box<InFlight>> {
         match answer {
-            Claimed::New {
+            ClaimResult::Acquired {
                 token,
-                uncertain,
+                in_doubt,
                 takeovers,
             } => {
                 let key = claim.key;
-                flight.lease.claimed(Held { key, token }, until);
-                let message = &flight.delivery.message;
-                let decided = uncertain.is_some_and(|starts| is_decided(message, starts));
-                flight.takeovers = takeovers;
-                let vain = &mut flight.marked_in_vain;
+                in_flight.lease.claimed(HeldClaim { key, token }, until);
+                let message = &in_flight.delivery.message;
+                let decided = in_doubt.is_some_and(|starts| is_decided(message, starts));
+                in_flight.takeovers = takeovers;
+                let vain = &mut in_flight.marked_in_vain;
                 // What is not the last by now is never told again.
-                vain.retain(|token| uncertain.is_some_and(|starts| starts.last == *token));
-                flight.uncertain = uncertain.filter(|_| !decided && vain.is_empty());
-                return Some(flight);
+                vain.retain(|token| in_doubt.is_some_and(|starts| starts.last == *token));
+                in_flight.in_doubt = in_doubt.filter(|_| !decided && vain.is_empty());
+                return Some(in_flight);
             }
-            Claimed::Done { outcome } if self.on_duplicate.is_some() => {
-                flight.replay = Some(Outcome(outcome));
-                return Some(flight);
+            ClaimResult::Completed { outcome } if self.on_duplicate.is_some() => {
+                in_flight.replay = Some(Outcome(outcome));
+                return Some(in_flight);
             }
-            Claimed::Done { .. } => self.duplicate(flight),
-            // It asks again when its turn comes. In both cases it keeps its place in the queue for the key.
-            Claimed::Busy { .. } if flight.in_lane() => return Some(flight),
-            Claimed::Busy { retry_in } => self.postpone(flight, retry_in.max(BUSY_AT_LEAST)),
-            Claimed::Conflict => {
-                add(&self.counters.conflicts, 1);
-                flight.doomed = Some(CONFLICT.into());
-                return Some(flight);
+            ClaimResult::Completed { .. } => self.duplicate(in_flight),
+            // It asks again when it is first in its lane. In both cases it keeps its place in the queue for the key.
+            ClaimResult::InProgress { .. } if in_flight.in_lane() => return Some(in_flight),
+            ClaimResult::InProgress { retry_in } => {
+                self.postpone(in_flight, retry_in.max(BUSY_AT_LEAST))
+            }
+            ClaimResult::PayloadMismatch => {
+                add(&self.counters.payload_mismatches, 1);
+                in_flight.doomed = Some(PAYLOAD_MISMATCH.into());
+                return Some(in_flight);
             }
         }
         None
     }
 
-    /// Another delivery is before it in the queue for its key: a message of a group waits in its lane, one whose turn it
-    /// is for the key.
-    fn wait_for_key(&self, flight: Flight) -> Option<Flight> {
-        match flight.in_lane() {
-            true => Some(flight),
-            false => self.keys.wait(flight),
+    /// Another delivery is before it in the queue for its key: a message of a group waits in its lane, one that is first in its
+    /// lane for the key.
+    fn wait_for_key(&self, in_flight: Box<InFlight>) -> Option<Box<InFlight>> {
+        match in_flight.in_lane() {
+            true => Some(in_flight),
+            false => self.keys.wait(in_flight),
         }
     }
 }
 
-fn is_first(flight: &Flight) -> bool {
-    flight.key_place.as_ref().is_some_and(KeyPlace::is_first)
+fn is_first(in_flight: &Box<InFlight>) -> bool {
+    in_flight.key_place.as_ref().is_some_and(KeyPlace::is_first)
 }

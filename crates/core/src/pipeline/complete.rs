@@ -6,7 +6,7 @@ use crate::{Completion, Error, ErrorKind, Failure, Fenced, Outcome, Store, Verdi
 use super::backoff::Backoff;
 use super::counters::add;
 use super::engine::Engine;
-use super::in_flight::Flight;
+use super::in_flight::InFlight;
 
 /// At most so many records in one call to the store.
 const BATCH: usize = 1_000;
@@ -16,13 +16,13 @@ impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) async fn complete_stage(
         &self,
         store: &dyn Store,
-        mut receiver: UnboundedReceiver<(Flight, Outcome)>,
+        mut receiver: UnboundedReceiver<(Box<InFlight>, Outcome)>,
     ) {
         let mut batch = Vec::new();
         while receiver.recv_many(&mut batch, BATCH).await > 0 {
-            let batch = batch.drain(..).filter_map(|(flight, outcome)| {
-                let completion = self.completion(&flight, outcome)?;
-                Some((flight, completion))
+            let batch = batch.drain(..).filter_map(|(in_flight, outcome)| {
+                let completion = self.completion(&in_flight, outcome)?;
+                Some((in_flight, completion))
             });
             let refused = self.record_batch(store, batch.collect()).await;
             // Whose doing it is shows only one by one.
@@ -36,31 +36,31 @@ impl<Tx: Send + 'static> Engine<Tx> {
     async fn record_batch(
         &self,
         store: &dyn Store,
-        batch: Vec<(Flight, Completion)>,
-    ) -> Vec<(Flight, Completion)> {
-        let (flights, completions): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        batch: Vec<(Box<InFlight>, Completion)>,
+    ) -> Vec<(Box<InFlight>, Completion)> {
+        let (messages, completions): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
         match self.complete_batch(store, &completions).await {
-            Ok(verdicts) => flights
+            Ok(verdicts) => messages
                 .into_iter()
                 .zip(verdicts)
-                .for_each(|(flight, verdict)| self.completed(flight, verdict)),
-            Err(error) if error.kind() == ErrorKind::Refused && flights.len() > 1 => {
-                return flights.into_iter().zip(completions).collect();
+                .for_each(|(in_flight, verdict)| self.completed(in_flight, verdict)),
+            Err(error) if error.kind() == ErrorKind::Refused && messages.len() > 1 => {
+                return messages.into_iter().zip(completions).collect();
             }
-            Err(error) => flights
+            Err(error) => messages
                 .into_iter()
-                .for_each(|flight| self.not_recorded(flight, &error)),
+                .for_each(|in_flight| self.not_recorded(in_flight, &error)),
         }
         Vec::new()
     }
 
-    fn not_recorded(&self, mut flight: Flight, error: &Error) {
+    fn not_recorded(&self, mut in_flight: Box<InFlight>, error: &Error) {
         if error.kind() != ErrorKind::Refused {
-            return self.in_doubt(flight, error);
+            return self.in_doubt(in_flight, error);
         }
         // Its handler has run, so it may have had its effect.
-        flight.doubt();
-        self.failed(flight, &Failure::retry(error.clone()));
+        in_flight.doubt();
+        self.failed(in_flight, &Failure::retry(error.clone()));
     }
 
     /// Tries until the store answers, for as long as a claim lasts that is not renewed.
@@ -82,18 +82,18 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    pub(crate) fn completed(&self, flight: Flight, verdict: Result<(), Fenced>) {
+    pub(crate) fn completed(&self, in_flight: Box<InFlight>, verdict: Result<(), Fenced>) {
         match verdict {
-            Ok(()) => self.applied(flight),
-            Err(Fenced) => self.fenced(flight),
+            Ok(()) => self.applied(in_flight),
+            Err(Fenced) => self.fenced(in_flight),
         }
     }
 
     /// Somebody else has taken the key over, or an earlier call had recorded it although its answer was lost: the store is
     /// asked again whose it is. Nothing is settled on the strength of this run.
-    pub(crate) fn fenced(&self, flight: Flight) {
+    pub(crate) fn fenced(&self, in_flight: Box<InFlight>) {
         add(&self.counters.fenced, 1);
-        self.in_doubt(flight, &fenced());
+        self.in_doubt(in_flight, &fenced());
     }
 }
 

@@ -47,9 +47,9 @@ counters! {
     /// Messages that were confirmed in the dead-letter queue.
     dead_lettered,
     /// Deliveries whose key had been used for another payload.
-    conflicts,
+    payload_mismatches,
     /// Claims taken over from an owner that may have produced the effect.
-    uncertain,
+    in_doubt,
     /// Handlers cancelled because the lease or the claim ended.
     cancelled,
     /// Effects refused because somebody else had taken the key over.

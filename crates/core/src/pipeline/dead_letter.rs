@@ -3,12 +3,12 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::sleep;
 
-use crate::{Action, Error, Message, Sink};
+use crate::{Disposition, Error, Message, Sink};
 
 use super::backoff::Backoff;
 use super::counters::add;
 use super::engine::Engine;
-use super::in_flight::Flight;
+use super::in_flight::InFlight;
 
 /// At most so many dead letters in one call to the sink.
 const BATCH: usize = 100;
@@ -22,14 +22,14 @@ pub const DEAD_LETTER_CONSUMER: &str = "onlyonce-consumer";
 /// Attribute of a dead letter: the attempts made.
 pub const DEAD_LETTER_ATTEMPTS: &str = "onlyonce-attempts";
 
-type Dead = Vec<(Flight, String)>;
+type Dead = Vec<(Box<InFlight>, String)>;
 
 impl<Tx: Send + 'static> Engine<Tx> {
     /// Moves messages to the dead-letter queue: confirmed there before they are acked here. No record is kept of them
     /// in the store, so that a redrive runs them again.
     pub(crate) async fn dead_letter_stage(
         &self,
-        mut receiver: UnboundedReceiver<(Flight, String)>,
+        mut receiver: UnboundedReceiver<(Box<InFlight>, String)>,
     ) {
         let mut batch = Vec::new();
         while receiver.recv_many(&mut batch, BATCH).await > 0 {
@@ -48,17 +48,17 @@ impl<Tx: Send + 'static> Engine<Tx> {
             let results = sink.publish(&letters).await;
             let mut again = Vec::new();
             let mut confirmed = Vec::new();
-            for ((flight, reason), result) in batch.into_iter().zip(results) {
+            for ((in_flight, reason), result) in batch.into_iter().zip(results) {
                 match result {
-                    Ok(()) => confirmed.push((flight, reason)),
-                    Err(error) if error.is_retryable() && flight.lease.leased() => {
-                        tracing::warn!(queue = sink.name(), message_id = %flight.label(), %error, "dead letter not confirmed; trying again");
-                        again.push((flight, reason));
+                    Ok(()) => confirmed.push((in_flight, reason)),
+                    Err(error) if error.is_retryable() && in_flight.lease.leased() => {
+                        tracing::warn!(queue = sink.name(), message_id = %in_flight.label(), %error, "dead letter not confirmed; trying again");
+                        again.push((in_flight, reason));
                     }
-                    Err(error) => self.not_dead_lettered(flight, reason, &error),
+                    Err(error) => self.not_dead_lettered(in_flight, reason, &error),
                 }
             }
-            self.dead_lettered(confirmed, |_| Action::Ack).await;
+            self.dead_lettered(confirmed, |_| Disposition::Ack).await;
             batch = again;
             if !batch.is_empty() {
                 sleep(backoff.next()).await;
@@ -70,41 +70,42 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let can = self.capabilities.dead_letter;
         let (here, nowhere): (Dead, Dead) = batch
             .into_iter()
-            .partition(|(flight, _)| can && !flight.acked);
-        for (flight, reason) in nowhere {
+            .partition(|(in_flight, _)| can && !in_flight.acked);
+        for (in_flight, reason) in nowhere {
             let error = Error::config("there is no dead-letter queue");
-            self.not_dead_lettered(flight, reason, &error);
+            self.not_dead_lettered(in_flight, reason, &error);
         }
-        self.dead_lettered(here, |reason| Action::DeadLetter { reason })
+        self.dead_lettered(here, |reason| Disposition::DeadLetter { reason })
             .await;
     }
 
-    async fn dead_lettered(&self, mut batch: Dead, action: impl Fn(String) -> Action) {
+    async fn dead_lettered(&self, mut batch: Dead, disposition: impl Fn(String) -> Disposition) {
         add(&self.counters.dead_lettered, batch.len());
-        for (flight, _) in &mut batch {
-            self.drop_doubt(flight);
+        for (in_flight, _) in &mut batch {
+            self.drop_doubt(in_flight);
         }
-        self.release(batch.iter().map(|(flight, _)| flight)).await;
-        for (flight, reason) in batch {
-            tracing::warn!(queue = &*self.queue, message_id = %flight.label(), %reason, "dead-lettered");
-            self.settle(flight, action(reason));
+        self.release(batch.iter().map(|(in_flight, _)| in_flight))
+            .await;
+        for (in_flight, reason) in batch {
+            tracing::warn!(queue = &*self.queue, message_id = %in_flight.label(), %reason, "dead-lettered");
+            self.settle(in_flight, disposition(reason));
         }
     }
 
     /// The message stays where it is, kept rather than lost, until the dead-letter queue takes it.
-    fn not_dead_lettered(&self, mut flight: Flight, reason: String, error: &Error) {
-        tracing::error!(queue = &*self.queue, message_id = %flight.label(), %reason, %error, "cannot be dead-lettered");
-        if flight.acked {
+    fn not_dead_lettered(&self, mut in_flight: Box<InFlight>, reason: String, error: &Error) {
+        tracing::error!(queue = &*self.queue, message_id = %in_flight.label(), %reason, %error, "cannot be dead-lettered");
+        if in_flight.acked {
             add(&self.counters.lost, 1);
         } else {
             // In place, where the reason is known: another worker would run it again.
-            flight.doomed = Some(reason);
-            self.put_off(flight, self.options.retry.max_delay, Duration::MAX);
+            in_flight.doomed = Some(reason);
+            self.put_off(in_flight, self.options.retry.max_delay, Duration::MAX);
         }
     }
 
-    fn letter(&self, (flight, reason): &(Flight, String)) -> Message {
-        let mut letter = Message::clone(&flight.delivery.message);
+    fn letter(&self, (in_flight, reason): &(Box<InFlight>, String)) -> Message {
+        let mut letter = Message::clone(&in_flight.delivery.message);
         letter
             .attributes
             .insert(DEAD_LETTER_REASON, reason.as_str());
@@ -112,7 +113,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         letter
             .attributes
             .insert(DEAD_LETTER_CONSUMER, &*self.consumer);
-        let attempts = flight.attempt().to_string();
+        let attempts = in_flight.attempt().to_string();
         letter.attributes.insert(DEAD_LETTER_ATTEMPTS, attempts);
         letter
     }

@@ -10,20 +10,20 @@ use super::in_flight::InFlight;
 
 impl<Tx: Send + 'static> Engine<Tx> {
     /// Whether the store is to remember the runs that have not ended, when the message is given back.
-    pub(crate) fn keeps_doubt(&self, flight: &InFlight) -> bool {
-        flight.uncertain.is_some() && (self.quarantines() || self.is_suspect(flight))
+    pub(crate) fn keeps_doubt(&self, in_flight: &InFlight) -> bool {
+        in_flight.in_doubt.is_some() && (self.quarantines() || self.is_suspect(in_flight))
     }
 
     /// Out of its queue, only quarantine still asks whether it may have had its effect. Otherwise a redrive begins anew.
-    pub(crate) fn drop_doubt(&self, flight: &mut InFlight) {
+    pub(crate) fn drop_doubt(&self, in_flight: &mut InFlight) {
         if !self.quarantines() {
-            flight.uncertain = None;
+            in_flight.in_doubt = None;
         }
     }
 
     /// The reason of a dead letter, with the doubt that stays.
-    pub(crate) fn with_doubt(&self, flight: &InFlight, reason: String) -> String {
-        match flight.uncertain {
+    pub(crate) fn with_doubt(&self, in_flight: &InFlight, reason: String) -> String {
+        match in_flight.in_doubt {
             Some(starts) if self.quarantines() && !reason.ends_with(&mark(starts)) => {
                 reason + &mark(starts)
             }
@@ -36,7 +36,7 @@ impl InFlight {
     /// Its present run may have had its effect.
     pub(crate) fn doubt(&mut self) {
         if let Some(held) = self.lease.held() {
-            self.uncertain = Some(Starts::with(self.uncertain, held.token));
+            self.in_doubt = Some(Starts::with(self.in_doubt, held.token));
         }
     }
 }

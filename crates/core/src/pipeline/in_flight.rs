@@ -5,16 +5,18 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Claim, DedupKey, Delivery, Error, Held, Outcome, Printable, Receipt, Starts, Token};
+use crate::{
+    Claim, DedupKey, Delivery, Error, HeldClaim, Outcome, Printable, Receipt, Starts, Token,
+};
 
 use super::attempts::Before;
 use super::budget::Permit;
-use super::keeper::Kept;
 use super::keys::KeyPlace;
-use super::lanes::Turn;
+use super::lanes::LaneLock;
+use super::lease_renewer::Renewal;
 
 /// A delivery on its way through the pipeline. Whatever it holds is given up when it is dropped: its share of the
-/// budget, its lane, its key, its place with the keeper.
+/// budget, its lane, its key, its place with the lease renewer.
 pub(crate) struct InFlight {
     /// Its place in the order of arrival.
     pub(crate) seq: u64,
@@ -38,27 +40,24 @@ pub(crate) struct InFlight {
     /// It shares no transaction and no commit: it has failed before, or a commit that it shared was refused.
     pub(crate) alone: bool,
     /// The runs that may have produced the effect, of this worker or another.
-    pub(crate) uncertain: Option<Starts>,
+    pub(crate) in_doubt: Option<Starts>,
     /// Claims that the store may have marked as started, and under which no run of it was cut off here.
     pub(crate) marked_in_vain: Vec<Token>,
     /// The claim that is marked so in vain, to be released if another worker may get the message.
-    pub(crate) marked: Option<Held>,
+    pub(crate) marked: Option<HeldClaim>,
     /// It took effect before, with this outcome.
     pub(crate) replay: Option<Outcome>,
     /// It belongs into the dead-letter queue, for this reason, and could not be put there yet.
     pub(crate) doomed: Option<String>,
     pub(crate) lease: Arc<LeaseState>,
-    pub(crate) turn: Option<Turn>,
+    pub(crate) lane: Option<LaneLock>,
     pub(crate) key_place: Option<KeyPlace>,
-    pub(crate) _kept: Option<Kept>,
+    pub(crate) _renewal: Option<Renewal>,
     pub(crate) permit: Permit,
 }
 
 /// A settlement whose result stays unknown is sent at most so many times.
 const TRIES: u32 = 5;
-
-/// Boxed, because it moves through many queues.
-pub(crate) type Flight = Box<InFlight>;
 
 impl InFlight {
     /// Which attempt the present run is, or the next, from 1.
@@ -94,7 +93,7 @@ impl InFlight {
 
     /// Whether it stands in a lane behind others, or will.
     pub(crate) fn in_lane(&self) -> bool {
-        self.delivery.message.group.is_some() && self.turn.is_none()
+        self.delivery.message.group.is_some() && self.lane.is_none()
     }
 
     /// Whether to settle again what may not have been settled. A lease that ends by the clock brings the message back, so
@@ -128,7 +127,7 @@ pub(crate) struct LeaseState {
 #[derive(Clone, Copy)]
 struct Deadlines {
     source: Option<Instant>,
-    claim: Option<(Held, Instant)>,
+    claim: Option<(HeldClaim, Instant)>,
 }
 
 impl LeaseState {
@@ -152,16 +151,16 @@ impl LeaseState {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn held(&self) -> Option<Held> {
+    pub(crate) fn held(&self) -> Option<HeldClaim> {
         self.deadlines().claim.map(|(held, _)| held)
     }
 
-    pub(crate) fn claimed(&self, held: Held, until: Instant) {
+    pub(crate) fn claimed(&self, held: HeldClaim, until: Instant) {
         self.deadlines().claim = Some((held, until));
     }
 
     /// Forgets the claim and returns it.
-    pub(crate) fn unclaim(&self) -> Option<Held> {
+    pub(crate) fn unclaim(&self) -> Option<HeldClaim> {
         self.deadlines().claim.take().map(|(held, _)| held)
     }
 
@@ -172,7 +171,7 @@ impl LeaseState {
     }
 
     /// The claim `held` now ends at `until`, or has ended.
-    pub(crate) fn renewed(&self, held: Held, until: Instant) {
+    pub(crate) fn renewed(&self, held: HeldClaim, until: Instant) {
         let mut deadlines = self.deadlines();
         if let Some((current, deadline)) = &mut deadlines.claim
             && *current == held
@@ -183,13 +182,13 @@ impl LeaseState {
         self.changed.notify_waiters();
     }
 
-    /// When the lease at the broker ends, for the keeper.
+    /// When the lease at the broker ends, for the renewer.
     pub(crate) fn source_deadline(&self) -> Option<Instant> {
         self.deadlines().source
     }
 
-    /// The claim and when it ends, for the keeper.
-    pub(crate) fn claim_deadline(&self) -> Option<(Held, Instant)> {
+    /// The claim and when it ends, for the renewer.
+    pub(crate) fn claim_deadline(&self) -> Option<(HeldClaim, Instant)> {
         self.deadlines().claim
     }
 

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{DedupKey, Delivery, Error, Limit};
+use crate::{DedupKey, Delivery, Error, ReceiveLimits};
 
 use super::backoff::Backoff;
 use super::budget::Amount;
 use super::counters::add;
 use super::engine::{Engine, FEW};
-use super::in_flight::Flight;
-use super::keeper::extended_after;
+use super::in_flight::InFlight;
+use super::lease_renewer::extended_after;
 use super::worker::panic_text;
 
 /// How long one receive may wait: the longest poll that any broker allows.
@@ -90,13 +90,13 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    fn limit(&self) -> Limit {
+    fn limit(&self) -> ReceiveLimits {
         let room = self.room();
         let idle = self
             .options
             .stop_when_idle
             .map_or(LONG_POLL, |idle| idle / 4);
-        Limit {
+        ReceiveLimits {
             messages: room.messages.max(1),
             per_group: self.startable_by_one(),
             bytes: room.bytes,
@@ -167,7 +167,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         if let Some(reason) = &delivery.malformed {
             return Err(reason.clone());
         }
-        let choose = || self.options.key.choose(&delivery.message);
+        let choose = || self.options.dedup_key.choose(&delivery.message);
         catch_unwind(AssertUnwindSafe(choose))
             .map_err(|panic| format!("the key policy panicked: {}", panic_text(&*panic)))
     }
@@ -175,22 +175,22 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// One message without a key is its producer's mistake. If the first ones all have none, the key policy does not fit the
     /// queue, and it is better to stop than to dead-letter them all. `so_far`: how many there were; `None` once one had a
     /// key.
-    fn without_a_key(&self, flights: Vec<Flight>, so_far: &mut Option<usize>) {
+    fn without_a_key(&self, messages: Vec<Box<InFlight>>, so_far: &mut Option<usize>) {
         let reason = format!(
-            "no dedup key: the message has none of {:?}, which the key policy asks for; see Builder::key, and KeyPolicy::or_content where equal payloads mean the same thing",
-            self.options.key
+            "no dedup key: the message has none of {:?}, which the key policy asks for; see Builder::dedup_key, and KeyPolicy::or_content where equal payloads mean the same thing",
+            self.options.dedup_key
         );
         if let Some(so_far) = so_far {
-            *so_far += flights.len();
+            *so_far += messages.len();
             if *so_far >= FEW {
                 let all = format!("the first {so_far} messages cannot be told apart: {reason}");
                 self.fail(Error::config(all).on_queue(&*self.queue));
-                let last_first = flights.into_iter().rev();
-                return last_first.for_each(|flight| self.give_back(flight, Duration::ZERO));
+                let last_first = messages.into_iter().rev();
+                return last_first.for_each(|in_flight| self.give_back(in_flight, Duration::ZERO));
             }
         }
-        for flight in flights {
-            self.dead_letter(flight, reason.clone());
+        for in_flight in messages {
+            self.dead_letter(in_flight, reason.clone());
         }
     }
 }

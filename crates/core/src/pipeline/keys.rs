@@ -5,7 +5,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::KeyDigest;
 
-use super::in_flight::Flight;
+use super::in_flight::InFlight;
 
 /// The keys this pipeline is busy with. Deliveries of one key queue up here, in the order of their arrival, instead of
 /// asking the store again and again about a claim that is our own.
@@ -13,7 +13,7 @@ use super::in_flight::Flight;
 /// Nobody overtakes: a delivery waits only for earlier ones, in its lane as for its key, so no two can wait for each other.
 pub(crate) struct Keys {
     state: Mutex<State>,
-    again: UnboundedSender<Flight>,
+    again: UnboundedSender<Box<InFlight>>,
 }
 
 #[derive(Default)]
@@ -27,7 +27,7 @@ struct Queue {
     /// The first may claim the key.
     tickets: BTreeSet<u64>,
     /// Those who have nothing left to wait for but the key.
-    waiting: Vec<Flight>,
+    waiting: Vec<Box<InFlight>>,
 }
 
 /// A delivery's place in the queue for its key; given up on drop, and the next may go on.
@@ -39,7 +39,7 @@ pub(crate) struct KeyPlace {
 
 impl Keys {
     /// `again` takes those who may go on.
-    pub(crate) fn new(again: UnboundedSender<Flight>) -> Arc<Self> {
+    pub(crate) fn new(again: UnboundedSender<Box<InFlight>>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::default(),
             again,
@@ -64,25 +64,25 @@ impl Keys {
         }
     }
 
-    /// Lets `flight` wait for its key; gives it back if it is the first by now.
-    pub(crate) fn wait(&self, mut flight: Flight) -> Option<Flight> {
-        let (key, ticket) = match &flight.key_place {
+    /// Lets `in_flight` wait for its key; gives it back if it is the first by now.
+    pub(crate) fn wait(&self, mut in_flight: Box<InFlight>) -> Option<Box<InFlight>> {
+        let (key, ticket) = match &in_flight.key_place {
             Some(place) => (place.key, place.ticket),
-            None => return Some(flight),
+            None => return Some(in_flight),
         };
         let mut state = self.state();
         match state.keys.get_mut(&key) {
             Some(queue) if queue.tickets.first() != Some(&ticket) => {
-                flight.permit.stall();
-                queue.waiting.push(flight);
+                in_flight.permit.stall();
+                queue.waiting.push(in_flight);
                 None
             }
-            _ => Some(flight),
+            _ => Some(in_flight),
         }
     }
 
     /// Takes out everything that waits.
-    pub(crate) fn drain(&self) -> Vec<Flight> {
+    pub(crate) fn drain(&self) -> Vec<Box<InFlight>> {
         let mut state = self.state();
         let queues = state.keys.values_mut();
         queues
@@ -112,9 +112,9 @@ impl Drop for KeyPlace {
             state.keys.remove(&self.key);
         }
         drop(state);
-        for flight in waiting {
+        for in_flight in waiting {
             // Nobody listens once the pipeline has stopped; the lease then ends by itself.
-            let _ = self.keys.again.send(flight);
+            let _ = self.keys.again.send(in_flight);
         }
     }
 }

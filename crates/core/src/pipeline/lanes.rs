@@ -8,10 +8,10 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep_until};
 
-use super::in_flight::Flight;
+use super::in_flight::InFlight;
 
 /// Who runs next. Messages of one group share a lane and go one after another; a message without a group is alone and
-/// waits for nobody. A lane's *turn* is out while its head is being claimed, run, completed or waits for a retry.
+/// waits for nobody. A lane is *locked* while its head is being claimed, run, completed or waits for a retry.
 pub(crate) struct Lanes {
     state: Mutex<State>,
     ready: Notify,
@@ -22,33 +22,33 @@ pub(crate) struct Lanes {
     exits: Exits,
 }
 
-/// Where flights go that cannot run.
+/// Where messages go that cannot run.
 pub(crate) struct Exits {
     /// Heads that have no claim yet; `None` in the modes that claim nothing.
-    pub(crate) claim: Option<UnboundedSender<Flight>>,
+    pub(crate) claim: Option<UnboundedSender<Box<InFlight>>>,
     /// Whatever comes after the lanes were closed.
-    pub(crate) give_back: UnboundedSender<Flight>,
+    pub(crate) give_back: UnboundedSender<Box<InFlight>>,
 }
 
 #[derive(Default)]
 struct State {
-    /// A lane exists while its turn is out; these are the ones behind the head.
-    lanes: HashMap<Arc<str>, VecDeque<Flight>>,
-    ready: VecDeque<Flight>,
+    /// A lane exists while it is locked; these are the ones behind the head.
+    lanes: HashMap<Arc<str>, VecDeque<Box<InFlight>>>,
+    ready: VecDeque<Box<InFlight>>,
     waiting: BinaryHeap<Reverse<Waiting>>,
     closed: bool,
     /// What could not be sent on because the pipeline has stopped. Dropping it here would take the lock again.
-    orphans: Vec<Flight>,
+    orphans: Vec<Box<InFlight>>,
 }
 
 struct Waiting {
     until: Instant,
-    flight: Flight,
+    in_flight: Box<InFlight>,
 }
 
 impl Waiting {
     fn rank(&self) -> (Instant, u64) {
-        (self.until, self.flight.seq)
+        (self.until, self.in_flight.seq)
     }
 }
 
@@ -88,41 +88,41 @@ impl Lanes {
     }
 
     /// Puts each behind the others of its group.
-    pub(crate) fn push(self: &Arc<Self>, flights: impl IntoIterator<Item = Flight>) {
+    pub(crate) fn push(self: &Arc<Self>, messages: impl IntoIterator<Item = Box<InFlight>>) {
         let mut state = self.state();
-        for mut flight in flights {
-            if let Some(group) = flight.delivery.message.group.as_deref()
-                && flight.turn.is_none()
+        for mut in_flight in messages {
+            if let Some(group) = in_flight.delivery.message.group.as_deref()
+                && in_flight.lane.is_none()
                 && !state.closed
             {
                 if let Some(lane) = state.lanes.get_mut(group) {
-                    flight.permit.stall();
-                    lane.push_back(flight);
+                    in_flight.permit.stall();
+                    lane.push_back(in_flight);
                     continue;
                 }
-                flight.turn = Some(self.open(&mut state, group));
+                in_flight.lane = Some(self.open(&mut state, group));
             }
-            self.route(&mut state, flight);
+            self.route(&mut state, in_flight);
         }
     }
 
-    fn open(self: &Arc<Self>, state: &mut State, group: &str) -> Turn {
+    fn open(self: &Arc<Self>, state: &mut State, group: &str) -> LaneLock {
         let group: Arc<str> = group.into();
         state.lanes.insert(group.clone(), VecDeque::new());
-        Turn {
+        LaneLock {
             group,
             lanes: self.clone(),
         }
     }
 
-    /// Sends a flight whose turn it is where it can go on.
-    fn route(&self, state: &mut State, mut flight: Flight) {
-        flight.permit.resume();
+    /// Sends a message that holds its lane, or needs none, where it can go on.
+    fn route(&self, state: &mut State, mut in_flight: Box<InFlight>) {
+        in_flight.permit.resume();
         let sent = match &self.exits.claim {
-            _ if state.closed => self.exits.give_back.send(flight),
-            Some(claim) if flight.needs_claim() => claim.send(flight),
+            _ if state.closed => self.exits.give_back.send(in_flight),
+            Some(claim) if in_flight.needs_claim() => claim.send(in_flight),
             _ => {
-                state.ready.push_back(flight);
+                state.ready.push_back(in_flight);
                 self.ready.notify_one();
                 Ok(())
             }
@@ -132,14 +132,14 @@ impl Lanes {
         }
     }
 
-    /// Keeps a flight, and with it its lane, until `until`.
-    pub(crate) fn wait(&self, mut flight: Flight, until: Instant) {
+    /// Keeps a message, and with it its lane, until `until`.
+    pub(crate) fn wait(&self, mut in_flight: Box<InFlight>, until: Instant) {
         let mut state = self.state();
         if state.closed {
-            return self.route(&mut state, flight);
+            return self.route(&mut state, in_flight);
         }
-        flight.permit.stall();
-        state.waiting.push(Reverse(Waiting { until, flight }));
+        in_flight.permit.stall();
+        state.waiting.push(Reverse(Waiting { until, in_flight }));
         self.waiting.notify_one();
     }
 
@@ -167,24 +167,24 @@ impl Lanes {
                 return Some(first.until);
             }
             if let Some(Reverse(due)) = state.waiting.pop() {
-                self.route(&mut state, due.flight);
+                self.route(&mut state, due.in_flight);
             }
         }
         None
     }
 
-    /// The next flight to run, with the mark that its worker is at work.
-    pub(crate) async fn next(&self) -> (Flight, Working<'_>) {
+    /// The next message to run, with the mark that its worker is at work.
+    pub(crate) async fn next(&self) -> (Box<InFlight>, Working<'_>) {
         loop {
             let ready = self.ready.notified();
-            if let Some(flight) = self.pop() {
-                return (flight, Working::begin(self));
+            if let Some(in_flight) = self.pop() {
+                return (in_flight, Working::begin(self));
             }
             ready.await;
         }
     }
 
-    fn pop(&self) -> Option<Flight> {
+    fn pop(&self) -> Option<Box<InFlight>> {
         self.state().ready.pop_front()
     }
 
@@ -196,16 +196,16 @@ impl Lanes {
     }
 
     /// Ends the lanes: returns all that is not running, in order of arrival. What comes later is given back too.
-    pub(crate) fn close(&self) -> Vec<Flight> {
+    pub(crate) fn close(&self) -> Vec<Box<InFlight>> {
         let mut state = self.state();
         state.closed = true;
-        let mut flights: Vec<_> = state.ready.drain(..).collect();
-        flights.append(&mut state.orphans);
-        flights.extend(state.waiting.drain().map(|Reverse(w)| w.flight));
-        flights.extend(state.lanes.values_mut().flat_map(std::mem::take));
+        let mut messages: Vec<_> = state.ready.drain(..).collect();
+        messages.append(&mut state.orphans);
+        messages.extend(state.waiting.drain().map(|Reverse(w)| w.in_flight));
+        messages.extend(state.lanes.values_mut().flat_map(std::mem::take));
         drop(state);
-        flights.sort_by_key(|flight| flight.seq);
-        flights
+        messages.sort_by_key(|in_flight| in_flight.seq);
+        messages
     }
 }
 
@@ -252,15 +252,15 @@ impl Drop for Paused<'_> {
 }
 
 /// The right to be the one of a group that is going on; when dropped, the next of the group has it.
-pub(crate) struct Turn {
+pub(crate) struct LaneLock {
     group: Arc<str>,
     lanes: Arc<Lanes>,
 }
 
-impl Turn {
+impl LaneLock {
     /// The next of the lane, if it could run at once, in a transaction with others, and has had no more than so many attempts;
-    /// the turn stays where it is.
-    pub(crate) fn next(&self, most: u32) -> Option<Flight> {
+    /// the lock stays where it is.
+    pub(crate) fn next(&self, most: u32) -> Option<Box<InFlight>> {
         let mut state = self.lanes.state();
         let lane = state.lanes.get_mut(&self.group)?;
         let next = lane.front()?;
@@ -273,24 +273,24 @@ impl Turn {
         Some(next)
     }
 
-    /// Puts flights back at the front of the lane, in their order.
-    pub(crate) fn put_back(&self, flights: Vec<Flight>) {
+    /// Puts messages back at the front of the lane, in their order.
+    pub(crate) fn put_back(&self, messages: Vec<Box<InFlight>>) {
         let mut state = self.lanes.state();
         if state.closed {
             // Last first, as all that is given back.
-            for flight in flights.into_iter().rev() {
-                self.lanes.route(&mut state, flight);
+            for in_flight in messages.into_iter().rev() {
+                self.lanes.route(&mut state, in_flight);
             }
         } else if let Some(lane) = state.lanes.get_mut(&self.group) {
-            for mut flight in flights.into_iter().rev() {
-                flight.permit.stall();
-                lane.push_front(flight);
+            for mut in_flight in messages.into_iter().rev() {
+                in_flight.permit.stall();
+                lane.push_front(in_flight);
             }
         }
     }
 
     /// Takes out all that waits behind the head, in order.
-    pub(crate) fn rest(&self) -> Vec<Flight> {
+    pub(crate) fn rest(&self) -> Vec<Box<InFlight>> {
         let mut state = self.lanes.state();
         state
             .lanes
@@ -300,13 +300,13 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for LaneLock {
     fn drop(&mut self) {
         let lanes = &self.lanes;
         let mut state = lanes.state();
         match state.lanes.get_mut(&self.group).map(VecDeque::pop_front) {
             Some(Some(mut next)) => {
-                next.turn = Some(Turn {
+                next.lane = Some(LaneLock {
                     group: self.group.clone(),
                     lanes: lanes.clone(),
                 });

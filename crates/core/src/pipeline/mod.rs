@@ -15,9 +15,9 @@ mod doubt;
 mod engine;
 mod in_flight;
 mod intake;
-mod keeper;
 mod keys;
 mod lanes;
+mod lease_renewer;
 mod options;
 mod retry;
 mod run;
@@ -29,12 +29,12 @@ mod worker;
 use std::sync::Arc;
 
 pub use builder::Builder;
-pub use checks::Hazard;
+pub use checks::ConfigRisk;
 pub use counters::{Counters, Report};
 pub use dead_letter::{
     DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON,
 };
-pub use options::Uncertain;
+pub use options::InDoubt;
 pub use retry::RetryPolicy;
 
 use crate::{NoTx, Source, Store, TransactionalStore};
@@ -71,7 +71,7 @@ impl Pipeline {
     /// downstream; exactly once if the downstream honours the key. A message that was recorded as done is not run again.
     ///
     /// Assumes the same of the store. A worker that dies between effect and record leaves the outcome
-    /// [uncertain](Uncertain).
+    /// [in doubt](InDoubt).
     pub fn idempotent(source: impl Source, store: impl Store) -> Builder<NoTx> {
         Builder::new(
             Mode::Idempotent,

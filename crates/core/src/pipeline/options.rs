@@ -2,12 +2,12 @@ use std::time::Duration;
 
 use crate::KeyPolicy;
 
-use super::{Hazard, RetryPolicy};
+use super::{ConfigRisk, RetryPolicy};
 
 /// What to do with a message that may have taken effect: its former owner had started the handler and vanished before
 /// it recorded an end. Only in `idempotent` mode; a transaction leaves no doubt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Uncertain {
+pub enum InDoubt {
     /// Run the handler again; the downstream recognises the key.
     #[default]
     RunAgain,
@@ -23,19 +23,19 @@ pub(crate) struct Options {
     pub(crate) consumer: String,
     /// Of the queue, in place of what the source tells.
     pub(crate) identity: Option<String>,
-    pub(crate) key: KeyPolicy,
+    pub(crate) dedup_key: KeyPolicy,
     pub(crate) concurrency: usize,
     pub(crate) prefetch_messages: usize,
     pub(crate) prefetch_bytes: usize,
     pub(crate) claim_lease: Duration,
-    pub(crate) retention: Duration,
+    pub(crate) dedup_retention: Duration,
     pub(crate) retry: RetryPolicy,
-    pub(crate) uncertain: Uncertain,
+    pub(crate) on_in_doubt: InDoubt,
     pub(crate) handler_timeout: Option<Duration>,
     pub(crate) drain_timeout: Duration,
     pub(crate) stop_when_idle: Option<Duration>,
-    pub(crate) ordered: bool,
-    pub(crate) allowed: Vec<Hazard>,
+    pub(crate) require_ordering: bool,
+    pub(crate) allowed: Vec<ConfigRisk>,
 }
 
 impl Default for Options {
@@ -43,19 +43,19 @@ impl Default for Options {
         Self {
             consumer: "default".into(),
             identity: None,
-            key: KeyPolicy::default(),
+            dedup_key: KeyPolicy::default(),
             concurrency: 64,
             prefetch_messages: 1_000,
             prefetch_bytes: 64 << 20,
             claim_lease: Duration::from_secs(30),
             // Longer than the longest retention of a queue (SQS: 14 days).
-            retention: Duration::from_secs(15 * 86_400),
+            dedup_retention: Duration::from_secs(15 * 86_400),
             retry: RetryPolicy::default(),
-            uncertain: Uncertain::default(),
+            on_in_doubt: InDoubt::default(),
             handler_timeout: None,
             drain_timeout: Duration::from_secs(30),
             stop_when_idle: None,
-            ordered: false,
+            require_ordering: false,
             allowed: Vec::new(),
         }
     }

@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::handler::{Callable, States};
 use crate::{
-    Action, Context, Error, ErrorKind, Inspection, Outcome, Owner, Parts, Scope, Sink,
-    SinkInspection, Source, Store, Transaction, TransactionalStore,
+    Context, Disposition, Error, ErrorKind, Outcome, Owner, Parts, QueueInfo, Scope, Sink,
+    SinkInfo, Source, Store, Transaction, TransactionalStore,
 };
 
 use super::Mode;
@@ -24,10 +24,10 @@ use super::builder::OnDuplicate;
 use super::checks::check;
 use super::counters::{Counters, Report};
 use super::engine::{Confirm, Engine, Stages};
-use super::in_flight::Flight;
-use super::keeper::Keeper;
+use super::in_flight::InFlight;
 use super::keys::Keys;
 use super::lanes::{Exits, Lanes};
+use super::lease_renewer::LeaseRenewer;
 use super::options::Options;
 use super::retry::LONGEST_DELAY;
 use super::transaction::Commit;
@@ -66,14 +66,14 @@ pub(crate) struct About {
 
 /// The stages' ends of their channels.
 struct Receivers {
-    arrived: UnboundedReceiver<Vec<Flight>>,
-    heads: UnboundedReceiver<Flight>,
+    arrived: UnboundedReceiver<Vec<Box<InFlight>>>,
+    heads: UnboundedReceiver<Box<InFlight>>,
     confirm: UnboundedReceiver<Confirm>,
-    complete: UnboundedReceiver<(Flight, Outcome)>,
-    settle: UnboundedReceiver<(Flight, Action)>,
-    give_back: UnboundedReceiver<Vec<(Flight, Duration)>>,
-    late: UnboundedReceiver<Flight>,
-    dead_letter: UnboundedReceiver<(Flight, String)>,
+    complete: UnboundedReceiver<(Box<InFlight>, Outcome)>,
+    settle: UnboundedReceiver<(Box<InFlight>, Disposition)>,
+    give_back: UnboundedReceiver<Vec<(Box<InFlight>, Duration)>>,
+    late: UnboundedReceiver<Box<InFlight>>,
+    dead_letter: UnboundedReceiver<(Box<InFlight>, String)>,
 }
 
 pub(crate) async fn run<Tx: Transaction>(
@@ -81,7 +81,7 @@ pub(crate) async fn run<Tx: Transaction>(
     (handler, about): (Callable<Tx>, About),
     mut shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
 ) -> Result<Report, Error> {
-    let (inspection, sink) = tokio::select! {
+    let (info, sink) = tokio::select! {
         biased;
         found = look(&setup) => found?,
         () = &mut shutdown => return Ok(setup.counters.report()),
@@ -90,12 +90,12 @@ pub(crate) async fn run<Tx: Transaction>(
         setup.mode,
         &setup.options,
         setup.source.capabilities(),
-        &inspection,
+        &info,
         sink.as_ref(),
     )?;
-    let identity = identity(&setup, &inspection)?;
-    show(setup.source.name(), &identity, &inspection);
-    let (engine, receivers) = build(setup, (handler, about.name), &inspection, identity);
+    let identity = identity(&setup, &info)?;
+    show(setup.source.name(), &identity, &info);
+    let (engine, receivers) = build(setup, (handler, about.name), &info, identity);
     engine.check_states(about.missing)?;
     let _teardown = Teardown(&engine);
     let mut tasks = start(&engine, receivers);
@@ -125,15 +125,15 @@ pub(crate) async fn run<Tx: Transaction>(
 }
 
 /// Looks at the queue and at its dead-letter queue.
-async fn look<Tx>(setup: &Setup<Tx>) -> Result<(Inspection, Option<SinkInspection>), Error> {
+async fn look<Tx>(setup: &Setup<Tx>) -> Result<(QueueInfo, Option<SinkInfo>), Error> {
     let source = &setup.source;
-    let inspection = answered(source.name(), || source.inspect()).await?;
+    let info = answered(source.name(), || source.queue_info()).await?;
     let Some(sink) = &setup.sink else {
-        return Ok((inspection, None));
+        return Ok((info, None));
     };
     let found = answered(sink.name(), || sink.check()).await?;
     show_unknown(sink.name(), &found.unknown);
-    Ok((inspection, Some(found)))
+    Ok((info, Some(found)))
 }
 
 /// Asks until there is an answer, however long it takes until the broker is there.
@@ -154,9 +154,9 @@ where
 }
 
 /// Within what the dedup keys are unique, beside the consumer.
-fn identity<Tx>(setup: &Setup<Tx>, inspection: &Inspection) -> Result<String, Error> {
+fn identity<Tx>(setup: &Setup<Tx>, info: &QueueInfo) -> Result<String, Error> {
     let given = setup.options.identity.clone();
-    match given.or_else(|| inspection.identity.clone()) {
+    match given.or_else(|| info.identity.clone()) {
         Some(identity) if !identity.is_empty() => Ok(identity),
         _ if setup.store.is_none() => Ok(String::new()),
         _ => Err(Error::config(
@@ -167,9 +167,9 @@ fn identity<Tx>(setup: &Setup<Tx>, inspection: &Inspection) -> Result<String, Er
 }
 
 /// What could not be read could not be checked either.
-fn show(queue: &str, identity: &str, inspection: &Inspection) {
-    show_unknown(queue, &inspection.unknown);
-    tracing::info!(queue, identity, settings = ?inspection.settings, "the queue's settings");
+fn show(queue: &str, identity: &str, info: &QueueInfo) {
+    show_unknown(queue, &info.unknown);
+    tracing::info!(queue, identity, settings = ?info.settings, "the queue's settings");
 }
 
 fn show_unknown(queue: &str, unknown: &[String]) {
@@ -189,8 +189,8 @@ fn stage_ended(ended: Result<(), tokio::task::JoinError>) -> Error {
 /// The channels between the stages, with the lanes' two exits.
 fn channels() -> (
     Stages,
-    UnboundedSender<Flight>,
-    UnboundedSender<Flight>,
+    UnboundedSender<Box<InFlight>>,
+    UnboundedSender<Box<InFlight>>,
     Receivers,
 ) {
     let (arrived, arrived_rx) = mpsc::unbounded_channel();
@@ -225,13 +225,13 @@ fn channels() -> (
 fn build<Tx: Transaction>(
     setup: Setup<Tx>,
     (handler, handler_name): (Callable<Tx>, &'static str),
-    inspection: &Inspection,
+    info: &QueueInfo,
     identity: String,
 ) -> (Arc<Engine<Tx>>, Receivers) {
     let (stages, heads, late, receivers) = channels();
     let options = setup.options;
     let capabilities = setup.source.capabilities();
-    let lease = inspection.lease.unwrap_or(DEFAULT_LEASE).min(LONGEST_DELAY);
+    let lease = info.lease.unwrap_or(DEFAULT_LEASE).min(LONGEST_DELAY);
     let engine = Engine {
         mode: setup.mode,
         capabilities,
@@ -252,7 +252,7 @@ fn build<Tx: Transaction>(
         counters: setup.counters,
         budget: Budget::new(options.prefetch_messages, options.prefetch_bytes),
         keys: Keys::new(heads.clone()),
-        keeper: Keeper::new(),
+        renewer: LeaseRenewer::new(),
         attempts: Attempts::default(),
         running: RwLock::default(),
         lanes: Lanes::new(Exits {
@@ -296,7 +296,7 @@ fn start<Tx: Transaction>(engine: &Arc<Engine<Tx>>, receivers: Receivers) -> Joi
     stage!(|engine| engine.dead_letter_stage(receivers.dead_letter));
     stage!(|engine| engine.confirm_stage(receivers.confirm));
     if let Some(lease) = engine.lease.filter(|_| engine.capabilities.extend) {
-        stage!(|engine| engine.keeper.extend_leases(&*engine.source, lease));
+        stage!(|engine| engine.renewer.extend_leases(&*engine.source, lease));
     }
     if let Some(store) = engine.store.clone() {
         let (s, arrived, heads) = (store.clone(), receivers.arrived, receivers.heads);
@@ -305,7 +305,7 @@ fn start<Tx: Transaction>(engine: &Arc<Engine<Tx>>, receivers: Receivers) -> Joi
         stage!(|engine| engine.complete_stage(&*s, receivers.complete));
         let s = store.clone();
         let lease = engine.options.claim_lease;
-        stage!(|engine| engine.keeper.renew_claims(&*s, lease));
+        stage!(|engine| engine.renewer.renew_claims(&*s, lease));
         tasks.spawn(prune(store));
     }
     tasks
@@ -350,9 +350,9 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     /// Gives back what comes too late to be run.
-    async fn late_stage(&self, mut receiver: UnboundedReceiver<Flight>) {
-        while let Some(flight) = receiver.recv().await {
-            self.give_back(flight, Duration::ZERO);
+    async fn late_stage(&self, mut receiver: UnboundedReceiver<Box<InFlight>>) {
+        while let Some(in_flight) = receiver.recv().await {
+            self.give_back(in_flight, Duration::ZERO);
         }
     }
 
@@ -361,9 +361,9 @@ impl<Tx: Transaction> Engine<Tx> {
         let waiting = self.lanes.close();
         let parked = self.keys.drain();
         let mut rest: Vec<_> = waiting.into_iter().chain(parked).collect();
-        rest.sort_by_key(|flight| flight.seq);
-        for flight in rest.into_iter().rev() {
-            self.give_back(flight, Duration::ZERO);
+        rest.sort_by_key(|in_flight| in_flight.seq);
+        for in_flight in rest.into_iter().rev() {
+            self.give_back(in_flight, Duration::ZERO);
         }
         let empty = || self.budget.until(|budget| budget.held() == 0);
         if timeout(self.options.drain_timeout, empty()).await.is_err() {

@@ -3,23 +3,26 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::{Action, Answer, Error, Held, Settlement};
+use crate::{Disposition, Error, HeldClaim, SettleResult, Settlement};
 
 use super::backoff::Backoff;
 use super::counters::add;
 use super::engine::{Confirm, Engine};
-use super::in_flight::{Flight, InFlight};
+use super::in_flight::InFlight;
 
 /// At most so many settlements are taken up at once.
 const BATCH: usize = 1_000;
 /// Settlements that do not fill a request wait for more, but no longer than this: little beside the request's own time.
 const FILL_WAIT: Duration = Duration::from_millis(5);
 
-type Settling = Vec<(Flight, Action)>;
+type Settling = Vec<(Box<InFlight>, Disposition)>;
 
 impl<Tx: Send + 'static> Engine<Tx> {
     /// The last stage: settles whatever waits, in batches. What is worth another try holds up nothing else.
-    pub(crate) async fn settle_stage(&self, mut receiver: UnboundedReceiver<(Flight, Action)>) {
+    pub(crate) async fn settle_stage(
+        &self,
+        mut receiver: UnboundedReceiver<(Box<InFlight>, Disposition)>,
+    ) {
         let mut backoff = Backoff::new();
         let (mut waiting, mut again) = (Vec::new(), Vec::new());
         let mut due = Instant::now();
@@ -48,7 +51,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// `false` when nothing will come any more.
     async fn gather(
         &self,
-        receiver: &mut UnboundedReceiver<(Flight, Action)>,
+        receiver: &mut UnboundedReceiver<(Box<InFlight>, Disposition)>,
         waiting: &mut Settling,
     ) -> bool {
         if waiting.is_empty() && receiver.recv_many(waiting, BATCH).await == 0 {
@@ -83,41 +86,48 @@ impl<Tx: Send + 'static> Engine<Tx> {
     async fn settle_batch(&self, mut batch: Settling) -> Settling {
         // The broker may have given a delivery whose lease has ended to someone else; some brokers would let us settle it
         // all the same.
-        let lost = batch.extract_if(.., |(flight, _)| !flight.lease.leased());
-        for (flight, action) in lost {
+        let lost = batch.extract_if(.., |(in_flight, _)| !in_flight.lease.leased());
+        for (in_flight, disposition) in lost {
             add(&self.counters.lease_lost, 1);
-            self.not_settled(flight, &action);
+            self.not_settled(in_flight, &disposition);
         }
         if batch.is_empty() {
             return batch;
         }
-        let (flights, settlements): (Vec<_>, Vec<_>) = batch
+        let (messages, settlements): (Vec<_>, Vec<_>) = batch
             .into_iter()
-            .map(|(flight, action)| {
-                let receipt = flight.delivery.receipt.clone();
-                (flight, Settlement { receipt, action })
+            .map(|(in_flight, disposition)| {
+                let receipt = in_flight.delivery.receipt.clone();
+                (
+                    in_flight,
+                    Settlement {
+                        receipt,
+                        disposition,
+                    },
+                )
             })
             .unzip();
         let answers = self.source.settle(&settlements).await;
         let mut again = Vec::new();
         let mut applied = 0;
-        for ((mut flight, settlement), answer) in flights.into_iter().zip(settlements).zip(answers)
+        for ((mut in_flight, settlement), answer) in
+            messages.into_iter().zip(settlements).zip(answers)
         {
             if answer.is_applied() {
-                self.settled(&flight, &settlement.action);
+                self.settled(&in_flight, &settlement.disposition);
             }
             match answer {
-                Answer::Applied => applied += 1,
-                Answer::LeaseLost => {
+                SettleResult::Applied => applied += 1,
+                SettleResult::LeaseLost => {
                     add(&self.counters.lease_lost, 1);
-                    self.not_settled(flight, &settlement.action);
+                    self.not_settled(in_flight, &settlement.disposition);
                 }
-                Answer::Unknown(error) if flight.may_settle_again(&error) => {
-                    again.push((flight, settlement.action));
+                SettleResult::Unknown(error) if in_flight.may_settle_again(&error) => {
+                    again.push((in_flight, settlement.disposition));
                 }
-                Answer::Unknown(error) => {
-                    self.unknown(&flight, &error);
-                    self.not_settled(flight, &settlement.action);
+                SettleResult::Unknown(error) => {
+                    self.unknown(&in_flight, &error);
+                    self.not_settled(in_flight, &settlement.disposition);
                 }
             }
         }
@@ -127,31 +137,32 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     /// It may come again. If it holds its lane it is a dead letter, which has no record and would run: what waits behind it
     /// goes back too.
-    fn not_settled(&self, flight: Flight, action: &Action) {
-        if flight.turn.is_some() && !matches!(action, Action::Nack { .. }) {
-            self.give_back(flight, Duration::ZERO);
+    fn not_settled(&self, in_flight: Box<InFlight>, disposition: &Disposition) {
+        if in_flight.lane.is_some() && !matches!(disposition, Disposition::Nack { .. }) {
+            self.give_back(in_flight, Duration::ZERO);
         }
     }
 
-    fn unknown(&self, flight: &InFlight, error: &Error) {
+    fn unknown(&self, in_flight: &InFlight, error: &Error) {
         add(&self.counters.unknown, 1);
-        tracing::warn!(queue = &*self.queue, message_id = %flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
+        tracing::warn!(queue = &*self.queue, message_id = %in_flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
     }
 
     /// Releases claims, then gives the messages back, so that a failure is never taken for work in progress. In a drain the
     /// source may do that better, when it is closed.
     pub(crate) async fn give_back_stage(
         &self,
-        mut receiver: UnboundedReceiver<Vec<(Flight, Duration)>>,
+        mut receiver: UnboundedReceiver<Vec<(Box<InFlight>, Duration)>>,
     ) {
         let mut batches = Vec::new();
         while receiver.recv_many(&mut batches, BATCH).await > 0 {
             let batch: Vec<_> = batches.drain(..).flatten().collect();
-            self.release(batch.iter().map(|(flight, _)| flight)).await;
+            self.release(batch.iter().map(|(in_flight, _)| in_flight))
+                .await;
             let source_does = self.capabilities.close_gives_back && self.stop.is_cancelled();
-            for (flight, delay) in batch {
+            for (in_flight, delay) in batch {
                 if !(source_does && delay.is_zero()) {
-                    self.settle(flight, Action::Nack { delay });
+                    self.settle(in_flight, Disposition::Nack { delay });
                 }
             }
         }
@@ -159,11 +170,11 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     /// Gives claims up. A claim that cannot be released ends by itself, and one in doubt is left to: releasing it would
     /// release the doubt.
-    pub(crate) async fn release(&self, flights: impl Iterator<Item = &Flight>) {
-        let held: Vec<Held> = flights
-            .filter_map(|flight| {
-                let held = flight.lease.unclaim().or(flight.marked);
-                held.filter(|_| !self.keeps_doubt(flight))
+    pub(crate) async fn release(&self, messages: impl Iterator<Item = &Box<InFlight>>) {
+        let held: Vec<HeldClaim> = messages
+            .filter_map(|in_flight| {
+                let held = in_flight.lease.unclaim().or(in_flight.marked);
+                held.filter(|_| !self.keeps_doubt(in_flight))
             })
             .collect();
         if let Some(store) = self.store.as_ref().filter(|_| !held.is_empty())
@@ -191,15 +202,15 @@ impl<Tx: Send + 'static> Engine<Tx> {
     async fn confirm_batch(&self, batch: Vec<Confirm>) -> Vec<Confirm> {
         let (batch, ended): (Vec<_>, Vec<_>) = batch
             .into_iter()
-            .partition(|(flight, _)| flight.lease.leased());
-        for (flight, _) in ended {
-            self.cancelled(flight);
+            .partition(|(in_flight, _)| in_flight.lease.leased());
+        for (in_flight, _) in ended {
+            self.cancelled(in_flight);
         }
         let acks: Vec<Settlement> = batch
             .iter()
-            .map(|(flight, _)| Settlement {
-                receipt: flight.delivery.receipt.clone(),
-                action: Action::Ack,
+            .map(|(in_flight, _)| Settlement {
+                receipt: in_flight.delivery.receipt.clone(),
+                disposition: Disposition::Ack,
             })
             .collect();
         let answers = match acks.is_empty() {
@@ -207,19 +218,19 @@ impl<Tx: Send + 'static> Engine<Tx> {
             false => self.source.settle(&acks).await,
         };
         let mut again = Vec::new();
-        for ((mut flight, waiter), answer) in batch.into_iter().zip(answers) {
+        for ((mut in_flight, waiter), answer) in batch.into_iter().zip(answers) {
             match answer {
-                Answer::Applied => {
+                SettleResult::Applied => {
                     add(&self.counters.settled, 1);
-                    flight.acked = true;
-                    let _ = waiter.send(flight);
+                    in_flight.acked = true;
+                    let _ = waiter.send(in_flight);
                 }
-                Answer::LeaseLost => add(&self.counters.lease_lost, 1),
-                Answer::Unknown(error) if flight.may_settle_again(&error) => {
-                    again.push((flight, waiter));
+                SettleResult::LeaseLost => add(&self.counters.lease_lost, 1),
+                SettleResult::Unknown(error) if in_flight.may_settle_again(&error) => {
+                    again.push((in_flight, waiter));
                 }
                 // The broker may have forgotten the message, so it must not run: this mode's loss.
-                Answer::Unknown(error) => self.unknown(&flight, &error),
+                SettleResult::Unknown(error) => self.unknown(&in_flight, &error),
             }
         }
         again

@@ -12,7 +12,7 @@ use crate::Transaction;
 
 use super::Mode;
 use super::engine::Engine;
-use super::in_flight::{Flight, InFlight};
+use super::in_flight::InFlight;
 use super::lanes::Working;
 
 /// So many runs alone that have not ended are no accident.
@@ -26,9 +26,13 @@ pub(crate) enum Place<'a> {
 
 impl<Tx: Transaction> Engine<Tx> {
     /// Waits until the message may run: beside others, or if it is a suspect alone.
-    pub(crate) async fn place(&self, flight: &mut Flight, working: &Working<'_>) -> Place<'_> {
-        self.number(flight);
-        if self.is_suspect(flight) {
+    pub(crate) async fn place(
+        &self,
+        in_flight: &mut Box<InFlight>,
+        working: &Working<'_>,
+    ) -> Place<'_> {
+        self.number(in_flight);
+        if self.is_suspect(in_flight) {
             let _place = working.pause(self.running.write()).await;
             return Place::Alone { _place };
         }
@@ -40,13 +44,13 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     /// Why a suspect is not to run again, if it is not.
-    pub(crate) fn no_run_left(&self, flight: &InFlight) -> Option<String> {
-        if !self.is_suspect(flight) {
+    pub(crate) fn no_run_left(&self, in_flight: &InFlight) -> Option<String> {
+        if !self.is_suspect(in_flight) {
             return None;
         }
-        let attempt = flight.attempt();
-        let alone = flight.uncertain.map_or(0, |starts| starts.count);
-        let ended = flight.known_runs() > self.options.retry.max_attempts || alone >= RUNS_ALONE;
+        let attempt = in_flight.attempt();
+        let alone = in_flight.in_doubt.map_or(0, |starts| starts.count);
+        let ended = in_flight.known_runs() > self.options.retry.max_attempts || alone >= RUNS_ALONE;
         ended.then(|| {
             format!(
                 "gave up before attempt {attempt}: no run before it has ended, not even alone; it may crash its worker, block its thread or take longer than its lease"
@@ -55,16 +59,16 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     /// Says in the log why a handler was cut off, and what to set.
-    pub(crate) fn warn_of_cut(&self, flight: &InFlight, ended: bool) {
+    pub(crate) fn warn_of_cut(&self, in_flight: &InFlight, ended: bool) {
         let blocked = match ended {
             true => " It ended by itself, but too late: does it block its thread?",
             false => "",
         };
         let why = if self.cancel.is_cancelled() {
             "the drain timed out: see drain_timeout".to_owned()
-        } else if flight.lease.connection_is_lost() {
+        } else if in_flight.lease.connection_is_lost() {
             "the connection that it was delivered by is gone, or the broker took it back after its acknowledgement time-out".to_owned()
-        } else if flight.lease.leased() {
+        } else if in_flight.lease.leased() {
             let lease = self.options.claim_lease;
             format!(
                 "its claim was not renewed within {lease:?}: see claim_lease, and whether the store answers"
@@ -77,8 +81,8 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         tracing::warn!(
             queue = &*self.queue,
-            message_id = %flight.label(),
-            attempt = flight.attempt(),
+            message_id = %in_flight.label(),
+            attempt = in_flight.attempt(),
             handler = self.handler_name,
             "the handler was cut off, which counts as an attempt: {why}.{blocked}"
         );
@@ -87,7 +91,7 @@ impl<Tx: Transaction> Engine<Tx> {
 
 impl<Tx> Engine<Tx> {
     /// Whether it has had all its attempts.
-    pub(crate) fn is_suspect(&self, flight: &InFlight) -> bool {
-        self.mode != Mode::AtMostOnce && flight.attempt() > self.options.retry.max_attempts
+    pub(crate) fn is_suspect(&self, in_flight: &InFlight) -> bool {
+        self.mode != Mode::AtMostOnce && in_flight.attempt() > self.options.retry.max_attempts
     }
 }

@@ -12,12 +12,12 @@ use crate::{Completion, Error, ErrorKind, Failure, Fenced, Transaction, Transact
 use super::complete::fenced;
 use super::counters::add;
 use super::engine::Engine;
-use super::in_flight::Flight;
+use super::in_flight::InFlight;
 use super::lanes::Working;
 use super::worker::Ended;
 
 /// Messages of one group that share one transaction, at the most, and for how long it may take in more.
-const PARTS: usize = 64;
+const SAVEPOINTS: usize = 64;
 const OPEN: Duration = Duration::from_millis(20);
 
 /// The commits under way; they are waited for in one place so that no worker stands idle meanwhile.
@@ -26,62 +26,62 @@ pub(crate) type Commits<Tx> = UnboundedSender<Commit<Tx>>;
 /// A transaction to be committed: what it carries, in the order of the lane.
 pub(crate) struct Commit<Tx> {
     tx: Tx,
-    done: Vec<Flight>,
+    done: Vec<Box<InFlight>>,
     last: Option<Last>,
 }
 
 /// The message after those that are done.
 enum Last {
     /// It completes with the commit, in one round trip.
-    Succeeded(Flight, Completion),
-    Failed(Flight, Failure),
-    Cancelled(Flight),
+    Succeeded(Box<InFlight>, Completion),
+    Failed(Box<InFlight>, Failure),
+    Cancelled(Box<InFlight>),
 }
 
 impl Last {
-    fn flight(self) -> Flight {
+    fn in_flight(self) -> Box<InFlight> {
         match self {
-            Self::Succeeded(flight, _) | Self::Failed(flight, _) | Self::Cancelled(flight) => {
-                flight
-            }
+            Self::Succeeded(in_flight, _)
+            | Self::Failed(in_flight, _)
+            | Self::Cancelled(in_flight) => in_flight,
         }
     }
 
-    fn flight_mut(&mut self) -> &mut Flight {
+    fn in_flight_mut(&mut self) -> &mut Box<InFlight> {
         match self {
-            Self::Succeeded(flight, _) | Self::Failed(flight, _) | Self::Cancelled(flight) => {
-                flight
-            }
+            Self::Succeeded(in_flight, _)
+            | Self::Failed(in_flight, _)
+            | Self::Cancelled(in_flight) => in_flight,
         }
     }
 }
 
-/// How one message's part of a transaction ended.
-enum Part {
-    Succeeded(Flight, Completion),
-    Failed(Flight, Failure),
-    Cancelled(Flight),
+/// How one message's run in a transaction ended.
+enum RunEnd {
+    Succeeded(Box<InFlight>, Completion),
+    Failed(Box<InFlight>, Failure),
+    Cancelled(Box<InFlight>),
     /// The transaction cannot go on.
-    Broken(Flight, Error),
+    Broken(Box<InFlight>, Error),
 }
 
 /// What has been run in one transaction so far.
 struct Batch {
     began: Instant,
-    done: Vec<Flight>,
+    done: Vec<Box<InFlight>>,
 }
 
 impl Batch {
-    /// The next of the lane, if the transaction can take it in; `flight` holds the lane's turn if nobody in `done` does.
-    fn next(&self, flight: &Flight, most: u32) -> Option<Flight> {
-        let apart = flight.alone || flight.attempt() > most;
-        if apart || self.done.len() >= PARTS || self.began.elapsed() >= OPEN {
+    /// The next of the lane, if the transaction can take it in; `in_flight` holds the lane if nobody in `done` does.
+    fn next(&self, in_flight: &Box<InFlight>, most: u32) -> Option<Box<InFlight>> {
+        let apart = in_flight.alone || in_flight.attempt() > most;
+        if apart || self.done.len() >= SAVEPOINTS || self.began.elapsed() >= OPEN {
             return None;
         }
         self.done
             .first()
-            .unwrap_or(flight)
-            .turn
+            .unwrap_or(in_flight)
+            .lane
             .as_ref()?
             .next(most)
     }
@@ -92,7 +92,7 @@ impl<Tx: Transaction> Engine<Tx> {
     pub(crate) async fn run_in_transaction(
         &self,
         store: &dyn TransactionalStore<Tx = Tx>,
-        head: Flight,
+        head: Box<InFlight>,
         working: &Working<'_>,
         commits: &Commits<Tx>,
     ) {
@@ -110,24 +110,24 @@ impl<Tx: Transaction> Engine<Tx> {
         };
         let mut last = None;
         let mut next = Some(head);
-        while let Some(flight) = next.take() {
-            match self.run_part(&tx, flight, working).await {
-                Part::Succeeded(flight, completion) => {
-                    next = batch.next(&flight, self.options.retry.max_attempts);
+        while let Some(in_flight) = next.take() {
+            match self.run_in_savepoint(&tx, in_flight, working).await {
+                RunEnd::Succeeded(in_flight, completion) => {
+                    next = batch.next(&in_flight, self.options.retry.max_attempts);
                     if next.is_none() {
-                        last = Some(Last::Succeeded(flight, completion));
-                    } else if let Err((flight, error)) = self
-                        .complete_part(&tx, &mut batch, flight, &completion)
+                        last = Some(Last::Succeeded(in_flight, completion));
+                    } else if let Err((in_flight, error)) = self
+                        .complete_savepoint(&tx, &mut batch, in_flight, &completion)
                         .await
                     {
-                        let flights = batch.done.into_iter().chain([flight]).chain(next);
-                        return self.broken(flights, error);
+                        let messages = batch.done.into_iter().chain([in_flight]).chain(next);
+                        return self.broken(messages, error);
                     }
                 }
-                Part::Failed(flight, failure) => last = Some(Last::Failed(flight, failure)),
-                Part::Cancelled(flight) => last = Some(Last::Cancelled(flight)),
-                Part::Broken(flight, error) => {
-                    return self.broken(batch.done.into_iter().chain([flight]), error);
+                RunEnd::Failed(in_flight, failure) => last = Some(Last::Failed(in_flight, failure)),
+                RunEnd::Cancelled(in_flight) => last = Some(Last::Cancelled(in_flight)),
+                RunEnd::Broken(in_flight, error) => {
+                    return self.broken(batch.done.into_iter().chain([in_flight]), error);
                 }
             }
         }
@@ -147,17 +147,22 @@ impl<Tx: Transaction> Engine<Tx> {
         }
     }
 
-    async fn run_part(&self, slot: &TxSlot<Tx>, mut flight: Flight, working: &Working<'_>) -> Part {
-        let ended = match self.can_start(&flight) {
+    async fn run_in_savepoint(
+        &self,
+        slot: &TxSlot<Tx>,
+        mut in_flight: Box<InFlight>,
+        working: &Working<'_>,
+    ) -> RunEnd {
+        let ended = match self.can_start(&in_flight) {
             true => {
-                self.begin(&mut flight);
-                self.call(&flight, Some(slot.clone()), working).await
+                self.begin(&mut in_flight);
+                self.call(&in_flight, Some(slot.clone()), working).await
             }
             false => Ended::Cancelled,
         };
         let failure = match ended {
-            Ended::Succeeded(outcome) => match self.completion(&flight, outcome) {
-                Some(completion) => return Part::Succeeded(flight, completion),
+            Ended::Succeeded(outcome) => match self.completion(&in_flight, outcome) {
+                Some(completion) => return RunEnd::Succeeded(in_flight, completion),
                 // Its claim ended in this moment.
                 None => None,
             },
@@ -165,72 +170,74 @@ impl<Tx: Transaction> Engine<Tx> {
             Ended::Cancelled => None,
         };
         let Ok(mut tx) = slot.try_lock() else {
-            return Part::Broken(flight, still_borrowed());
+            return RunEnd::Broken(in_flight, still_borrowed());
         };
-        match (tx.undo().await, failure) {
+        match (tx.rollback().await, failure) {
             (Ok(()), Some(failure)) => {
                 // It may have rolled back all that shared its commit, and would again.
-                flight.alone = true;
-                Part::Failed(flight, failure)
+                in_flight.alone = true;
+                RunEnd::Failed(in_flight, failure)
             }
-            (Ok(()), None) => Part::Cancelled(flight),
-            (Err(error), _) => Part::Broken(flight, error),
+            (Ok(()), None) => RunEnd::Cancelled(in_flight),
+            (Err(error), _) => RunEnd::Broken(in_flight, error),
         }
     }
 
-    /// Ends a part that is not the last.
-    async fn complete_part(
+    /// Ends a savepoint that is not the last.
+    async fn complete_savepoint(
         &self,
         slot: &TxSlot<Tx>,
         batch: &mut Batch,
-        flight: Flight,
+        in_flight: Box<InFlight>,
         completion: &Completion,
-    ) -> Result<(), (Flight, Error)> {
+    ) -> Result<(), (Box<InFlight>, Error)> {
         let Ok(mut tx) = slot.try_lock() else {
-            return Err((flight, still_borrowed()));
+            return Err((in_flight, still_borrowed()));
         };
         match tx.complete(completion).await {
-            Ok(Ok(())) => batch.done.push(flight),
+            Ok(Ok(())) => batch.done.push(in_flight),
             Ok(Err(Fenced)) => {
                 add(&self.counters.fenced, 1);
-                return Err((flight, fenced()));
+                return Err((in_flight, fenced()));
             }
-            Err(error) => return Err((flight, error)),
+            Err(error) => return Err((in_flight, error)),
         }
         Ok(())
     }
 
     /// The transaction cannot be committed, or is not known to have been.
-    fn broken(&self, flights: impl IntoIterator<Item = Flight>, error: Error) {
-        let mut flights = flights.into_iter();
-        let Some(head) = flights.next() else { return };
-        let behind: Vec<_> = flights.collect();
+    fn broken(&self, messages: impl IntoIterator<Item = Box<InFlight>>, error: Error) {
+        let mut messages = messages.into_iter();
+        let Some(head) = messages.next() else { return };
+        let behind: Vec<_> = messages.collect();
         match error.kind() {
             ErrorKind::Refused if head.alone => self.failed(head, &Failure::retry(error)),
             ErrorKind::Refused => self.separate(head, behind, &error),
-            _ => self.undone(head, behind, &error),
+            _ => self.not_committed(head, behind, &error),
         }
     }
 
     /// Nothing is known to have been committed: everything is claimed again, in order.
-    fn undone(&self, head: Flight, behind: Vec<Flight>, error: &Error) {
-        for flight in &behind {
-            flight.lease.unclaim();
+    fn not_committed(&self, head: Box<InFlight>, behind: Vec<Box<InFlight>>, error: &Error) {
+        for in_flight in &behind {
+            in_flight.lease.unclaim();
         }
-        if let Some(turn) = &head.turn {
-            turn.put_back(behind);
+        if let Some(lane) = &head.lane {
+            lane.put_back(behind);
         }
         self.in_doubt(head, error);
     }
 
     /// Nothing was committed, and one of these or of those that shared the commit is why: each is done again alone, in
     /// order, which shows whose failure it is and spares the others. It is no attempt of theirs.
-    fn separate(&self, mut head: Flight, mut behind: Vec<Flight>, error: &Error) {
+    fn separate(&self, mut head: Box<InFlight>, mut behind: Vec<Box<InFlight>>, error: &Error) {
         tracing::warn!(queue = &*self.queue, message_id = %head.label(), followers = behind.len(), %error, "a commit was refused; its messages are done again one by one");
         head.alone = true;
-        behind.iter_mut().for_each(|flight| flight.alone = true);
-        if let Some(turn) = &head.turn {
-            turn.put_back(behind);
+        behind
+            .iter_mut()
+            .for_each(|in_flight| in_flight.alone = true);
+        if let Some(lane) = &head.lane {
+            lane.put_back(behind);
         }
         self.lanes.push([head]);
     }
@@ -257,12 +264,12 @@ impl<Tx: Transaction> Engine<Tx> {
             mut last,
         } = commit;
         let succeeded = match &last {
-            Some(Last::Succeeded(flight, completion)) => Some((flight, completion)),
+            Some(Last::Succeeded(in_flight, completion)) => Some((in_flight, completion)),
             _ => None,
         };
-        let mut all = done.iter().chain(succeeded.map(|(flight, _)| flight));
+        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));
         let result = match succeeded {
-            _ if !all.all(|flight| flight.lease.lasts()) => Err(Error::new(
+            _ if !all.all(|in_flight| in_flight.lease.lasts()) => Err(Error::new(
                 ErrorKind::Timeout,
                 "a lease ended before the commit",
             )),
@@ -274,26 +281,27 @@ impl<Tx: Transaction> Engine<Tx> {
             Err(error) => return self.broken(in_order(done, last), error),
         };
         // If the last one has to be tried again, that is next in the lane, not what is behind it.
-        let turn = done.first_mut().and_then(|head| head.turn.take());
-        if let (Some(last), Some(turn)) = (&mut last, turn) {
-            last.flight_mut().turn = Some(turn);
+        let lane = done.first_mut().and_then(|head| head.lane.take());
+        if let (Some(last), Some(lane)) = (&mut last, lane) {
+            last.in_flight_mut().lane = Some(lane);
         }
-        done.into_iter().for_each(|flight| self.applied(flight));
+        done.into_iter()
+            .for_each(|in_flight| self.applied(in_flight));
         self.finish(last, verdict);
     }
 
     fn finish(&self, last: Option<Last>, verdict: Result<(), Fenced>) {
         match last {
-            Some(Last::Succeeded(flight, _)) => self.completed(flight, verdict),
-            Some(Last::Failed(flight, failure)) => self.failed(flight, &failure),
-            Some(Last::Cancelled(flight)) => self.cancelled(flight),
+            Some(Last::Succeeded(in_flight, _)) => self.completed(in_flight, verdict),
+            Some(Last::Failed(in_flight, failure)) => self.failed(in_flight, &failure),
+            Some(Last::Cancelled(in_flight)) => self.cancelled(in_flight),
             None => {}
         }
     }
 }
 
-fn in_order(done: Vec<Flight>, last: Option<Last>) -> impl Iterator<Item = Flight> {
-    done.into_iter().chain(last.map(Last::flight))
+fn in_order(done: Vec<Box<InFlight>>, last: Option<Last>) -> impl Iterator<Item = Box<InFlight>> {
+    done.into_iter().chain(last.map(Last::in_flight))
 }
 
 fn still_borrowed() -> Error {

@@ -14,7 +14,7 @@ use crate::{Error, ErrorKind, Failure, Outcome, Request, Transaction};
 use super::Mode;
 use super::counters::add;
 use super::engine::Engine;
-use super::in_flight::{Flight, InFlight};
+use super::in_flight::InFlight;
 use super::lanes::Working;
 use super::transaction::Commits;
 
@@ -30,15 +30,15 @@ impl<Tx: Transaction> Engine<Tx> {
     /// One of `concurrency` workers: runs one message after another, whichever lane they come from.
     pub(crate) async fn work(&self, commits: &Commits<Tx>) {
         loop {
-            let (mut flight, working) = self.lanes.next().await;
-            let _place = self.place(&mut flight, &working).await;
-            if let Some(flight) = self.prepare(flight, &working).await {
+            let (mut in_flight, working) = self.lanes.next().await;
+            let _place = self.place(&mut in_flight, &working).await;
+            if let Some(in_flight) = self.prepare(in_flight, &working).await {
                 match &self.transactions {
                     Some(store) => {
-                        self.run_in_transaction(&**store, flight, &working, commits)
+                        self.run_in_transaction(&**store, in_flight, &working, commits)
                             .await;
                     }
-                    None => self.run(flight, &working).await,
+                    None => self.run(in_flight, &working).await,
                 }
             }
             drop(working);
@@ -48,105 +48,111 @@ impl<Tx: Transaction> Engine<Tx> {
     }
 
     /// Deals with what is not to be run; returns what is.
-    async fn prepare(&self, mut flight: Flight, working: &Working<'_>) -> Option<Flight> {
-        if let Some(reason) = flight.doomed.take() {
-            self.dead_letter(flight, reason);
+    async fn prepare(
+        &self,
+        mut in_flight: Box<InFlight>,
+        working: &Working<'_>,
+    ) -> Option<Box<InFlight>> {
+        if let Some(reason) = in_flight.doomed.take() {
+            self.dead_letter(in_flight, reason);
             return None;
         }
-        if let Some(outcome) = flight.replay.take() {
-            self.replay(flight, outcome, working).await;
+        if let Some(outcome) = in_flight.replay.take() {
+            self.replay(in_flight, outcome, working).await;
             return None;
         }
-        let flight = self.with_time_left(flight)?;
+        let in_flight = self.with_time_left(in_flight)?;
         if self.mode == Mode::AtMostOnce {
             let (confirmed, wait) = oneshot::channel();
-            let _ = self.stages.confirm.send((flight, confirmed));
+            let _ = self.stages.confirm.send((in_flight, confirmed));
             return working.pause(wait).await.ok();
         }
-        if flight.uncertain.is_some() {
-            add(&self.counters.uncertain, 1);
+        if in_flight.in_doubt.is_some() {
+            add(&self.counters.in_doubt, 1);
             if self.quarantines() {
                 self.dead_letter(
-                    flight,
-                    "uncertain: a former owner may have produced the effect before it vanished",
+                    in_flight,
+                    "in doubt: a former owner may have produced the effect before it vanished",
                 );
                 return None;
             }
         }
-        if let Some(reason) = self.no_run_left(&flight) {
-            self.dead_letter(flight, reason);
+        if let Some(reason) = self.no_run_left(&in_flight) {
+            self.dead_letter(in_flight, reason);
             return None;
         }
-        if self.store.is_some() && (self.quarantines() || self.is_suspect(&flight)) {
-            return working.pause(self.mark_started(flight)).await;
+        if self.store.is_some() && (self.quarantines() || self.is_suspect(&in_flight)) {
+            return working.pause(self.mark_started(in_flight)).await;
         }
-        Some(flight)
+        Some(in_flight)
     }
 
-    fn with_time_left(&self, flight: Flight) -> Option<Flight> {
-        if self.can_start(&flight) {
-            return Some(flight);
+    fn with_time_left(&self, in_flight: Box<InFlight>) -> Option<Box<InFlight>> {
+        if self.can_start(&in_flight) {
+            return Some(in_flight);
         }
-        self.cancelled(flight);
+        self.cancelled(in_flight);
         None
     }
 
-    pub(crate) fn can_start(&self, flight: &InFlight) -> bool {
-        flight.lease.can_start(self.options.claim_lease)
+    pub(crate) fn can_start(&self, in_flight: &InFlight) -> bool {
+        in_flight.lease.can_start(self.options.claim_lease)
     }
 
-    async fn mark_started(&self, flight: Flight) -> Option<Flight> {
-        let (store, held) = (self.store.as_ref()?, flight.lease.held()?);
+    async fn mark_started(&self, in_flight: Box<InFlight>) -> Option<Box<InFlight>> {
+        let (store, held) = (self.store.as_ref()?, in_flight.lease.held()?);
         match self.within(store.start(&[held])).await {
             // That took a while.
-            Ok(verdicts) if verdicts == [Ok(())] && self.can_start(&flight) => return Some(flight),
-            Ok(verdicts) if verdicts == [Ok(())] => self.in_doubt(flight, &too_late()),
-            Ok(_) => self.fenced(flight),
-            Err(error) => self.in_doubt(flight, &error),
+            Ok(verdicts) if verdicts == [Ok(())] && self.can_start(&in_flight) => {
+                return Some(in_flight);
+            }
+            Ok(verdicts) if verdicts == [Ok(())] => self.in_doubt(in_flight, &too_late()),
+            Ok(_) => self.fenced(in_flight),
+            Err(error) => self.in_doubt(in_flight, &error),
         }
         None
     }
 
-    async fn replay(&self, mut flight: Flight, outcome: Outcome, working: &Working<'_>) {
-        self.begin(&mut flight);
+    async fn replay(&self, mut in_flight: Box<InFlight>, outcome: Outcome, working: &Working<'_>) {
+        self.begin(&mut in_flight);
         let ended = match &self.on_duplicate {
             Some(replay) => {
-                let context = self.parts(&flight).context;
+                let context = self.parts(&in_flight).context;
                 let limit = self.options.handler_timeout;
                 let replay = within(limit, async { replay(context, outcome).await });
-                self.guarded(&flight, working, replay).await
+                self.guarded(&in_flight, working, replay).await
             }
             None => Ended::Succeeded(()),
         };
         match ended {
-            Ended::Succeeded(()) => self.duplicate(flight),
-            Ended::Failed(failure) => self.failed(flight, &failure),
-            Ended::Cancelled if flight.known_runs() >= self.options.retry.max_attempts => {
-                let runs = flight.known_runs();
+            Ended::Succeeded(()) => self.duplicate(in_flight),
+            Ended::Failed(failure) => self.failed(in_flight, &failure),
+            Ended::Cancelled if in_flight.known_runs() >= self.options.retry.max_attempts => {
+                let runs = in_flight.known_runs();
                 let reason = format!("gave up: on_duplicate was cut off {runs} times before");
-                self.dead_letter(flight, reason);
+                self.dead_letter(in_flight, reason);
             }
-            Ended::Cancelled => self.cancelled(flight),
+            Ended::Cancelled => self.cancelled(in_flight),
         }
     }
 
-    async fn run(&self, mut flight: Flight, working: &Working<'_>) {
-        self.begin(&mut flight);
-        match self.call(&flight, None, working).await {
+    async fn run(&self, mut in_flight: Box<InFlight>, working: &Working<'_>) {
+        self.begin(&mut in_flight);
+        match self.call(&in_flight, None, working).await {
             Ended::Succeeded(outcome) if self.store.is_some() => {
-                let _ = self.stages.complete.send((flight, outcome));
+                let _ = self.stages.complete.send((in_flight, outcome));
             }
-            Ended::Succeeded(_) => self.applied(flight),
-            Ended::Failed(failure) => self.failed(flight, &failure),
+            Ended::Succeeded(_) => self.applied(in_flight),
+            Ended::Failed(failure) => self.failed(in_flight, &failure),
             Ended::Cancelled if self.mode == Mode::AtMostOnce => {
-                flight.turn = None;
+                in_flight.lane = None;
                 add(&self.counters.lost, 1);
             }
             Ended::Cancelled => {
                 if self.quarantines() {
-                    flight.doubt();
+                    in_flight.doubt();
                 }
-                self.cancelled(flight);
+                self.cancelled(in_flight);
             }
         }
     }
@@ -154,18 +160,18 @@ impl<Tx: Transaction> Engine<Tx> {
     /// Runs the handler, for as long as lease and claim last.
     pub(crate) async fn call(
         &self,
-        flight: &InFlight,
+        in_flight: &InFlight,
         tx: Option<TxSlot<Tx>>,
         working: &Working<'_>,
     ) -> Ended<Outcome> {
         let request = Request {
-            parts: self.parts(flight),
+            parts: self.parts(in_flight),
             limit: self.options.handler_timeout,
             tx,
         };
         let started = Instant::now();
         let handler = async { (self.handler)(request).await };
-        let ended = self.guarded(flight, working, handler).await;
+        let ended = self.guarded(in_flight, working, handler).await;
         self.measured(started);
         if matches!(ended, Ended::Succeeded(_)) {
             self.readable.store(true, Ordering::Relaxed);
@@ -176,7 +182,7 @@ impl<Tx: Transaction> Engine<Tx> {
     /// Runs what may panic, or take too long, for as long as lease and claim last.
     async fn guarded<T>(
         &self,
-        flight: &InFlight,
+        in_flight: &InFlight,
         working: &Working<'_>,
         run: impl Future<Output = Result<T, Failure>>,
     ) -> Ended<T> {
@@ -185,7 +191,7 @@ impl<Tx: Transaction> Engine<Tx> {
         let result = match run.as_mut().now_or_never() {
             Some(result) => Some(result),
             None => {
-                let end = pin!(self.end(flight));
+                let end = pin!(self.end(in_flight));
                 match working.pause(select(run, end)).await {
                     Either::Left((result, _)) => Some(result),
                     Either::Right(((), _)) => None,
@@ -193,23 +199,23 @@ impl<Tx: Transaction> Engine<Tx> {
             }
         };
         // However it ended: past the deadline nothing of it counts.
-        let lasts = self.mode == Mode::AtMostOnce || flight.lease.lasts();
+        let lasts = self.mode == Mode::AtMostOnce || in_flight.lease.lasts();
         match result.map(|caught| caught.unwrap_or_else(panicked)) {
             Some(Ok(value)) if lasts => Ended::Succeeded(value),
             Some(Err(failure)) if lasts => Ended::Failed(failure),
             ended => {
-                self.warn_of_cut(flight, ended.is_some());
+                self.warn_of_cut(in_flight, ended.is_some());
                 Ended::Cancelled
             }
         }
     }
 
     /// Resolves when the handler must be dropped.
-    async fn end(&self, flight: &InFlight) {
+    async fn end(&self, in_flight: &InFlight) {
         let lease_ended = async {
             match self.mode {
                 Mode::AtMostOnce => std::future::pending().await,
-                _ => flight.lease.ended().await,
+                _ => in_flight.lease.ended().await,
             }
         };
         tokio::select! {

@@ -131,7 +131,7 @@ async fn a_run_that_was_cut_off_is_an_attempt() {
     publish(&queue, [numbered(0)]).await;
     let note = seen.clone();
     let report = Pipeline::at_least_once(source)
-        .allow(Hazard::ShortLease)
+        .allow(ConfigRisk::ShortLease)
         .stop_when_idle(LONG)
         .run(move |body: String, context: Context| {
             let hangs = note.run(&body, &context) % 3 == 2;
@@ -189,7 +189,7 @@ impl Source for OneId {
     fn capabilities(&self) -> Capabilities {
         self.queue.capabilities()
     }
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let mut deliveries = self.queue.receive(limit).await?;
         for delivery in &mut deliveries {
             let mut message = Message::clone(&delivery.message);
@@ -202,14 +202,14 @@ impl Source for OneId {
         }
         Ok(deliveries)
     }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         self.queue.settle(batch).await
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         self.queue.extend(batch, lease).await
     }
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        self.queue.inspect().await
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        self.queue.queue_info().await
     }
     async fn close(&self) -> Result<(), Error> {
         Source::close(&self.queue).await

@@ -27,7 +27,7 @@ impl Source for Scripted {
         capabilities.dead_letter = true;
         capabilities
     }
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let mut next = self.next.lock().await;
         Ok(match timeout(limit.wait, next.recv()).await {
             Ok(Some(delivery)) => vec![delivery],
@@ -39,18 +39,18 @@ impl Source for Scripted {
             Err(_) => Vec::new(),
         })
     }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         self.settled.lock().unwrap().extend_from_slice(batch);
-        batch.iter().map(|_| Answer::Applied).collect()
+        batch.iter().map(|_| SettleResult::Applied).collect()
     }
-    async fn extend(&self, batch: &[Receipt], _: Duration) -> Vec<Answer> {
-        batch.iter().map(|_| Answer::LeaseLost).collect()
+    async fn extend(&self, batch: &[Receipt], _: Duration) -> Vec<SettleResult> {
+        batch.iter().map(|_| SettleResult::LeaseLost).collect()
     }
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        let mut inspection = Inspection::default();
-        inspection.identity = Some("orders".into());
-        inspection.dead_letter = Some("orders.dead".into());
-        Ok(inspection)
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        let mut info = QueueInfo::default();
+        info.identity = Some("orders".into());
+        info.dead_letter = Some("orders.dead".into());
+        Ok(info)
     }
     async fn close(&self) -> Result<(), Error> {
         Ok(())
@@ -82,7 +82,7 @@ async fn neither_waits_for_the_other(behind_another: bool) {
         fingerprint: Fingerprint::of(b"k"),
     };
     let other = Owner::random();
-    let Claimed::New { token, .. } = store
+    let ClaimResult::Acquired { token, .. } = store
         .claim(other, &[claim], Duration::from_secs(1))
         .await
         .unwrap()
@@ -104,7 +104,7 @@ async fn neither_waits_for_the_other(behind_another: bool) {
         }
         deliver(&script, 1, "k");
         sleep(Duration::from_millis(500)).await;
-        let held = Held {
+        let held = HeldClaim {
             key: claim.key,
             token,
         };

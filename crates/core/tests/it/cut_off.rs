@@ -34,7 +34,7 @@ fn reasons(queue: &MemoryQueue) -> Vec<(String, String)> {
 async fn hold(queue: &MemoryQueue, workers: u32) {
     for _ in 0..workers {
         let held = queue.clone();
-        let limit = Limit {
+        let limit = ReceiveLimits {
             messages: 1,
             per_group: 1,
             bytes: 1,

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 /// Which call never returns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Hang {
-    Inspect,
+    QueueInfo,
     Receive,
     Settle,
     Extend,
@@ -22,14 +22,14 @@ enum Hang {
     Renew,
     Release,
     Begin,
-    Part,
+    Complete,
     Commit,
     Handler,
     Replay,
 }
 
 const ALL: [Hang; 15] = [
-    Hang::Inspect,
+    Hang::QueueInfo,
     Hang::Receive,
     Hang::Settle,
     Hang::Extend,
@@ -40,7 +40,7 @@ const ALL: [Hang; 15] = [
     Hang::Renew,
     Hang::Release,
     Hang::Begin,
-    Hang::Part,
+    Hang::Complete,
     Hang::Commit,
     Hang::Handler,
     Hang::Replay,
@@ -71,21 +71,21 @@ impl Source for Hanging {
     fn capabilities(&self) -> Capabilities {
         self.queue.capabilities()
     }
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.at(Hang::Receive).await;
         self.queue.receive(limit).await
     }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         self.at(Hang::Settle).await;
         self.queue.settle(batch).await
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         self.at(Hang::Extend).await;
         self.queue.extend(batch, lease).await
     }
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        self.at(Hang::Inspect).await;
-        self.queue.inspect().await
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        self.at(Hang::QueueInfo).await;
+        self.queue.queue_info().await
     }
     async fn close(&self) -> Result<(), Error> {
         self.at(Hang::CloseSource).await;
@@ -98,8 +98,8 @@ impl Sink for Hanging {
     fn name(&self) -> &str {
         self.dead.name()
     }
-    async fn check(&self) -> Result<SinkInspection, Error> {
-        Ok(SinkInspection::default())
+    async fn check(&self) -> Result<SinkInfo, Error> {
+        Ok(SinkInfo::default())
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         self.at(Hang::Publish).await;
@@ -118,21 +118,21 @@ impl Store for Hanging {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         self.at(Hang::Claim).await;
         self.store.claim(owner, batch, lease).await
     }
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         self.at(Hang::Renew).await;
         self.store.renew(batch, lease).await
     }
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         self.store.start(batch).await
     }
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
         self.store.complete(batch).await
     }
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         self.at(Hang::Release).await;
         self.store.release(batch).await
     }
@@ -164,13 +164,13 @@ struct HangingTx {
 #[async_trait]
 impl Transaction for HangingTx {
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
-        if self.hang == Hang::Part {
+        if self.hang == Hang::Complete {
             std::future::pending::<()>().await;
         }
         self.tx.complete(completion).await
     }
-    async fn undo(&mut self) -> Result<(), Error> {
-        self.tx.undo().await
+    async fn rollback(&mut self) -> Result<(), Error> {
+        self.tx.rollback().await
     }
     async fn commit(self) -> Result<(), Error> {
         if self.hang == Hang::Commit {

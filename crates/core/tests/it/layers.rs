@@ -25,7 +25,7 @@ async fn slow_for_one(body: Bytes, tx: &mut MemoryTx) -> Result<(), Failure> {
 }
 
 /// A layer's own error is retried; what the handler decided survives the layers; an effect within a transaction is
-/// undone when a layer drops the handler.
+/// rolled back when a layer drops the handler.
 #[tokio::test(start_paused = true)]
 async fn layers_fit_around_a_transactional_handler() {
     let (queue, store) = (MemoryQueue::new("orders"), MemoryStore::new());

@@ -72,7 +72,7 @@ async fn a_group_runs_in_order_and_groups_run_beside_each_other() {
     let started = Instant::now();
     Pipeline::transactional(queue.clone(), store.clone())
         .stop_when_idle(IDLE)
-        .ordered()
+        .require_ordering()
         .run(async_slow)
         .await
         .unwrap();
@@ -251,12 +251,16 @@ async fn the_same_key_with_another_payload_is_a_conflict_not_a_duplicate() {
         .await
         .unwrap();
     assert_eq!(
-        (report.applied, report.duplicates, report.conflicts),
+        (report.applied, report.duplicates, report.payload_mismatches),
         (1, 1, 1)
     );
     let dead = queue.dead_letters();
     assert_eq!(dead.len(), 1);
-    assert!(dead[0].reason.starts_with("conflict"), "{}", dead[0].reason);
+    assert!(
+        dead[0].reason.starts_with("payload mismatch"),
+        "{}",
+        dead[0].reason
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -392,7 +396,7 @@ async fn a_key_policy_that_panics_costs_its_message_and_no_worker() {
     let dead = MemoryQueue::new("dead");
     publish(&queue, (1..=3).map(numbered)).await;
     let report = Pipeline::transactional(queue.clone(), store.clone())
-        .key(policy())
+        .dedup_key(policy())
         .dead_letter(dead.clone())
         .stop_when_idle(IDLE)
         .run(record)
@@ -410,7 +414,7 @@ async fn a_key_policy_that_panics_costs_its_message_and_no_worker() {
     // Without a store there is no key to be chosen for, but a handler may ask for it.
     publish(&queue, [numbered(2)]).await;
     let report = Pipeline::at_least_once(queue.clone())
-        .key(policy())
+        .dedup_key(policy())
         .stop_when_idle(IDLE)
         .run(async || {})
         .await
@@ -450,7 +454,7 @@ async fn json_may_begin_with_a_byte_order_mark_and_what_is_none_is_named() {
 }
 
 /// A dead-letter queue that answers as told.
-struct Checked(MemoryQueue, Mutex<Vec<Result<SinkInspection, Error>>>);
+struct Checked(MemoryQueue, Mutex<Vec<Result<SinkInfo, Error>>>);
 
 #[async_trait::async_trait]
 impl Sink for Checked {
@@ -458,7 +462,7 @@ impl Sink for Checked {
         "dead"
     }
 
-    async fn check(&self) -> Result<SinkInspection, Error> {
+    async fn check(&self) -> Result<SinkInfo, Error> {
         self.1.lock().unwrap().pop().unwrap()
     }
 
@@ -530,7 +534,7 @@ async fn a_dead_letter_queue_must_be_there_and_another() {
     assert_eq!(own.kind(), ErrorKind::Unsafe, "{own}");
     assert_eq!(queue.depth(), 1, "it was not even received");
 
-    let answers = Mutex::new(vec![Ok(SinkInspection::default()), away()]);
+    let answers = Mutex::new(vec![Ok(SinkInfo::default()), away()]);
     let report = run(Checked(dead.clone(), answers)).await.unwrap();
     assert_eq!((report.dead_lettered, dead.depth()), (1, 1));
 }

@@ -178,12 +178,12 @@ async fn a_refused_commit_fails_its_message_and_spares_the_others() {
 /// So too where the record is written after the effect.
 #[tokio::test(start_paused = true)]
 async fn a_refused_record_fails_its_message_and_spares_the_others() {
-    for uncertain in [Uncertain::RunAgain, Uncertain::Quarantine] {
+    for in_doubt in [InDoubt::RunAgain, InDoubt::Quarantine] {
         let queue = MemoryQueue::new("orders");
         let store = MemoryStore::new().refusing(|outcome| outcome == b"13");
         publish(&queue, (0..40).map(numbered)).await;
         let report = Pipeline::idempotent(queue.clone(), store.clone())
-            .uncertain(uncertain)
+            .on_in_doubt(in_doubt)
             .retry(RetryPolicy::default().max_attempts(3))
             .stop_when_idle(Duration::from_secs(60))
             .run(async |body: Bytes| Outcome::new(body))
@@ -192,8 +192,8 @@ async fn a_refused_record_fails_its_message_and_spares_the_others() {
         assert_eq!(report.applied, 39);
         let dead = queue.dead_letters();
         assert_eq!(dead.len(), 1);
-        let (reason, failed) = match uncertain {
-            Uncertain::Quarantine => ("uncertain:", 1),
+        let (reason, failed) = match in_doubt {
+            InDoubt::Quarantine => ("in doubt:", 1),
             _ => ("gave up after 3 attempts: the store refuses", 3),
         };
         assert!(dead[0].reason.starts_with(reason), "{}", dead[0].reason);
@@ -412,7 +412,7 @@ async fn a_cancelled_handler_leaves_its_doubt_to_the_next_worker() {
     publish(&queue, [numbered(1)]).await;
     let builder = || {
         Pipeline::idempotent(queue.clone(), store.clone())
-            .uncertain(Uncertain::Quarantine)
+            .on_in_doubt(InDoubt::Quarantine)
             .claim_lease(Duration::from_secs(2))
     };
     let stopped = builder()
@@ -472,7 +472,7 @@ async fn a_handler_is_dropped_when_its_lease_ends() {
     assert!(lives.iter().all(|life| *life <= bound), "{lives:?}");
 }
 
-/// A failure in the middle of a shared transaction undoes itself and nothing else.
+/// A failure in the middle of a shared transaction rolls back itself and nothing else.
 #[tokio::test(start_paused = true)]
 async fn a_failure_within_a_shared_transaction_undoes_only_itself() {
     let (queue, store) = (MemoryQueue::new("orders"), MemoryStore::new());
@@ -526,18 +526,17 @@ async fn the_default_retention_outlasts_the_longest_queue_retention() {
     assert!(refused.to_string().contains("ShortRetention"), "{refused}");
 }
 
-/// A worker that died between effect and record leaves the outcome uncertain: the user chooses.
+/// A worker that died between effect and record leaves the outcome in doubt: the user chooses.
 #[tokio::test(start_paused = true)]
 async fn an_uncertain_outcome_is_run_again_or_quarantined() {
-    for (uncertain, applied, quarantined) in
-        [(Uncertain::RunAgain, 2, 0), (Uncertain::Quarantine, 1, 1)]
+    for (in_doubt, applied, quarantined) in [(InDoubt::RunAgain, 2, 0), (InDoubt::Quarantine, 1, 1)]
     {
         let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(1));
         let store = MemoryStore::new();
         publish(&queue, [numbered(1), numbered(2)]).await;
         let builder = || {
             Pipeline::idempotent(queue.clone(), store.clone())
-                .uncertain(uncertain)
+                .on_in_doubt(in_doubt)
                 .concurrency(1)
                 .claim_lease(Duration::from_secs(1))
                 .stop_when_idle(IDLE)
@@ -549,9 +548,9 @@ async fn an_uncertain_outcome_is_run_again_or_quarantined() {
         assert_eq!(
             (report.applied, report.dead_lettered),
             (applied, quarantined),
-            "{uncertain:?}"
+            "{in_doubt:?}"
         );
-        assert_eq!(report.uncertain, quarantined);
+        assert_eq!(report.in_doubt, quarantined);
     }
 }
 
@@ -566,7 +565,7 @@ async fn a_redrive_decides_on_one_doubt_and_on_no_later_one() {
     publish(&queue, [numbered(1)]).await;
     let builder = || {
         Pipeline::idempotent(queue.clone(), store.clone())
-            .uncertain(Uncertain::Quarantine)
+            .on_in_doubt(InDoubt::Quarantine)
             .dead_letter(dead.clone())
             .claim_lease(lease)
             .stop_when_idle(IDLE)
@@ -582,7 +581,7 @@ async fn a_redrive_decides_on_one_doubt_and_on_no_later_one() {
         let letters = take_all(&dead).await;
         assert_eq!(letters.len(), 1);
         let reason = letters[0].attributes.get(DEAD_LETTER_REASON).unwrap();
-        assert!(reason.starts_with("uncertain: "), "{reason}");
+        assert!(reason.starts_with("in doubt: "), "{reason}");
         publish(&queue, letters).await;
     }
     let report = builder().run(async || ()).await.unwrap();
@@ -701,7 +700,7 @@ async fn no_time_that_somebody_asks_for_is_too_long() {
     };
     let report = Pipeline::transactional(queue.clone(), store.clone())
         .claim_lease(Duration::MAX)
-        .retention(Duration::MAX)
+        .dedup_retention(Duration::MAX)
         .handler_timeout(Duration::MAX)
         .drain_timeout(Duration::MAX)
         .retry(RetryPolicy::default().delays(Duration::MAX, Duration::MAX))

@@ -64,7 +64,7 @@ impl Source for Billed {
         capabilities.settle_batch = Some(REQUEST);
         capabilities
     }
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let deliveries = self.queue.receive(limit).await?;
         let receipts = deliveries.iter().map(|one| one.receipt.clone());
         self.received
@@ -73,7 +73,7 @@ impl Source for Billed {
             .extend(receipts);
         Ok(deliveries)
     }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let call = Settled {
             at: Instant::now(),
             batch: batch.to_vec(),
@@ -85,7 +85,7 @@ impl Source for Billed {
         for settlement in batch {
             let refused = (self.refused).fetch_update(Ordering::SeqCst, Ordering::SeqCst, take);
             answers.extend(match refused {
-                Ok(_) => vec![Answer::Unknown(
+                Ok(_) => vec![SettleResult::Unknown(
                     Error::new(ErrorKind::Timeout, "injected").retryable(true),
                 )],
                 Err(_) => self.queue.settle(std::slice::from_ref(settlement)).await,
@@ -93,11 +93,11 @@ impl Source for Billed {
         }
         answers
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         self.queue.extend(batch, lease).await
     }
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        self.queue.inspect().await
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        self.queue.queue_info().await
     }
     async fn close(&self) -> Result<(), Error> {
         Source::close(&self.queue).await
@@ -192,7 +192,7 @@ async fn a_group_is_given_back_last_first_across_requests() {
     let place = |receipt| received.iter().position(|one| one == receipt).unwrap();
     let calls = source.calls();
     let settlements = calls.iter().flat_map(|call| &call.batch);
-    let given_back = settlements.filter(|one| one.action != Action::Ack);
+    let given_back = settlements.filter(|one| one.disposition != Disposition::Ack);
     let places: Vec<_> = given_back.map(|one| place(&one.receipt)).collect();
     let last_first: Vec<_> = (report.applied as usize..37).rev().collect();
     assert_eq!(places, last_first);

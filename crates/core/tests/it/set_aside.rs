@@ -168,7 +168,7 @@ async fn a_message_without_a_key_among_others_is_set_aside() {
 async fn records_are_found_again_under_the_identity_that_the_queue_had() {
     let store = MemoryStore::new();
     let before = MemoryQueue::new("orders");
-    let identity = before.inspect().await.unwrap().identity.unwrap();
+    let identity = before.queue_info().await.unwrap().identity.unwrap();
     for (queue, given, expected) in [
         (before, None, (1, 0)),
         (MemoryQueue::new("orders"), None, (1, 0)),

@@ -45,14 +45,14 @@ impl Store for Distant {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         pause().await;
         self.0.claim(owner, batch, lease).await
     }
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         self.0.renew(batch, lease).await
     }
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         pause().await;
         self.0.start(batch).await
     }
@@ -60,7 +60,7 @@ impl Store for Distant {
         pause().await;
         self.0.complete(batch).await
     }
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         pause().await;
         self.0.release(batch).await
     }
@@ -200,7 +200,7 @@ impl Shared {
             Mode::Quarantine => {
                 let replayed = self.book.1.clone();
                 let builder = Pipeline::idempotent(source, store)
-                    .uncertain(Uncertain::Quarantine)
+                    .on_in_doubt(InDoubt::Quarantine)
                     .on_duplicate(move |_, _| {
                         replayed.fetch_add(1, Ordering::Relaxed);
                         pause()

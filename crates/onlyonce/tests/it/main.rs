@@ -1,6 +1,6 @@
 //! URLs: what they open, and what a wrong one says.
 
-use onlyonce::{Limit, Message};
+use onlyonce::{Message, ReceiveLimits};
 use std::time::Duration;
 
 async fn wrong_source(url: &str) -> String {
@@ -19,7 +19,7 @@ async fn a_memory_queue_is_the_same_for_source_and_sink() {
         .pop()
         .unwrap()
         .unwrap();
-    let limit = Limit {
+    let limit = ReceiveLimits {
         messages: 1,
         per_group: usize::MAX,
         bytes: 1_000,

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
-use onlyonce_core::{Action, DEAD_LETTER_REASON, Delivery, Error, Limit, Settlement, Source};
+use onlyonce_core::{
+    DEAD_LETTER_REASON, Delivery, Disposition, Error, ReceiveLimits, Settlement, Source,
+};
 use onlyonce_sqlite::rusqlite::{self, Connection};
 
 use super::broker::Broker;
@@ -132,7 +134,7 @@ fn out_of_order(db: &Connection, traffic: &Traffic) -> rusqlite::Result<u64> {
 
 /// Takes out everything that is there.
 async fn all(source: &dyn Source) -> Result<Vec<Delivery>, Error> {
-    let limit = Limit {
+    let limit = ReceiveLimits {
         messages: 1_000,
         per_group: usize::MAX,
         bytes: 1 << 20,
@@ -154,7 +156,7 @@ async fn all(source: &dyn Source) -> Result<Vec<Delivery>, Error> {
 fn ack(delivery: &Delivery) -> Settlement {
     Settlement {
         receipt: delivery.receipt.clone(),
-        action: Action::Ack,
+        disposition: Disposition::Ack,
     }
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::{
-    Action, Answer, Capabilities, Claim, Claimed, Completion, Delivery, Error, Fenced, Held,
-    Inspection, Limit, Message, Owner, Receipt, Settlement, Sink, SinkInspection, Source, Store,
-    Transaction, TransactionalStore, Verdicts,
+    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, Error, Fenced, HeldClaim,
+    Message, Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo,
+    Source, Store, Transaction, TransactionalStore, Verdicts,
 };
 
 use super::instrument::Instrument;
@@ -28,10 +28,10 @@ impl<T> Watched<T> {
 
 /// A batch that settles in several ways is named after the rarest.
 fn settling(batch: &[Settlement]) -> &'static str {
-    let any = |is: fn(&Action) -> bool| batch.iter().any(|s| is(&s.action));
-    if any(|action| matches!(action, Action::DeadLetter { .. })) {
+    let any = |is: fn(&Disposition) -> bool| batch.iter().any(|s| is(&s.disposition));
+    if any(|disposition| matches!(disposition, Disposition::DeadLetter { .. })) {
         "settle, dead letter"
-    } else if any(|action| matches!(action, Action::Nack { .. })) {
+    } else if any(|disposition| matches!(disposition, Disposition::Nack { .. })) {
         "settle, nack"
     } else {
         "settle, ack"
@@ -46,20 +46,20 @@ impl<S: Source> Source for Watched<S> {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let call = self.inner.receive(limit);
         self.instrument.watch("receive", call).await
     }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let call = self.inner.settle(batch);
         self.instrument.watch(settling(batch), call).await
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         let call = self.inner.extend(batch, lease);
         self.instrument.watch("extend", call).await
     }
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        self.inner.inspect().await
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        self.inner.queue_info().await
     }
     async fn close(&self) -> Result<(), Error> {
         self.inner.close().await
@@ -73,15 +73,15 @@ impl<S: Store> Store for Watched<S> {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         let call = self.inner.claim(owner, batch, lease);
         self.instrument.watch("claim", call).await
     }
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         let call = self.inner.renew(batch, lease);
         self.instrument.watch("renew", call).await
     }
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         let call = self.inner.start(batch);
         self.instrument.watch("start", call).await
     }
@@ -89,7 +89,7 @@ impl<S: Store> Store for Watched<S> {
         let call = self.inner.complete(batch);
         self.instrument.watch("complete", call).await
     }
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         let call = self.inner.release(batch);
         self.instrument.watch("release", call).await
     }
@@ -121,8 +121,10 @@ impl<T: Transaction> Transaction for Watched<T> {
         let call = self.inner.complete(completion);
         self.instrument.watch("complete in transaction", call).await
     }
-    async fn undo(&mut self) -> Result<(), Error> {
-        self.instrument.watch("undo", self.inner.undo()).await
+    async fn rollback(&mut self) -> Result<(), Error> {
+        self.instrument
+            .watch("rollback", self.inner.rollback())
+            .await
     }
     async fn commit(self) -> Result<(), Error> {
         self.instrument.watch("commit", self.inner.commit()).await
@@ -138,7 +140,7 @@ impl<S: Sink> Sink for Watched<S> {
     fn name(&self) -> &str {
         self.inner.name()
     }
-    async fn check(&self) -> Result<SinkInspection, Error> {
+    async fn check(&self) -> Result<SinkInfo, Error> {
         self.inner.check().await
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {

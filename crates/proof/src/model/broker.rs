@@ -3,11 +3,11 @@
 use std::ops::RangeInclusive;
 
 use super::protocol::Protocol;
-use super::state::{Action, At, Dead, Flight, LANE, Phase, Queued, State};
+use super::state::{At, Dead, Disposition, InFlight, LANE, Phase, Queued, State};
 
 /// What the broker says to a settlement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum SettleResult {
     Applied,
     LeaseLost,
 }
@@ -44,44 +44,53 @@ impl Protocol {
     pub fn receive(&self, state: &mut State, worker: usize, batch: RangeInclusive<usize>) {
         for (place, message) in batch.enumerate() {
             lease(state, message);
-            state.workers[worker][place] = Some(Flight {
+            state.workers[worker][place] = Some(InFlight {
                 message,
                 phase: self.first_phase(),
                 newest_receipt: true,
                 newest_token: false,
-                uncertain: false,
+                in_doubt: false,
             });
         }
     }
 
-    pub fn settlement(&self, state: &State, flight: Flight) -> Answer {
-        let late = self.broker == Broker::Lenient && state.queue[flight.message] != Queued::Gone;
-        match state.leased(flight) || late {
-            true => Answer::Applied,
-            false => Answer::LeaseLost,
+    pub fn settlement(&self, state: &State, in_flight: InFlight) -> SettleResult {
+        let late = self.broker == Broker::Lenient && state.queue[in_flight.message] != Queued::Gone;
+        match state.leased(in_flight) || late {
+            true => SettleResult::Applied,
+            false => SettleResult::LeaseLost,
         }
     }
 
-    pub fn settle(&self, state: &mut State, at: At, action: Action, answer: Answer) {
-        let Some(flight) = state.flight(at).filter(|_| answer == Answer::Applied) else {
+    pub fn settle(
+        &self,
+        state: &mut State,
+        at: At,
+        disposition: Disposition,
+        answer: SettleResult,
+    ) {
+        let Some(in_flight) = state
+            .in_flight(at)
+            .filter(|_| answer == SettleResult::Applied)
+        else {
             return;
         };
-        state.queue[flight.message] = match action {
-            Action::Ack | Action::DeadLetter => Queued::Gone,
-            Action::Nack => Queued::Waiting,
+        state.queue[in_flight.message] = match disposition {
+            Disposition::Ack | Disposition::DeadLetter => Queued::Gone,
+            Disposition::Nack => Queued::Waiting,
         };
-        if action == Action::DeadLetter {
-            state.dead[self.keys[flight.message]] = Dead::Confirmed;
+        if disposition == Disposition::DeadLetter {
+            state.dead[self.keys[in_flight.message]] = Dead::Confirmed;
         }
     }
 
     /// What was given back goes back last first, so that the broker finds it in order.
     pub fn may_settle(&self, state: &State, at: At) -> bool {
         let behind = state.workers[at.worker][at.place + 1..].iter().flatten();
-        let waits = |f: &Flight| {
+        let waits = |f: &InFlight| {
             matches!(
                 f.phase,
-                Phase::Releasing(Action::Nack) | Phase::Settling(Action::Nack)
+                Phase::Releasing(Disposition::Nack) | Phase::Settling(Disposition::Nack)
             )
         };
         !behind.into_iter().any(waits)
@@ -91,9 +100,9 @@ impl Protocol {
 /// Leases a message anew: older receipts are no longer the newest.
 pub fn lease(state: &mut State, message: usize) {
     state.queue[message] = Queued::Leased;
-    let of_message = |f: &&mut Flight| f.message == message;
+    let of_message = |f: &&mut InFlight| f.message == message;
     state
-        .all_flights_mut()
+        .all_in_flight_mut()
         .filter(of_message)
         .for_each(|f| f.newest_receipt = false);
 }

@@ -9,9 +9,9 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::protocol::Protocol;
-use super::state::{Flight, Queued, State};
+use super::state::{InFlight, Queued, State};
 use super::step::{Exchange, Step};
-use super::store::Claimed;
+use super::store::ClaimResult;
 
 /// More steps than any calm run takes; one that takes more goes round in circles.
 const LONGEST: usize = 500;
@@ -22,7 +22,7 @@ pub struct Calm(Arc<Mutex<HashSet<u64>>>);
 
 impl Protocol {
     pub fn is_settled(&self, state: &State) -> bool {
-        state.queue.iter().all(|q| *q == Queued::Gone) && state.flights().next().is_none()
+        state.queue.iter().all(|q| *q == Queued::Gone) && state.all_in_flight().next().is_none()
     }
 
     /// Whether a run in which nothing more goes wrong settles everything.
@@ -60,8 +60,8 @@ impl Protocol {
     fn calm_rank(&self, state: &State, step: Step) -> Option<u8> {
         use Exchange::Answered;
         let held = |message| {
-            let newest = |f: Flight| f.message == message && f.newest_receipt;
-            state.flights().any(|(_, f)| newest(f))
+            let newest = |f: InFlight| f.message == message && f.newest_receipt;
+            state.all_in_flight().any(|(_, f)| newest(f))
         };
         match step {
             Step::Settle(_, _, Answered) => Some(0),
@@ -70,7 +70,9 @@ impl Protocol {
             Step::Release(_, _, Answered) => Some(3),
             Step::Run(_) | Step::Quarantine(_) | Step::Start(_, _, Answered) => Some(4),
             Step::Cancel(_) => Some(5),
-            Step::Claim(_, Claimed::New { .. } | Claimed::Done, Answered) => Some(6),
+            Step::Claim(_, ClaimResult::Acquired { .. } | ClaimResult::Completed, Answered) => {
+                Some(6)
+            }
             Step::ExpireClaim { key } if self.is_orphan(state, key) => Some(7),
             Step::ExpireLease { message } if !held(message) => Some(8),
             Step::Receive { .. } => Some(9),

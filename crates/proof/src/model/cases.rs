@@ -3,7 +3,7 @@
 use super::broker::Broker;
 use super::calm::Calm;
 use super::promises::{IN_ORDER, NOT_LOST, ONCE};
-use super::protocol::{Mistake, Mode, Protocol, Uncertain};
+use super::protocol::{InDoubt, Mistake, Mode, Protocol};
 
 /// A configuration with its name.
 pub struct Case {
@@ -31,8 +31,8 @@ fn protocol(mode: Mode, workers: usize, keys: &'static [usize], crashes: u8) -> 
     }
 }
 
-const QUARANTINE: Mode = Mode::Idempotent(Uncertain::Quarantine);
-const RUN_AGAIN: Mode = Mode::Idempotent(Uncertain::RunAgain);
+const QUARANTINE: Mode = Mode::Idempotent(InDoubt::Quarantine);
+const RUN_AGAIN: Mode = Mode::Idempotent(InDoubt::RunAgain);
 
 /// The protocol as it is: every promise must hold.
 pub fn real() -> Vec<Case> {

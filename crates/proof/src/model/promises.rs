@@ -61,6 +61,6 @@ fn settled(protocol: &Protocol, state: &State) -> bool {
 fn zombie(_: &Protocol, state: &State) -> bool {
     let stale = |phase| phase == Phase::Ran;
     state
-        .flights()
+        .all_in_flight()
         .any(|(_, f)| stale(f.phase) && !f.newest_token)
 }

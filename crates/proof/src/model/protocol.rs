@@ -12,14 +12,14 @@ use super::step::Step;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Transactional,
-    Idempotent(Uncertain),
+    Idempotent(InDoubt),
     AtLeastOnce,
     AtMostOnce,
 }
 
 /// What to do with a message that may have taken effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Uncertain {
+pub enum InDoubt {
     RunAgain,
     Quarantine,
 }
@@ -34,7 +34,7 @@ impl Mode {
     }
 
     pub fn quarantines(self) -> bool {
-        self == Self::Idempotent(Uncertain::Quarantine)
+        self == Self::Idempotent(InDoubt::Quarantine)
     }
 }
 
@@ -57,7 +57,7 @@ pub enum Mistake {
     GiveBackAlone,
     /// A worker that finds a message of a group taken over goes on with those behind it.
     GoOnWhenFenced,
-    /// A message whose outcome is uncertain gives its claim up, and the doubt with it, before its ack is confirmed.
+    /// A message whose outcome is in doubt gives its claim up, and the doubt with it, before its ack is confirmed.
     ForgetDoubt,
 }
 

@@ -9,7 +9,7 @@ pub const LANE: usize = 2;
 
 /// What a worker tells the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Action {
+pub enum Disposition {
     Ack,
     Nack,
     DeadLetter,
@@ -30,8 +30,8 @@ pub enum Phase {
     Ran,
     DeadLettering,
     /// The claim is given up before the broker is told.
-    Releasing(Action),
-    Settling(Action),
+    Releasing(Disposition),
+    Settling(Disposition),
 }
 
 impl Phase {
@@ -46,19 +46,19 @@ impl Phase {
 
 /// One delivery that a worker holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Flight {
+pub struct InFlight {
     pub message: usize,
     pub phase: Phase,
     /// No later delivery of the message has been made.
     pub newest_receipt: bool,
-    /// The key's newest token was given to this flight, whether the answer was heard or not, and still counts.
+    /// The key's newest token was given to this message, whether the answer was heard or not, and still counts.
     pub newest_token: bool,
     /// A former owner, or this one, may have produced the effect.
-    pub uncertain: bool,
+    pub in_doubt: bool,
 }
 
-/// A worker's flights: the head, and those of its group that wait behind it.
-pub type Lane = [Option<Flight>; LANE];
+/// A worker's messages: the head, and those of its group that wait behind it.
+pub type Lane = [Option<InFlight>; LANE];
 
 /// Where a message stands at the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -126,35 +126,37 @@ impl State {
         }
     }
 
-    /// Every flight, with its place.
-    pub fn flights(&self) -> impl Iterator<Item = (At, Flight)> {
+    /// Every message, with its place.
+    pub fn all_in_flight(&self) -> impl Iterator<Item = (At, InFlight)> {
         self.workers.iter().enumerate().flat_map(|(worker, lane)| {
             let at = move |place| At { worker, place };
             lane.iter()
                 .enumerate()
-                .filter_map(move |(place, flight)| flight.map(|flight| (at(place), flight)))
+                .filter_map(move |(place, in_flight)| {
+                    in_flight.map(|in_flight| (at(place), in_flight))
+                })
         })
     }
 
-    pub fn flight(&self, at: At) -> Option<Flight> {
+    pub fn in_flight(&self, at: At) -> Option<InFlight> {
         self.workers[at.worker][at.place]
     }
 
-    pub fn flight_mut(&mut self, at: At) -> Option<&mut Flight> {
+    pub fn in_flight_mut(&mut self, at: At) -> Option<&mut InFlight> {
         self.workers[at.worker][at.place].as_mut()
     }
 
-    pub fn all_flights_mut(&mut self) -> impl Iterator<Item = &mut Flight> {
+    pub fn all_in_flight_mut(&mut self) -> impl Iterator<Item = &mut InFlight> {
         self.workers.iter_mut().flatten().flatten()
     }
 
     pub fn enter(&mut self, at: At, phase: Phase) {
-        if let Some(flight) = self.flight_mut(at) {
-            flight.phase = phase;
+        if let Some(in_flight) = self.in_flight_mut(at) {
+            in_flight.phase = phase;
         }
     }
 
-    /// Takes a flight out of its lane; those behind it move up.
+    /// Takes a message in flight out of its lane; those behind it move up.
     pub fn drop_flight(&mut self, at: At) {
         self.workers[at.worker][at.place..].rotate_left(1);
         self.workers[at.worker][LANE - 1] = None;
@@ -163,12 +165,14 @@ impl State {
     /// Whether everything before it in its lane has passed its turn on.
     pub fn is_head(&self, at: At) -> bool {
         let before = self.workers[at.worker][..at.place].iter();
-        before.flatten().all(|flight| flight.phase.is_leaving())
+        before
+            .flatten()
+            .all(|in_flight| in_flight.phase.is_leaving())
     }
 
     /// Whether its lease lasts.
-    pub fn leased(&self, flight: Flight) -> bool {
-        flight.newest_receipt && self.queue[flight.message] == Queued::Leased
+    pub fn leased(&self, in_flight: InFlight) -> bool {
+        in_flight.newest_receipt && self.queue[in_flight.message] == Queued::Leased
     }
 
     pub fn took_effect(&mut self, key: usize) {

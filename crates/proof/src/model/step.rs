@@ -1,9 +1,9 @@
 //! Every step that somebody can take.
 
-use super::broker::{Answer, lease};
+use super::broker::{SettleResult, lease};
 use super::protocol::{Mistake, Mode, Protocol};
-use super::state::{Action, At, Dead, Flight, Phase, Queued, Record, State};
-use super::store::{Claimed, Verdict};
+use super::state::{At, Dead, Disposition, InFlight, Phase, Queued, Record, State};
+use super::store::{ClaimResult, Verdict};
 
 /// What became of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub enum Step {
         first: usize,
         last: usize,
     },
-    Claim(At, Claimed, Exchange),
+    Claim(At, ClaimResult, Exchange),
     Renew(At),
     Start(At, Verdict, Exchange),
     Quarantine(At),
@@ -42,7 +42,7 @@ pub enum Step {
     Complete(At, Verdict, Exchange),
     Publish(At, Exchange),
     Release(At, Verdict, Exchange),
-    Settle(At, Answer, Exchange),
+    Settle(At, SettleResult, Exchange),
     Crash {
         worker: usize,
     },
@@ -81,8 +81,8 @@ impl Step {
 
 impl Protocol {
     pub fn steps(&self, state: &State, steps: &mut Vec<Step>) {
-        for (at, flight) in state.flights() {
-            self.flight_steps(state, at, flight, steps);
+        for (at, in_flight) in state.all_in_flight() {
+            self.in_flight_steps(state, at, in_flight, steps);
         }
         for worker in 0..self.workers {
             let batches = self.deliverable(state, worker).into_iter();
@@ -133,22 +133,22 @@ impl Protocol {
         self.mistake == Some(Mistake::PruneTooEarly) || self.prune && cannot_come_again
     }
 
-    fn flight_steps(&self, state: &State, at: At, flight: Flight, steps: &mut Vec<Step>) {
+    fn in_flight_steps(&self, state: &State, at: At, in_flight: InFlight, steps: &mut Vec<Step>) {
         use Exchange::{AnswerLost, Answered, CallLost};
         let head = state.is_head(at);
-        let expired = state.records[self.keys[flight.message]];
-        if flight.newest_token && matches!(expired, Record::Claimed { live: false, .. }) {
+        let expired = state.records[self.keys[in_flight.message]];
+        if in_flight.newest_token && matches!(expired, Record::Claimed { live: false, .. }) {
             steps.push(Step::Renew(at));
         }
-        match flight.phase {
-            Phase::Received => self.claim_steps(state, at, flight, steps),
-            Phase::Ready | Phase::Started if head => self.run_steps(state, at, flight, steps),
+        match in_flight.phase {
+            Phase::Received => self.claim_steps(state, at, in_flight, steps),
+            Phase::Ready | Phase::Started if head => self.run_steps(state, at, in_flight, steps),
             Phase::Ready | Phase::Started => {}
             Phase::Ran => {
-                let verdict = self.completion(flight);
+                let verdict = self.completion(in_flight);
                 let calls = [Answered, AnswerLost, CallLost];
                 steps.extend(calls.map(|call| Step::Complete(at, verdict, call)));
-                if !self.lasts(state, flight) {
+                if !self.lasts(state, in_flight) {
                     steps.push(Step::Cancel(at));
                 }
             }
@@ -159,11 +159,11 @@ impl Protocol {
                 }
             }
             Phase::Releasing(_) => {
-                let verdict = self.verdict(flight);
+                let verdict = self.verdict(in_flight);
                 steps.extend([Answered, CallLost].map(|call| Step::Release(at, verdict, call)));
             }
             Phase::Confirming | Phase::Settling(_) if self.may_settle(state, at) => {
-                let answer = self.settlement(state, flight);
+                let answer = self.settlement(state, in_flight);
                 let calls = [Answered, AnswerLost, CallLost];
                 steps.extend(calls.map(|call| Step::Settle(at, answer, call)));
             }
@@ -171,11 +171,11 @@ impl Protocol {
         }
     }
 
-    fn claim_steps(&self, state: &State, at: At, flight: Flight, steps: &mut Vec<Step>) {
-        match self.claimed(state, flight) {
+    fn claim_steps(&self, state: &State, at: At, in_flight: InFlight, steps: &mut Vec<Step>) {
+        match self.claimed(state, in_flight) {
             // Behind the head it asks again when its turn comes.
-            Claimed::Busy if !state.is_head(at) => {}
-            new @ Claimed::New { .. } => {
+            ClaimResult::InProgress if !state.is_head(at) => {}
+            new @ ClaimResult::Acquired { .. } => {
                 steps.push(Step::Claim(at, new, Exchange::Answered));
                 steps.push(Step::Claim(at, new, Exchange::AnswerLost));
             }
@@ -183,19 +183,19 @@ impl Protocol {
         }
     }
 
-    fn run_steps(&self, state: &State, at: At, flight: Flight, steps: &mut Vec<Step>) {
-        let lasts = self.mode == Mode::AtMostOnce || self.lasts(state, flight);
+    fn run_steps(&self, state: &State, at: At, in_flight: InFlight, steps: &mut Vec<Step>) {
+        let lasts = self.mode == Mode::AtMostOnce || self.lasts(state, in_flight);
         if !lasts {
             steps.push(Step::Cancel(at));
         }
         if self.clocks && !lasts {
             return;
         }
-        if flight.uncertain && self.mode.quarantines() {
+        if in_flight.in_doubt && self.mode.quarantines() {
             return steps.push(Step::Quarantine(at));
         }
-        if self.mode.quarantines() && flight.phase == Phase::Ready {
-            let verdict = self.verdict(flight);
+        if self.mode.quarantines() && in_flight.phase == Phase::Ready {
+            let verdict = self.verdict(in_flight);
             let calls = [Exchange::Answered, Exchange::AnswerLost, Exchange::CallLost];
             return steps.extend(calls.map(|call| Step::Start(at, verdict, call)));
         }
@@ -219,8 +219,8 @@ impl Protocol {
             } => self.receive(state, worker, first..=last),
             Step::Claim(at, claimed, call) => self.claim(state, at, claimed, call),
             Step::Renew(at) => {
-                if let Some(flight) = state.flight(at) {
-                    self.set_live(state, self.keys[flight.message], true);
+                if let Some(in_flight) = state.in_flight(at) {
+                    self.set_live(state, self.keys[in_flight.message], true);
                 }
             }
             Step::Start(at, verdict, call) => self.start(state, at, verdict, call),
@@ -251,17 +251,17 @@ impl Protocol {
 impl Protocol {
     /// Marks a message as a dead letter in the making.
     pub fn give_up(&self, state: &mut State, at: At) {
-        if let Some(flight) = state.flight(at) {
-            let dead = &mut state.dead[self.keys[flight.message]];
+        if let Some(in_flight) = state.in_flight(at) {
+            let dead = &mut state.dead[self.keys[in_flight.message]];
             *dead = (*dead).max(Dead::GivenUp);
         }
     }
 
     /// What a settlement is preceded by: giving the claim up, where there is one.
-    pub fn then_settle(&self, action: Action) -> Phase {
+    pub fn then_settle(&self, disposition: Disposition) -> Phase {
         match self.mode.has_store() {
-            true => Phase::Releasing(action),
-            false => Phase::Settling(action),
+            true => Phase::Releasing(disposition),
+            false => Phase::Settling(disposition),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! The store: one record per key, claims under a token, a verdict for each call.
 
 use super::protocol::{Mistake, Protocol};
-use super::state::{At, Flight, Record, State};
+use super::state::{At, InFlight, Record, State};
 
 /// What the store says to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Claimed {
-    New { uncertain: bool },
-    Done,
-    Busy,
+pub enum ClaimResult {
+    Acquired { in_doubt: bool },
+    Completed,
+    InProgress,
 }
 
 /// What it says to calls that carry a token.
@@ -19,22 +19,24 @@ pub enum Verdict {
 }
 
 impl Protocol {
-    pub fn claimed(&self, state: &State, flight: Flight) -> Claimed {
-        match state.records[self.keys[flight.message]] {
-            Record::Done => Claimed::Done,
+    pub fn claimed(&self, state: &State, in_flight: InFlight) -> ClaimResult {
+        match state.records[self.keys[in_flight.message]] {
+            Record::Done => ClaimResult::Completed,
             // A live claim of the same owner is one whose answer was lost.
-            Record::Claimed { live: true, .. } if !flight.newest_token => Claimed::Busy,
-            Record::Claimed { started, .. } => Claimed::New { uncertain: started },
-            Record::Absent => Claimed::New { uncertain: false },
+            Record::Claimed { live: true, .. } if !in_flight.newest_token => {
+                ClaimResult::InProgress
+            }
+            Record::Claimed { started, .. } => ClaimResult::Acquired { in_doubt: started },
+            Record::Absent => ClaimResult::Acquired { in_doubt: false },
         }
     }
 
-    /// Gives the key to this flight, under a token newer than every other.
+    /// Gives the key to this message, under a token newer than every other.
     pub fn take(&self, state: &mut State, at: At) {
-        let Some(flight) = state.flight(at) else {
+        let Some(in_flight) = state.in_flight(at) else {
             return;
         };
-        let key = self.keys[flight.message];
+        let key = self.keys[in_flight.message];
         match self.mistake {
             Some(Mistake::MarkBeforeProcessing) => state.records[key] = Record::Done,
             Some(Mistake::MarkAfterProcessing) => {}
@@ -47,34 +49,34 @@ impl Protocol {
             }
         }
         self.fence_all(state, key);
-        if let Some(flight) = state.flight_mut(at) {
-            flight.newest_token = true;
+        if let Some(in_flight) = state.in_flight_mut(at) {
+            in_flight.newest_token = true;
         }
     }
 
-    /// Whether the flight's token is still the newest.
-    pub fn verdict(&self, flight: Flight) -> Verdict {
-        match flight.newest_token {
+    /// Whether the message's token is still the newest.
+    pub fn verdict(&self, in_flight: InFlight) -> Verdict {
+        match in_flight.newest_token {
             true => Verdict::Ok,
             false => Verdict::Fenced,
         }
     }
 
     /// Whether the store records a completion: under the newest token, expired or not.
-    pub fn completion(&self, flight: Flight) -> Verdict {
+    pub fn completion(&self, in_flight: InFlight) -> Verdict {
         match self.mistake {
             Some(Mistake::ClaimWithoutToken | Mistake::MarkAfterProcessing) => Verdict::Ok,
-            _ => self.verdict(flight),
+            _ => self.verdict(in_flight),
         }
     }
 
     /// Turns the claim into a record; in a transaction, together with the effect.
     pub fn complete(&self, state: &mut State, at: At) {
-        let Some(flight) = state.flight(at) else {
+        let Some(in_flight) = state.in_flight(at) else {
             return;
         };
-        let key = self.keys[flight.message];
-        state.fenced_commit |= !flight.newest_token;
+        let key = self.keys[in_flight.message];
+        state.fenced_commit |= !in_flight.newest_token;
         state.records[key] = Record::Done;
         self.fence_all(state, key);
         if self.mode.is_transactional() {
@@ -83,19 +85,19 @@ impl Protocol {
     }
 
     pub fn mark_started(&self, state: &mut State, at: At) {
-        let Some(flight) = state.flight(at) else {
+        let Some(in_flight) = state.in_flight(at) else {
             return;
         };
-        if let Record::Claimed { started, .. } = &mut state.records[self.keys[flight.message]] {
+        if let Record::Claimed { started, .. } = &mut state.records[self.keys[in_flight.message]] {
             *started = true;
         }
     }
 
     pub fn release(&self, state: &mut State, at: At) {
-        let Some(flight) = state.flight(at).filter(|f| f.newest_token) else {
+        let Some(in_flight) = state.in_flight(at).filter(|f| f.newest_token) else {
             return;
         };
-        let key = self.keys[flight.message];
+        let key = self.keys[in_flight.message];
         state.records[key] = Record::Absent;
         self.fence_all(state, key);
     }
@@ -114,25 +116,25 @@ impl Protocol {
     }
 
     /// Whether lease and claim last, as far as there are any.
-    pub fn lasts(&self, state: &State, flight: Flight) -> bool {
-        let key = self.keys[flight.message];
-        let claimed =
-            flight.newest_token && matches!(state.records[key], Record::Claimed { live: true, .. });
-        state.leased(flight) && (claimed || !self.claims())
+    pub fn lasts(&self, state: &State, in_flight: InFlight) -> bool {
+        let key = self.keys[in_flight.message];
+        let claimed = in_flight.newest_token
+            && matches!(state.records[key], Record::Claimed { live: true, .. });
+        state.leased(in_flight) && (claimed || !self.claims())
     }
 
     fn fence_all(&self, state: &mut State, key: usize) {
-        for flight in state.all_flights_mut() {
-            if self.keys[flight.message] == key {
-                flight.newest_token = false;
+        for in_flight in state.all_in_flight_mut() {
+            if self.keys[in_flight.message] == key {
+                in_flight.newest_token = false;
             }
         }
     }
 
     /// Whether a live claim has nobody left who could renew it.
     pub fn is_orphan(&self, state: &State, key: usize) -> bool {
-        let owns = |f: Flight| self.keys[f.message] == key && f.newest_token;
+        let owns = |f: InFlight| self.keys[f.message] == key && f.newest_token;
         let live = matches!(state.records[key], Record::Claimed { live: true, .. });
-        live && !state.flights().any(|(_, f)| owns(f))
+        live && !state.all_in_flight().any(|(_, f)| owns(f))
     }
 }

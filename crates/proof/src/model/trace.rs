@@ -3,7 +3,7 @@
 use stateright::Path;
 
 use super::protocol::{Mistake, Protocol};
-use super::state::{Action, At, Phase, State};
+use super::state::{At, Disposition, Phase, State};
 use super::step::{Exchange, Step};
 
 /// One line for each step.
@@ -15,7 +15,7 @@ pub fn lines(protocol: &Protocol, path: Path<State, Step>) -> Vec<String> {
 
 fn line(protocol: &Protocol, state: &State, step: Step) -> String {
     if let Some((at, what)) = of_flight(protocol, state, step) {
-        let message = state.flight(at).map_or(0, |flight| flight.message);
+        let message = state.in_flight(at).map_or(0, |in_flight| in_flight.message);
         return format!("worker {}  message {message}: {what}", at.worker);
     }
     match step {
@@ -37,7 +37,7 @@ fn line(protocol: &Protocol, state: &State, step: Step) -> String {
     }
 }
 
-/// What a worker does with one of its flights.
+/// What a worker does with one of its messages.
 fn of_flight(protocol: &Protocol, state: &State, step: Step) -> Option<(At, String)> {
     let transactional = protocol.mode.is_transactional();
     let (at, what) = match step {
@@ -51,7 +51,7 @@ fn of_flight(protocol: &Protocol, state: &State, step: Step) -> Option<(At, Stri
         }
         Step::Renew(at) => (at, "renew: Ok".into()),
         Step::Start(at, verdict, call) => (at, format!("start: {verdict:?}{}", lost(call))),
-        Step::Quarantine(at) => (at, "uncertain: quarantine".into()),
+        Step::Quarantine(at) => (at, "in doubt: quarantine".into()),
         Step::Run(at) if transactional => (at, "handler succeeds, not yet committed".into()),
         Step::Run(at) => (at, "handler succeeds, the EFFECT is there".into()),
         Step::Fail(at, then) => (at, format!("handler fails: {then:?}")),
@@ -67,11 +67,14 @@ fn of_flight(protocol: &Protocol, state: &State, step: Step) -> Option<(At, Stri
         Step::Publish(at, call) => (at, format!("publish dead letter{}", lost(call))),
         Step::Release(at, verdict, call) => (at, format!("release: {verdict:?}{}", lost(call))),
         Step::Settle(at, answer, call) => {
-            let action = match state.flight(at)?.phase {
-                Phase::Settling(action) => action,
-                _ => Action::Ack,
+            let disposition = match state.in_flight(at)?.phase {
+                Phase::Settling(disposition) => disposition,
+                _ => Disposition::Ack,
             };
-            (at, format!("settle, {action:?}: {answer:?}{}", lost(call)))
+            (
+                at,
+                format!("settle, {disposition:?}: {answer:?}{}", lost(call)),
+            )
         }
         _ => return None,
     };

@@ -1,28 +1,28 @@
 //! What a worker does with the answers it gets.
 
-use super::broker::Answer;
+use super::broker::SettleResult;
 use super::protocol::{Mistake, Mode, Protocol};
-use super::state::{Action, At, Dead, LANE, Phase, State};
+use super::state::{At, Dead, Disposition, LANE, Phase, State};
 use super::step::{Exchange, Then};
-use super::store::{Claimed, Verdict};
+use super::store::{ClaimResult, Verdict};
 
 impl Protocol {
-    pub fn claim(&self, state: &mut State, at: At, claimed: Claimed, call: Exchange) {
+    pub fn claim(&self, state: &mut State, at: At, claimed: ClaimResult, call: Exchange) {
         match claimed {
-            Claimed::New { uncertain } => {
+            ClaimResult::Acquired { in_doubt } => {
                 self.take(state, at);
                 if call == Exchange::Answered
-                    && let Some(flight) = state.flight_mut(at)
+                    && let Some(in_flight) = state.in_flight_mut(at)
                 {
-                    flight.uncertain = uncertain && self.mode.quarantines();
-                    flight.phase = Phase::Ready;
+                    in_flight.in_doubt = in_doubt && self.mode.quarantines();
+                    in_flight.phase = Phase::Ready;
                 }
             }
-            Claimed::Done => state.enter(at, Phase::Settling(Action::Ack)),
-            Claimed::Busy if self.mistake == Some(Mistake::AckWhileBusy) => {
-                state.enter(at, Phase::Settling(Action::Ack));
+            ClaimResult::Completed => state.enter(at, Phase::Settling(Disposition::Ack)),
+            ClaimResult::InProgress if self.mistake == Some(Mistake::AckWhileBusy) => {
+                state.enter(at, Phase::Settling(Disposition::Ack));
             }
-            Claimed::Busy => self.give_back(state, at),
+            ClaimResult::InProgress => self.give_back(state, at),
         }
     }
 
@@ -39,17 +39,17 @@ impl Protocol {
 
     /// The handler succeeds. Outside a transaction its effect is there at once.
     pub fn run(&self, state: &mut State, at: At) {
-        let Some(flight) = state.flight(at) else {
+        let Some(in_flight) = state.in_flight(at) else {
             return;
         };
         if !self.mode.is_transactional() {
-            state.took_effect(self.keys[flight.message]);
+            state.took_effect(self.keys[in_flight.message]);
         }
         match self.mode {
             Mode::AtMostOnce => state.drop_flight(at),
-            Mode::AtLeastOnce => state.enter(at, Phase::Settling(Action::Ack)),
+            Mode::AtLeastOnce => state.enter(at, Phase::Settling(Disposition::Ack)),
             _ if self.mistake == Some(Mistake::MarkBeforeProcessing) => {
-                state.enter(at, Phase::Settling(Action::Ack));
+                state.enter(at, Phase::Settling(Disposition::Ack));
             }
             _ => state.enter(at, Phase::Ran),
         }
@@ -67,12 +67,12 @@ impl Protocol {
     /// With the lease still there it asks the store again whose the key is. A handler that had started leaves its doubt
     /// to the next owner.
     pub fn cancel(&self, state: &mut State, at: At) {
-        let Some(flight) = state.flight_mut(at) else {
+        let Some(in_flight) = state.in_flight_mut(at) else {
             return;
         };
-        flight.uncertain |= self.mode.quarantines() && flight.phase != Phase::Ready;
-        let flight = *flight;
-        match self.mode.has_store() && state.leased(flight) {
+        in_flight.in_doubt |= self.mode.quarantines() && in_flight.phase != Phase::Ready;
+        let in_flight = *in_flight;
+        match self.mode.has_store() && state.leased(in_flight) {
             true => in_doubt(state, at),
             false => self.give_back(state, at),
         }
@@ -83,7 +83,7 @@ impl Protocol {
             self.complete(state, at);
         }
         match (call, verdict) {
-            (Exchange::Answered, Verdict::Ok) => state.enter(at, Phase::Settling(Action::Ack)),
+            (Exchange::Answered, Verdict::Ok) => state.enter(at, Phase::Settling(Disposition::Ack)),
             (Exchange::Answered, Verdict::Fenced) => self.fenced(state, at),
             _ => in_doubt(state, at),
         }
@@ -100,8 +100,8 @@ impl Protocol {
 
     /// The doubt stays in the store, so that neither a redelivery nor a duplicate runs.
     pub fn quarantine(&self, state: &mut State, at: At) {
-        if let Some(flight) = state.flight_mut(at) {
-            flight.uncertain = self.mistake != Some(Mistake::ForgetDoubt);
+        if let Some(in_flight) = state.in_flight_mut(at) {
+            in_flight.in_doubt = self.mistake != Some(Mistake::ForgetDoubt);
         }
         self.dead_letter(state, at);
     }
@@ -110,71 +110,74 @@ impl Protocol {
         self.give_up(state, at);
         let phase = match self.sink {
             true => Phase::DeadLettering,
-            false => self.then_settle(Action::DeadLetter),
+            false => self.then_settle(Disposition::DeadLetter),
         };
         state.enter(at, phase);
     }
 
     pub fn publish(&self, state: &mut State, at: At, call: Exchange) {
-        let Some(flight) = state.flight(at) else {
+        let Some(in_flight) = state.in_flight(at) else {
             return;
         };
         if call != Exchange::CallLost {
-            state.dead[self.keys[flight.message]] = Dead::Confirmed;
+            state.dead[self.keys[in_flight.message]] = Dead::Confirmed;
         }
         match self.mode {
             _ if call == Exchange::AnswerLost => {}
             Mode::AtMostOnce => state.drop_flight(at),
-            _ => state.enter(at, self.then_settle(Action::Ack)),
+            _ => state.enter(at, self.then_settle(Disposition::Ack)),
         }
     }
 
     /// Gives a message back, and with it all that waits behind it: they must not overtake it.
     fn give_back(&self, state: &mut State, at: At) {
-        let phase = self.then_settle(Action::Nack);
+        let phase = self.then_settle(Disposition::Nack);
         state.enter(at, phase);
         if self.mistake == Some(Mistake::GiveBackAlone) {
             return;
         }
         for place in at.place + 1..LANE {
             let behind = At { place, ..at };
-            if state.flight(behind).is_some_and(|f| !f.phase.is_leaving()) {
+            if state
+                .in_flight(behind)
+                .is_some_and(|f| !f.phase.is_leaving())
+            {
                 state.enter(behind, phase);
             }
         }
     }
 
     pub fn released(&self, state: &mut State, at: At, verdict: Verdict, call: Exchange) {
-        let Some(flight) = state.flight(at) else {
+        let Some(in_flight) = state.in_flight(at) else {
             return;
         };
-        let Phase::Releasing(action) = flight.phase else {
+        let Phase::Releasing(disposition) = in_flight.phase else {
             return;
         };
         // Releasing a claim in doubt would release the doubt.
-        if call == Exchange::Answered && verdict == Verdict::Ok && !flight.uncertain {
+        if call == Exchange::Answered && verdict == Verdict::Ok && !in_flight.in_doubt {
             self.release(state, at);
         }
-        if let Some(flight) = state.flight_mut(at) {
-            flight.newest_token = false;
-            flight.phase = Phase::Settling(action);
+        if let Some(in_flight) = state.in_flight_mut(at) {
+            in_flight.newest_token = false;
+            in_flight.phase = Phase::Settling(disposition);
         }
     }
 
-    pub fn settled(&self, state: &mut State, at: At, answer: Answer, call: Exchange) {
-        let Some(flight) = state.flight(at) else {
+    pub fn settled(&self, state: &mut State, at: At, answer: SettleResult, call: Exchange) {
+        let Some(in_flight) = state.in_flight(at) else {
             return;
         };
-        let confirming = flight.phase == Phase::Confirming;
-        let action = match flight.phase {
-            Phase::Settling(action) => action,
-            _ => Action::Ack,
+        let confirming = in_flight.phase == Phase::Confirming;
+        let disposition = match in_flight.phase {
+            Phase::Settling(disposition) => disposition,
+            _ => Disposition::Ack,
         };
         if call != Exchange::CallLost {
-            self.settle(state, at, action, answer);
+            self.settle(state, at, disposition, answer);
         }
         match call {
-            Exchange::Answered if confirming && answer == Answer::Applied => {
+            Exchange::Answered if confirming && answer == SettleResult::Applied => {
                 state.enter(at, Phase::Ready);
             }
             // Unknown: it asks again; but before a handler starts, an ack must be known.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-use onlyonce_core::{BoxError, Claim, Claimed, Error, Fingerprint, KeyDigest, Owner, Store as _};
+use onlyonce_core::{
+    BoxError, Claim, ClaimResult, Error, Fingerprint, KeyDigest, Owner, Store as _,
+};
 use onlyonce_sqlite::rusqlite::Connection;
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore};
 
@@ -123,7 +125,7 @@ async fn token(store: &SqliteStore) -> Result<u64, Error> {
     };
     let claimed = store.claim(Owner::random(), &[claim], LEASE).await?;
     Ok(match claimed.first() {
-        Some(Claimed::New { token, .. }) => token.0,
+        Some(ClaimResult::Acquired { token, .. }) => token.0,
         _ => 0,
     })
 }

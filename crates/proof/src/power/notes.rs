@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::{
-    Action, Answer, Capabilities, Claim, Claimed, Completion, Delivery, Error, Fenced, Held,
-    Inspection, Limit, Owner, Receipt, Settlement, Source, Store, Transaction, TransactionalStore,
-    Verdicts,
+    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, Error, Fenced, HeldClaim,
+    Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store, Transaction,
+    TransactionalStore, Verdicts,
 };
 
 use super::trace::{NOTES, Note};
@@ -70,24 +70,24 @@ impl<S: Source> Source for Watched<S> {
     fn capabilities(&self) -> Capabilities {
         self.inner.capabilities()
     }
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.inner.receive(limit).await
     }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let answers = self.inner.settle(batch).await;
-        let acked = |(settlement, answer): (&Settlement, &Answer)| {
-            let acked = settlement.action == Action::Ack && answer.is_applied();
+        let acked = |(settlement, answer): (&Settlement, &SettleResult)| {
+            let acked = settlement.disposition == Disposition::Ack && answer.is_applied();
             acked.then(|| id(&settlement.receipt)).flatten()
         };
         let acked = batch.iter().zip(&answers).filter_map(acked);
         self.notebook.note(&Note::Acked(acked.collect()));
         answers
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         self.inner.extend(batch, lease).await
     }
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        self.inner.inspect().await
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        self.inner.queue_info().await
     }
     async fn close(&self) -> Result<(), Error> {
         self.inner.close().await
@@ -101,10 +101,10 @@ impl<S: Store> Store for Watched<S> {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         let claimed = self.inner.claim(owner, batch, lease).await?;
-        let token = |claimed: &Claimed| match claimed {
-            Claimed::New { token, .. } => Some(token.0),
+        let token = |claimed: &ClaimResult| match claimed {
+            ClaimResult::Acquired { token, .. } => Some(token.0),
             _ => None,
         };
         if let Some(highest) = claimed.iter().filter_map(token).max() {
@@ -112,10 +112,10 @@ impl<S: Store> Store for Watched<S> {
         }
         Ok(claimed)
     }
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         self.inner.renew(batch, lease).await
     }
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         self.inner.start(batch).await
     }
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
@@ -125,7 +125,7 @@ impl<S: Store> Store for Watched<S> {
         self.notebook.note(&Note::Recorded(recorded.collect()));
         Ok(verdicts)
     }
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         self.inner.release(batch).await
     }
     async fn prune(&self, limit: usize) -> Result<usize, Error> {
@@ -155,8 +155,8 @@ impl<T: Transaction> Transaction for Watched<T> {
         }
         Ok(verdict)
     }
-    async fn undo(&mut self) -> Result<(), Error> {
-        self.inner.undo().await
+    async fn rollback(&mut self) -> Result<(), Error> {
+        self.inner.rollback().await
     }
     async fn commit(self) -> Result<(), Error> {
         self.inner.commit().await?;

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use onlyonce_core::{
-    Claim, Claimed, Completion, Error, Fingerprint, Held, KeyDigest, Message, Owner, Sink, Store,
+    Claim, ClaimResult, Completion, Error, Fingerprint, HeldClaim, KeyDigest, Message, Owner, Sink,
+    Store,
 };
 use onlyonce_sqlite::rusqlite::{self, Connection};
 use onlyonce_sqlite::{SqliteQueue, SqliteStore};
@@ -96,11 +97,11 @@ async fn load(store: &SqliteStore, ballast: Range<u32>, retention: Duration) -> 
         let claims: Vec<_> = keys.iter().copied().map(claim).collect();
         let claimed = store.claim(Owner(1), &claims, LEASE).await?;
         let completions = keys.iter().zip(claimed).filter_map(|(key, claimed)| {
-            let Claimed::New { token, .. } = claimed else {
+            let ClaimResult::Acquired { token, .. } = claimed else {
                 return None;
             };
             Some(Completion {
-                held: Held { key: *key, token },
+                held: HeldClaim { key: *key, token },
                 fingerprint: FINGERPRINT,
                 outcome: None,
                 retention,

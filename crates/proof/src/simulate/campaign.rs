@@ -29,7 +29,7 @@ pub struct Totals {
 }
 
 /// The first seed that broke a promise, and how.
-pub type Failure = (u64, Outcome);
+pub type FailedSeed = (u64, Outcome);
 
 /// A run that takes longer by the wall's clock hangs without ever waiting.
 const HANGS: Duration = Duration::from_secs(60);
@@ -41,12 +41,12 @@ struct Campaign {
     next: AtomicU64,
     bar: ProgressBar,
     totals: Mutex<Totals>,
-    failure: Mutex<Option<Failure>>,
+    failure: Mutex<Option<FailedSeed>>,
     over: AtomicBool,
 }
 
 /// Runs `seeds` seeds from `first` on, or up to the first that breaks a promise.
-pub fn run(first: u64, seeds: u64) -> (Totals, Option<Failure>) {
+pub fn run(first: u64, seeds: u64) -> (Totals, Option<FailedSeed>) {
     let begun = Instant::now();
     let campaign = Campaign {
         first,

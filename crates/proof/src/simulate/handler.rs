@@ -161,7 +161,7 @@ impl<'a> Run<'a> {
             && world.keeps_claims()
         {
             world.history.breach(format!(
-                "message {index} ran again although its outcome was uncertain"
+                "message {index} ran again although its outcome was in doubt"
             ));
         }
         if let Some(key) = &context.key {

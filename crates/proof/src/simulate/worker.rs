@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use onlyonce_core::{
-    Builder, Error, ErrorKind, Hazard, Pipeline, Report, RetryPolicy, Transaction, Uncertain,
+    Builder, ConfigRisk, Error, ErrorKind, InDoubt, Pipeline, Report, RetryPolicy, Transaction,
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -141,7 +141,7 @@ async fn run(
             settings(pipeline, worker, stop, counters).run(handle).await
         }
         Mode::Quarantine => {
-            let pipeline = Pipeline::idempotent(source, store).uncertain(Uncertain::Quarantine);
+            let pipeline = Pipeline::idempotent(source, store).on_in_doubt(InDoubt::Quarantine);
             settings(pipeline, worker, stop, counters).run(handle).await
         }
         Mode::AtLeastOnce => {
@@ -187,7 +187,7 @@ fn settings<Tx: Transaction>(
                 .in_place(Duration::from_secs(1)),
         )
         .drain_timeout(Duration::from_secs(5))
-        .allow(Hazard::DeliveryLimit)
+        .allow(ConfigRisk::DeliveryLimit)
         .state(worker.clone())
         .shutdown(stop.cancelled_owned())
 }

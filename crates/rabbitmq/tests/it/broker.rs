@@ -6,13 +6,13 @@ use crate::common::*;
 use lapin::options::{BasicConsumeOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use onlyonce_core::{
-    Action, Answer, Delivery, ErrorKind, Inspection, Message, Ordering, Pipeline, Sink as _,
-    Source as _,
+    Delivery, Disposition, ErrorKind, Message, Ordering, Pipeline, QueueInfo, SettleResult,
+    Sink as _, Source as _,
 };
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 use tokio::time::Instant;
 
-const REQUEUE: Action = Action::Nack {
+const REQUEUE: Disposition = Disposition::Nack {
     delay: Duration::ZERO,
 };
 
@@ -29,9 +29,9 @@ async fn stale_receipts_settle_nothing_after_a_cut() {
         old[0].lease.lost.as_ref().unwrap().cancelled().await;
         // The tags of the new channel are the same numbers: an ack by the old ones would take these messages.
         let new = receive(&source, 20).await;
-        for action in [Action::Ack, REQUEUE] {
-            for answer in settle(&source, &old, &action).await {
-                assert!(matches!(answer, Answer::LeaseLost), "{answer:?}");
+        for disposition in [Disposition::Ack, REQUEUE] {
+            for answer in settle(&source, &old, &disposition).await {
+                assert!(matches!(answer, SettleResult::LeaseLost), "{answer:?}");
             }
         }
         ack(&source, &new[..5]).await;
@@ -60,7 +60,7 @@ async fn nothing_is_lost_over_many_cuts() {
                     proxy.cut(End::Finish).await;
                 }
             };
-            let (answers, ()) = tokio::join!(settle(&source, &deliveries, &Action::Ack), cut);
+            let (answers, ()) = tokio::join!(settle(&source, &deliveries, &Disposition::Ack), cut);
             // An ack that was written can still be lost: only what never comes again was taken.
             assert_eq!(answers.len(), deliveries.len());
             for body in bodies(&deliveries) {
@@ -90,11 +90,11 @@ async fn acks_out_of_order_take_nothing_but_themselves() {
         let (head, tail) = deliveries.split_at(40);
         ack(&source, tail).await;
         let mixed = [
-            settlement(&head[0], &Action::Ack),
+            settlement(&head[0], &Disposition::Ack),
             settlement(&failed, &REQUEUE),
         ];
         let answers = source.settle(&mixed).await;
-        assert!(answers.iter().all(Answer::is_applied), "{answers:?}");
+        assert!(answers.iter().all(SettleResult::is_applied), "{answers:?}");
         ack(&source, &head[1..]).await;
         let again = receive(&source, 1).await;
         assert_eq!(bodies(&again), bodies(std::slice::from_ref(&failed)));
@@ -174,8 +174,8 @@ async fn a_channel_exception_is_recovered_from() {
         "{error}"
     );
     assert!(error.to_string().contains(&queue.name), "{error}");
-    for answer in settle(&source, &held, &Action::Ack).await {
-        assert!(matches!(answer, Answer::LeaseLost), "{answer:?}");
+    for answer in settle(&source, &held, &Disposition::Ack).await {
+        assert!(matches!(answer, SettleResult::LeaseLost), "{answer:?}");
     }
     queue.declare_again(Kind::Quorum, &[]).await;
     queue.fill(2).await;
@@ -212,7 +212,7 @@ async fn what_cannot_work_is_said_at_once_and_without_secrets() {
         let source = RabbitSource::new(config.clone()).unwrap();
         let sink = RabbitSink::new(config).unwrap();
         let received = receive_error(&source).await;
-        let inspected = source.inspect().await.unwrap_err();
+        let inspected = source.queue_info().await.unwrap_err();
         for error in [&received, &inspected] {
             assert_eq!(
                 (error.kind(), error.is_retryable()),
@@ -376,14 +376,14 @@ async fn a_delayed_retry_keeps_the_message_and_its_count() {
             assert_eq!(message.attributes.get("amqp-reply-to"), Some("r"));
             let delay = Duration::from_millis(millis);
             let begun = Instant::now();
-            let later = Action::Nack { delay };
+            let later = Disposition::Nack { delay };
             let answers = settle(&source, &held, &later).await;
             assert!(answers[0].is_applied(), "{answers:?}");
             // Once more is the same; taking it back is not possible.
             assert!(settle(&source, &held, &later).await[0].is_applied());
             assert!(matches!(
-                settle(&source, &held, &Action::Ack).await[0],
-                Answer::LeaseLost
+                settle(&source, &held, &Disposition::Ack).await[0],
+                SettleResult::LeaseLost
             ));
             let back = receive(&source, 1).await;
             assert!(begun.elapsed() >= delay, "{:?}", begun.elapsed());
@@ -418,9 +418,9 @@ async fn a_delayed_retry_is_refused_where_it_would_break_the_order() {
         assert!(!source.capabilities().delayed_nack);
         let held = receive(&source, 1).await;
         let delay = Duration::from_secs(1);
-        let answers = settle(&source, &held, &Action::Nack { delay }).await;
+        let answers = settle(&source, &held, &Disposition::Nack { delay }).await;
         assert!(
-            matches!(&answers[0], Answer::Unknown(error) if !error.is_retryable()),
+            matches!(&answers[0], SettleResult::Unknown(error) if !error.is_retryable()),
             "{answers:?}"
         );
         source.close().await.unwrap();
@@ -430,21 +430,20 @@ async fn a_delayed_retry_is_refused_where_it_would_break_the_order() {
 
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
-async fn inspection_tells_what_can_be_known() {
-    let queue = Queue::declare("inspect", Kind::Quorum, &[]).await;
+async fn queue_info_tells_what_can_be_known() {
+    let queue = Queue::declare("queue_info", Kind::Quorum, &[]).await;
     let source = queue.source("&group_header=g&consumer_timeout=5m");
     receive_nothing(&source).await;
-    let alone = source.inspect().await.unwrap();
+    let alone = source.queue_info().await.unwrap();
     assert_eq!(alone.lease, Some(Duration::from_secs(300)));
     assert_eq!(alone.ordered, None);
-    let mentions = |inspection: &Inspection, word: &str| {
-        inspection.unknown.iter().any(|line| line.contains(word))
-    };
+    let mentions =
+        |info: &QueueInfo, word: &str| info.unknown.iter().any(|line| line.contains(word));
     assert!(mentions(&alone, "policies") && mentions(&alone, "consumer_timeout"));
     // A second consumer takes part of each group.
     let other = queue.source("&group_header=g");
     receive_nothing(&other).await;
-    assert_eq!(source.inspect().await.unwrap().ordered, Some(false));
+    assert_eq!(source.queue_info().await.unwrap().ordered, Some(false));
     source.close().await.unwrap();
     other.close().await.unwrap();
 }
@@ -584,7 +583,7 @@ async fn the_validated_user_can_be_read_and_outlives_a_delay() {
         read(&held[1], "header-amqp-user-id").as_deref(),
         Some("somebody else")
     );
-    let later = Action::Nack {
+    let later = Disposition::Nack {
         delay: Duration::from_millis(100),
     };
     for answer in settle(&source, &held, &later).await {
@@ -666,7 +665,7 @@ async fn a_dead_letter_queue_that_does_not_exist_is_found_at_the_start() {
 async fn a_sink_that_was_checked_publishes() {
     let queue = Queue::declare("checked", Kind::Classic, &[]).await;
     let sink = queue.sink("");
-    let identity = queue.source("").inspect().await.unwrap().identity;
+    let identity = queue.source("").queue_info().await.unwrap().identity;
     assert!(identity.is_some());
     assert_eq!(sink.check().await.unwrap().identity, identity);
     sink.publish(&[Message::new("x")])

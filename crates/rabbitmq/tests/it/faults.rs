@@ -10,8 +10,8 @@ use bytes::Bytes;
 use lapin::types::AMQPValue;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
-    Action, Answer, Counters, Error, ErrorKind, Hazard, Message, Pipeline, Report, Sink as _,
-    Source as _,
+    ConfigRisk, Counters, Disposition, Error, ErrorKind, Message, Pipeline, Report, SettleResult,
+    Sink as _, Source as _,
 };
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 use onlyonce_testkit::proxy::{Direction, Fault, Side, Storm};
@@ -44,8 +44,8 @@ impl Worker {
         let source = RabbitSource::new(config).unwrap();
         let (stop, stopped) = oneshot::channel();
         let pipeline = Pipeline::transactional(source, store.clone())
-            .allow(Hazard::NoDeadLetter)
-            .allow(Hazard::GivesUp)
+            .allow(ConfigRisk::NoDeadLetter)
+            .allow(ConfigRisk::GivesUp)
             .claim_lease(Duration::from_secs(5))
             .shutdown(async {
                 let _ = stopped.await;
@@ -80,7 +80,7 @@ impl Worker {
 async fn settle_duplicates(store: &MemoryStore, queue: &Queue) {
     let source = RabbitSource::new(queue.config("")).unwrap();
     let duplicates = Pipeline::transactional(source, store.clone())
-        .allow(Hazard::NoDeadLetter)
+        .allow(ConfigRisk::NoDeadLetter)
         .stop_when_idle(Duration::from_secs(1));
     timeout(LONG, duplicates.run(record))
         .await
@@ -192,8 +192,8 @@ async fn a_half_open_connection_is_noticed_and_everything_comes_again() {
         let again = receive(&source, 20).await;
         assert!(begun.elapsed() < Duration::from_secs(10), "{gone:?}");
         assert_eq!(sorted(bodies(&again)), sorted(numbers(0..20)));
-        for answer in settle(&source, &held, &Action::Ack).await {
-            assert!(matches!(answer, Answer::LeaseLost), "{answer:?}");
+        for answer in settle(&source, &held, &Disposition::Ack).await {
+            assert!(matches!(answer, SettleResult::LeaseLost), "{answer:?}");
         }
         ack(&source, &again).await;
         source.close().await.unwrap();

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use lapin::types::AMQPValue;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
-use onlyonce_core::{Action, Answer, Delivery, Pipeline, Source as _};
+use onlyonce_core::{Delivery, Disposition, Pipeline, SettleResult, Source as _};
 use onlyonce_rabbitmq::filter::{FACTOR, MAX_DEPTH, SLACK};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
@@ -334,8 +334,8 @@ async fn a_delayed_copy_of_a_malformed_message_is_malformed() {
         let raw = held[0].message.attributes.get("amqp-unreadable-headers");
         assert!(raw.unwrap().starts_with("hex:0464656570460000"), "{raw:?}");
         let delay = Duration::from_millis(100);
-        let answers = settle(&source, &held, &Action::Nack { delay }).await;
-        assert!(matches!(answers[0], Answer::Applied), "{answers:?}");
+        let answers = settle(&source, &held, &Disposition::Nack { delay }).await;
+        assert!(matches!(answers[0], SettleResult::Applied), "{answers:?}");
     }
     let held = receive(&source, 1).await;
     ack(&source, &held).await;
@@ -359,7 +359,7 @@ async fn a_message_that_the_broker_makes_too_long_for_a_frame_is_malformed() {
     let held = receive(&source, 1).await;
     assert_eq!(held[0].malformed, None);
     let delay = Duration::ZERO;
-    settle(&source, &held, &Action::Nack { delay }).await;
+    settle(&source, &held, &Disposition::Nack { delay }).await;
     let held = receive(&source, 1).await;
     let malformed = held[0].malformed.as_ref().unwrap();
     assert!(malformed.contains("do not fit"), "{malformed}");

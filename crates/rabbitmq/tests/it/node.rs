@@ -10,8 +10,8 @@ use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
-    Action, Answer, Context, Counters, ErrorKind, Failure, Hazard, Pipeline, RetryPolicy,
-    Sink as _, Source as _,
+    ConfigRisk, Context, Counters, Disposition, ErrorKind, Failure, Pipeline, RetryPolicy,
+    SettleResult, Sink as _, Source as _,
 };
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, sleep, timeout};
@@ -139,7 +139,7 @@ async fn an_alarm_doubles_no_delayed_copy() {
         let store = MemoryStore::new();
         let pipeline = Pipeline::transactional(queue.source(SHORT), store.clone())
             .retry(retry.in_place(Duration::ZERO))
-            .allow(Hazard::NoDeadLetter)
+            .allow(ConfigRisk::NoDeadLetter)
             .shutdown(async {
                 let _ = stopped.await;
             });
@@ -239,8 +239,8 @@ async fn an_overdue_message_comes_again_and_its_old_receipt_is_worthless() {
             "the lease ended sooner than it said"
         );
         let again = receive(&source, 2).await;
-        for answer in settle(&source, &held, &Action::Ack).await {
-            assert!(matches!(answer, Answer::LeaseLost), "{answer:?}");
+        for answer in settle(&source, &held, &Disposition::Ack).await {
+            assert!(matches!(answer, SettleResult::LeaseLost), "{answer:?}");
         }
         ack(&source, &again).await;
         source.close().await.unwrap();
@@ -278,8 +278,8 @@ async fn source_and_sink_outlive_a_restart_of_the_broker() {
     back.dedup_by_key(|delivery| delivery.message.dedup_id.clone());
     assert_eq!(sorted(bodies(&back)), numbers(0..2));
     assert!(matches!(
-        settle(&source, &held, &Action::Ack).await[0],
-        Answer::LeaseLost
+        settle(&source, &held, &Disposition::Ack).await[0],
+        SettleResult::LeaseLost
     ));
     source.close().await.unwrap();
     sink.close().await.unwrap();
@@ -334,7 +334,7 @@ async fn nothing_stays_open() {
         let sink = sink();
         let _ = timeout(short, sink.publish(&[numbered(0)])).await;
         let _ = timeout(short, sink.close()).await;
-        let _ = timeout(short, source().inspect()).await;
+        let _ = timeout(short, source().queue_info()).await;
         if opened > 10 {
             break;
         }

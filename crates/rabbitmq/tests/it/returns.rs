@@ -10,14 +10,15 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use onlyonce_core::memory::MemoryStore;
 use onlyonce_core::{
-    Action, ErrorKind, Failure, Hazard, Message, Pipeline, RetryPolicy, Sink as _, Source as _,
+    ConfigRisk, Disposition, ErrorKind, Failure, Message, Pipeline, RetryPolicy, Sink as _,
+    Source as _,
 };
 use onlyonce_rabbitmq::RabbitSource;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
 const KINDS: [Kind; 2] = [Kind::Classic, Kind::Quorum];
-const NACK: Action = Action::Nack {
+const NACK: Disposition = Disposition::Nack {
     delay: Duration::ZERO,
 };
 /// More than RabbitMQ 4 forgives: it deletes at the 21st.
@@ -137,8 +138,8 @@ async fn work(
         }
     };
     let pipeline = Pipeline::at_least_once(source)
-        .allow(Hazard::NoDeadLetter)
-        .allow(Hazard::GivesUp)
+        .allow(ConfigRisk::NoDeadLetter)
+        .allow(ConfigRisk::GivesUp)
         .concurrency(1)
         .shutdown(async {
             let _ = stopped.await;
@@ -277,7 +278,7 @@ async fn what_another_queue_gave_up_on_begins_anew_and_is_not_lost() {
     let proxy = proxy().await;
     let source = queue.source("&quorum=true");
     // The limit is too low for a copy to take a message's place in time.
-    let why = source.inspect().await.unwrap().gives_up.unwrap();
+    let why = source.queue_info().await.unwrap().gives_up.unwrap();
     assert!(
         why.contains("delivery limit of 1") && why.contains("moves it"),
         "{why}"
@@ -322,7 +323,7 @@ async fn a_queue_that_cannot_keep_its_promise_is_refused_with_what_to_set() {
     ] {
         let source = queue.source(more);
         let received = receive_error(&source).await;
-        let inspected = source.inspect().await.unwrap_err();
+        let inspected = source.queue_info().await.unwrap_err();
         for error in [received, inspected] {
             assert_eq!(error.kind(), ErrorKind::Config, "{error}");
             assert!(
@@ -336,23 +337,26 @@ async fn a_queue_that_cannot_keep_its_promise_is_refused_with_what_to_set() {
     let low = [single(), ("x-delivery-limit", AMQPValue::LongInt(20))];
     let limited = Queue::declare("limited", Kind::Quorum, &low).await;
     let source = limited.source("&single_active_consumer=true&quorum=true");
-    let inspection = source.inspect().await.unwrap();
-    let why = inspection.gives_up.unwrap();
+    let info = source.queue_info().await.unwrap();
+    let why = info.gives_up.unwrap();
     assert!(
         why.contains("x-delivery-limit") && why.contains("deletes it"),
         "{why}"
     );
     let settings = |name: &str| {
-        let found = inspection.settings.iter().find(|(it, _)| it == name);
+        let found = info.settings.iter().find(|(it, _)| it == name);
         found.map(|(_, value)| value.as_str())
     };
     assert_eq!(settings("x-delivery-limit"), Some("20"));
     assert_eq!(settings("x-queue-type"), Some("quorum"));
-    let pipeline = Pipeline::at_least_once(source).allow(Hazard::NoDeadLetter);
+    let pipeline = Pipeline::at_least_once(source).allow(ConfigRisk::NoDeadLetter);
     let error = pipeline.run(async |_: bytes::Bytes| {}).await.unwrap_err();
-    assert!(error.to_string().contains("Hazard::GivesUp"), "{error}");
+    assert!(error.to_string().contains("ConfigRisk::GivesUp"), "{error}");
     // A message that has no successors can be renewed.
-    assert_eq!(limited.source("").inspect().await.unwrap().gives_up, None);
+    assert_eq!(
+        limited.source("").queue_info().await.unwrap().gives_up,
+        None
+    );
 }
 
 #[tokio::test]
@@ -364,9 +368,9 @@ async fn a_queue_that_is_deleted_is_waited_for_where_the_url_says_so() {
     assert_eq!(drain(&patient, 1).await, numbers(0..1));
     queue.delete().await;
     let gone = |error: &onlyonce_core::Error| error.kind() == ErrorKind::NotFound;
-    let error = other.inspect().await.unwrap_err();
+    let error = other.queue_info().await.unwrap_err();
     assert!(gone(&error) && !error.is_retryable(), "{error}");
-    let error = patient.inspect().await.unwrap_err();
+    let error = patient.queue_info().await.unwrap_err();
     assert!(gone(&error) && error.is_retryable(), "{error}");
     sleep(Duration::from_secs(1)).await;
     queue.declare_again(Kind::Classic, &[]).await;
@@ -394,7 +398,7 @@ async fn a_group_that_fills_the_prefetch_is_counted() {
                 .max_attempts(1_000)
                 .in_place(PATIENCE * 10),
         )
-        .allow(Hazard::NoDeadLetter)
+        .allow(ConfigRisk::NoDeadLetter)
         .run(|| async { Err::<(), _>(Failure::retry("always")) });
     let counted = async {
         while source.stalls() == 0 {

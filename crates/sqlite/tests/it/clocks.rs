@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{Action, Claimed, Held, Owner, Settlement, Sink, Source, Store};
+use onlyonce_core::{ClaimResult, Disposition, HeldClaim, Owner, Settlement, Sink, Source, Store};
 use onlyonce_sqlite::{SqliteQueue, SqliteStore};
 
 use crate::support::*;
@@ -25,13 +25,13 @@ const STEPS: [i64; 8] = [
     1_700_000_000 * SECOND,
 ];
 
-async fn claim_one(store: &SqliteStore, n: u64) -> Claimed {
+async fn claim_one(store: &SqliteStore, n: u64) -> ClaimResult {
     let claimed = store.claim(Owner::random(), &[claim(n)], LEASE).await;
     claimed.unwrap().remove(0)
 }
 
-fn is_busy(claimed: &Claimed) -> bool {
-    matches!(claimed, Claimed::Busy { retry_in } if *retry_in <= LEASE)
+fn is_busy(claimed: &ClaimResult) -> bool {
+    matches!(claimed, ClaimResult::InProgress { retry_in } if *retry_in <= LEASE)
 }
 
 #[tokio::test]
@@ -41,7 +41,7 @@ async fn a_claim_ends_one_lease_from_now_whatever_the_clock_does() {
         let store = SqliteStore::open(&scene.config()).await.unwrap();
         let first = token(&claim_one(&store, 1).await);
         scene.step(step);
-        let held = Held {
+        let held = HeldClaim {
             key: key(1),
             token: first,
         };
@@ -72,7 +72,10 @@ async fn a_record_is_kept_for_its_retention_whatever_the_clock_does() {
         }
         scene.pass(DAY - Duration::from_secs(1));
         assert_eq!(store.prune(10).await.unwrap(), 0, "{step}");
-        assert_eq!(claim_one(&store, 1).await, Claimed::Done { outcome: None });
+        assert_eq!(
+            claim_one(&store, 1).await,
+            ClaimResult::Completed { outcome: None }
+        );
         scene.pass(Duration::from_secs(1));
         assert_eq!(store.prune(10).await.unwrap(), 1, "{step}: kept too long");
     }
@@ -97,7 +100,7 @@ async fn the_queue_keeps_its_leases_delays_and_retention_whatever_the_clock_does
         let delay = Duration::from_secs(10);
         let nack = Settlement {
             receipt: again[0].receipt.clone(),
-            action: Action::Nack { delay },
+            disposition: Disposition::Nack { delay },
         };
         scene.step(-2 * step);
         assert!(queue.settle(&[nack]).await[0].is_applied());

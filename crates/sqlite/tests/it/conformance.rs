@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::DEAD_LETTER_REASON;
-use onlyonce_core::{Limit, Sink, Source, Store};
+use onlyonce_core::{ReceiveLimits, Sink, Source, Store};
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore, SqliteTx};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::store::StoreHarness;
@@ -57,7 +57,7 @@ impl SourceHarness for Queue {
     }
 
     async fn dead_letters(&self) -> Vec<DeadLettered> {
-        let limit = Limit {
+        let limit = ReceiveLimits {
             messages: 1000,
             per_group: usize::MAX,
             bytes: usize::MAX,

@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use onlyonce_core::{
-    Action, Claimed, Limit, Message, Owner, Settlement, Sink, Source, Store, Transaction,
-    TransactionalStore,
+    ClaimResult, Disposition, Message, Owner, ReceiveLimits, Settlement, Sink, Source, Store,
+    Transaction, TransactionalStore,
 };
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore};
 
@@ -85,8 +85,8 @@ async fn race(config: &Config) {
         let did = until(async || {
             let claimed = store.claim(owner, &[claim(n)], LEASE).await.unwrap();
             match &claimed[0] {
-                Claimed::Busy { .. } => None,
-                Claimed::Done { .. } => Some(false),
+                ClaimResult::InProgress { .. } => None,
+                ClaimResult::Completed { .. } => Some(false),
                 new => Some(effect(&store, n, new).await),
             }
         });
@@ -101,7 +101,7 @@ async fn take_effect(store: &SqliteStore, owner: Owner, n: u64) -> bool {
     effect(store, n, &claimed[0]).await
 }
 
-async fn effect(store: &SqliteStore, n: u64, claimed: &Claimed) -> bool {
+async fn effect(store: &SqliteStore, n: u64, claimed: &ClaimResult) -> bool {
     let mut tx = store.begin().await.unwrap();
     tx.execute("INSERT INTO effect VALUES (?1)", [n as i64])
         .await
@@ -121,7 +121,7 @@ async fn consume(config: &Config) {
             let text = String::from_utf8(delivery.message.body.to_vec()).unwrap();
             let ack = Settlement {
                 receipt: delivery.receipt,
-                action: Action::Ack,
+                disposition: Disposition::Ack,
             };
             assert!(queue.settle(&[ack]).await[0].is_applied());
             say(text.parse().unwrap());
@@ -178,7 +178,7 @@ async fn what_was_answered_survives_a_kill_with_its_effect() {
     // A record for each effect, and none without.
     let claims: Vec<_> = (0..effects.len() as u64 + 2).map(claim).collect();
     let claimed = store.claim(Owner::random(), &claims, LEASE).await.unwrap();
-    let is_done = |c: &&Claimed| matches!(c, Claimed::Done { .. });
+    let is_done = |c: &&ClaimResult| matches!(c, ClaimResult::Completed { .. });
     assert_eq!(claimed.iter().filter(is_done).count(), effects.len());
 }
 
@@ -200,7 +200,7 @@ async fn what_was_acked_stays_acked_after_a_kill_and_the_rest_comes_again() {
     let mut rest = BTreeSet::new();
     // The last one may have been acked and not said.
     while rest.len() + acked.len() < 299 {
-        let waiting = Limit {
+        let waiting = ReceiveLimits {
             wait: Duration::from_secs(10),
             ..limit(100)
         };
@@ -223,7 +223,7 @@ async fn a_waiting_receive_notices_what_another_process_publishes() {
     let file = dir.path().join("wait.db");
     let queue = SqliteQueue::open(&config(&file)).await.unwrap();
     let mut publisher = spawn("publish", &file);
-    let waiting = Limit {
+    let waiting = ReceiveLimits {
         wait: Duration::from_secs(60),
         ..limit(1)
     };

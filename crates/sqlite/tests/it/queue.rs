@@ -3,8 +3,8 @@
 use crate::support::*;
 use onlyonce_core::DEAD_LETTER_REASON;
 use onlyonce_core::{
-    Action, Answer, Delivery, ErrorKind, Limit, Message, Pipeline, Receipt, Settlement, Sink,
-    Source,
+    Delivery, Disposition, ErrorKind, Message, Pipeline, Receipt, ReceiveLimits, SettleResult,
+    Settlement, Sink, Source,
 };
 use onlyonce_sqlite::{SqliteQueue, SqliteStore, rusqlite};
 use std::sync::Arc;
@@ -29,23 +29,27 @@ fn texts(deliveries: &[Delivery]) -> Vec<String> {
     deliveries.iter().map(text).collect()
 }
 
-async fn settle(queue: &SqliteQueue, deliveries: &[Delivery], action: Action) -> Vec<Answer> {
+async fn settle(
+    queue: &SqliteQueue,
+    deliveries: &[Delivery],
+    disposition: Disposition,
+) -> Vec<SettleResult> {
     let settlement = |d: &Delivery| Settlement {
         receipt: d.receipt.clone(),
-        action: action.clone(),
+        disposition: disposition.clone(),
     };
     let batch: Vec<_> = deliveries.iter().map(settlement).collect();
     queue.settle(&batch).await
 }
 
-async fn applied(queue: &SqliteQueue, deliveries: &[Delivery], action: Action) {
-    for answer in settle(queue, deliveries, action).await {
+async fn applied(queue: &SqliteQueue, deliveries: &[Delivery], disposition: Disposition) {
+    for answer in settle(queue, deliveries, disposition).await {
         assert!(answer.is_applied(), "{answer:?}");
     }
 }
 
-fn nack(delay: Duration) -> Action {
-    Action::Nack { delay }
+fn nack(delay: Duration) -> Disposition {
+    Disposition::Nack { delay }
 }
 
 #[tokio::test]
@@ -65,7 +69,7 @@ async fn a_message_comes_back_whole() {
     assert_eq!(message.group, sent.group);
     assert!(message.published_at.is_some() && message.broker_id.is_some());
     assert_eq!(got[0].attempt, Some(1));
-    applied(&queue, &got, Action::Ack).await;
+    applied(&queue, &got, Disposition::Ack).await;
     scene.pass(DAY);
     assert!(receive(&queue, 10).await.is_empty());
 }
@@ -87,7 +91,7 @@ async fn a_group_waits_for_its_head_and_no_other_does() {
     assert_eq!(texts(&got), ["a1", "a2", "a3"]);
     assert_eq!(got[0].attempt, Some(2));
     // The middle one is given back with a delay, the head is done: the third waits behind the second.
-    applied(&queue, &got[..1], Action::Ack).await;
+    applied(&queue, &got[..1], Disposition::Ack).await;
     applied(&queue, &got[1..2], nack(Duration::from_secs(5))).await;
     applied(&queue, &got[2..], nack(Duration::ZERO)).await;
     assert!(receive(&queue, 10).await.is_empty());
@@ -123,18 +127,18 @@ async fn a_lease_that_ends_makes_the_old_receipt_worthless() {
     scene.pass(LEASE);
     let new = receive(&queue, 1).await;
     assert_eq!(new[0].attempt, Some(2));
-    for action in [
-        Action::Ack,
+    for disposition in [
+        Disposition::Ack,
         nack(Duration::ZERO),
-        Action::DeadLetter { reason: "x".into() },
+        Disposition::DeadLetter { reason: "x".into() },
     ] {
-        let answers = settle(&queue, &old, action).await;
-        assert!(matches!(answers[0], Answer::LeaseLost), "{answers:?}");
+        let answers = settle(&queue, &old, disposition).await;
+        assert!(matches!(answers[0], SettleResult::LeaseLost), "{answers:?}");
     }
     let answers = queue.extend(&[old[0].receipt.clone()], LEASE).await;
-    assert!(matches!(answers[0], Answer::LeaseLost), "{answers:?}");
+    assert!(matches!(answers[0], SettleResult::LeaseLost), "{answers:?}");
     assert!(receive(&queue, 1).await.is_empty(), "the new lease stands");
-    applied(&queue, &new, Action::Ack).await;
+    applied(&queue, &new, Disposition::Ack).await;
 }
 
 #[tokio::test]
@@ -149,8 +153,8 @@ async fn an_extended_lease_lasts() {
     assert!(receive(&queue, 1).await.is_empty());
     let foreign = Receipt::Handle("of another broker".into());
     let answers = queue.extend(&[foreign], LEASE).await;
-    assert!(matches!(answers[0], Answer::LeaseLost));
-    applied(&queue, &got, Action::Ack).await;
+    assert!(matches!(answers[0], SettleResult::LeaseLost));
+    applied(&queue, &got, Disposition::Ack).await;
 }
 
 #[tokio::test]
@@ -162,7 +166,7 @@ async fn dead_letters_keep_group_order_and_their_reason() {
     // In the wrong order, to see that theirs is kept.
     for i in [1, 0] {
         let reason = format!("no. {i}");
-        applied(&queue, &got[i..=i], Action::DeadLetter { reason }).await;
+        applied(&queue, &got[i..=i], Disposition::DeadLetter { reason }).await;
     }
     let dead = SqliteQueue::open(&scene.config().queue("orders.dead"))
         .await
@@ -196,8 +200,8 @@ async fn a_pipeline_does_not_start_on_dead_letters() {
     // Nobody's dead letters, whatever its name.
     let alone = scene.config().queue("alone.dead");
     let alone = SqliteQueue::open(&alone).await.unwrap();
-    let inspection = alone.inspect().await.unwrap();
-    assert_eq!(inspection.dead_letters_of, [""; 0]);
+    let info = alone.queue_info().await.unwrap();
+    assert_eq!(info.dead_letters_of, [""; 0]);
 }
 
 #[tokio::test]
@@ -231,14 +235,14 @@ async fn limits_on_bytes_and_messages_hold() {
     let scene = Scene::new();
     let queue = open(&scene).await;
     publish(&queue, &messages(&["12345", "12345", "12345"], None)).await;
-    let small = Limit {
+    let small = ReceiveLimits {
         messages: 10,
         per_group: usize::MAX,
         bytes: 10,
         wait: Duration::ZERO,
     };
     assert_eq!(queue.receive(small).await.unwrap().len(), 2);
-    let tiny = Limit { bytes: 1, ..small };
+    let tiny = ReceiveLimits { bytes: 1, ..small };
     assert_eq!(queue.receive(tiny).await.unwrap().len(), 1);
 }
 
@@ -249,7 +253,7 @@ async fn a_waiting_receive_is_woken_by_a_publish() {
     let waiting = tokio::spawn({
         let queue = Arc::clone(&queue);
         async move {
-            let limit = Limit {
+            let limit = ReceiveLimits {
                 wait: Duration::from_secs(60),
                 ..limit(1)
             };
@@ -270,8 +274,8 @@ async fn closing_gives_back_in_order() {
     Source::close(&first).await.unwrap();
     let error = first.receive(limit(1)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Closed);
-    let answers = settle(&first, &got, Action::Ack).await;
-    assert!(matches!(answers[0], Answer::LeaseLost), "{answers:?}");
+    let answers = settle(&first, &got, Disposition::Ack).await;
+    assert!(matches!(answers[0], SettleResult::LeaseLost), "{answers:?}");
     assert_eq!(texts(&receive(&second, 10).await), ["a1", "a2", "a3"]);
 }
 
@@ -335,7 +339,7 @@ async fn a_row_that_somebody_else_spoilt_holds_nobody_back() {
             "{change}: {reason:?}"
         );
         assert!(reason.is_none_or(|reason| reason.contains(malformed.unwrap())));
-        applied(&queue, &got, Action::Ack).await;
+        applied(&queue, &got, Disposition::Ack).await;
         assert!(receive(&queue, 10).await.is_empty(), "{change}");
     }
     // Given up at once, as too old or delivered too often.

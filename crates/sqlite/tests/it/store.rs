@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use bytes::Bytes;
-use onlyonce_core::{Claim, Claimed, Fenced, Fingerprint, Held, Owner, Store, Token};
+use onlyonce_core::{Claim, ClaimResult, Fenced, Fingerprint, HeldClaim, Owner, Store, Token};
 use onlyonce_sqlite::SqliteStore;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ async fn a_key_is_claimed_busy_then_done() {
     scene.pass(Duration::from_secs(10));
     assert_eq!(
         store.claim(b, &[claim(1)], LEASE).await.unwrap(),
-        [Claimed::Busy {
+        [ClaimResult::InProgress {
             retry_in: Duration::from_secs(20)
         }]
     );
@@ -25,7 +25,7 @@ async fn a_key_is_claimed_busy_then_done() {
     assert_eq!(store.complete(&[done.clone()]).await.unwrap(), [Ok(())]);
     assert_eq!(
         store.claim(b, &[claim(1)], LEASE).await.unwrap(),
-        [Claimed::Done {
+        [ClaimResult::Completed {
             outcome: Some(Bytes::from_static(b"receipt 7"))
         }]
     );
@@ -41,7 +41,10 @@ async fn a_batch_is_answered_as_if_one_by_one() {
         .claim(owner, &[claim(1), claim(1), claim(2)], LEASE)
         .await
         .unwrap();
-    assert!(matches!(answers[1], Claimed::Busy { .. }), "{answers:?}");
+    assert!(
+        matches!(answers[1], ClaimResult::InProgress { .. }),
+        "{answers:?}"
+    );
     assert!(token(&answers[2]) > token(&answers[0]));
     // In a later batch, the owner's own claim is taken over.
     let again = store.claim(owner, &[claim(1)], LEASE).await.unwrap();
@@ -60,7 +63,7 @@ async fn another_payload_is_a_conflict_whether_claimed_or_done() {
         fingerprint: Fingerprint::of(b"another"),
     };
     let claimed = store.claim(owner, &[claim(1)], LEASE).await.unwrap();
-    let conflict = [Claimed::Conflict];
+    let conflict = [ClaimResult::PayloadMismatch];
     assert_eq!(store.claim(owner, &[other], LEASE).await.unwrap(), conflict);
     let done = completion(1, token(&claimed[0]));
     assert_eq!(store.complete(&[done]).await.unwrap(), [Ok(())]);
@@ -73,35 +76,35 @@ async fn only_a_started_claim_that_expires_is_uncertain_and_stays_so() {
     let store = SqliteStore::open(&scene.config()).await.unwrap();
     let (a, b, c) = (Owner::random(), Owner::random(), Owner::random());
     let answers = store.claim(a, &[claim(1), claim(2)], LEASE).await.unwrap();
-    let started = Held {
+    let started = HeldClaim {
         key: key(2),
         token: token(&answers[1]),
     };
     assert_eq!(store.start(&[started]).await.unwrap(), [Ok(())]);
     scene.pass(LEASE);
-    let uncertain = |claimed: &Claimed| {
+    let in_doubt = |claimed: &ClaimResult| {
         matches!(
             claimed,
-            Claimed::New {
-                uncertain: Some(_),
+            ClaimResult::Acquired {
+                in_doubt: Some(_),
                 ..
             }
         )
     };
     let taken = store.claim(b, &[claim(1), claim(2)], LEASE).await.unwrap();
-    assert_eq!((uncertain(&taken[0]), uncertain(&taken[1])), (false, true));
+    assert_eq!((in_doubt(&taken[0]), in_doubt(&taken[1])), (false, true));
     assert_eq!(store.renew(&[started], LEASE).await.unwrap(), [Err(Fenced)]);
     // b dies before it starts: what a did is no more certain for that.
     scene.pass(LEASE);
     let taken = store.claim(c, &[claim(2)], LEASE).await.unwrap();
-    assert!(uncertain(&taken[0]));
-    let held = Held {
+    assert!(in_doubt(&taken[0]));
+    let held = HeldClaim {
         key: key(2),
         token: token(&taken[0]),
     };
     assert_eq!(store.release(&[held]).await.unwrap(), [Ok(())]);
     let taken = store.claim(a, &[claim(2)], LEASE).await.unwrap();
-    assert!(!uncertain(&taken[0]));
+    assert!(!in_doubt(&taken[0]));
 }
 
 #[tokio::test]
@@ -112,7 +115,7 @@ async fn an_expired_claim_that_nobody_took_is_renewed_and_completes() {
         .claim(Owner::random(), &[claim(1)], LEASE)
         .await
         .unwrap();
-    let held = Held {
+    let held = HeldClaim {
         key: key(1),
         token: token(&answers[0]),
     };
@@ -122,7 +125,7 @@ async fn an_expired_claim_that_nobody_took_is_renewed_and_completes() {
         .claim(Owner::random(), &[claim(1)], LEASE)
         .await
         .unwrap();
-    assert_eq!(busy, [Claimed::Busy { retry_in: LEASE }]);
+    assert_eq!(busy, [ClaimResult::InProgress { retry_in: LEASE }]);
     scene.pass(LEASE * 2);
     let done = completion(1, held.token);
     assert_eq!(store.complete(&[done]).await.unwrap(), [Ok(())]);
@@ -172,8 +175,14 @@ async fn records_are_pruned_when_their_retention_has_passed() {
     assert_eq!(store.prune(100).await.unwrap(), 2);
     assert_eq!(store.prune(100).await.unwrap(), 0);
     let again = store.claim(owner, &batch[4..6], LEASE).await.unwrap();
-    assert!(matches!(again[0], Claimed::New { .. }), "{again:?}");
-    assert!(matches!(again[1], Claimed::Done { .. }), "{again:?}");
+    assert!(
+        matches!(again[0], ClaimResult::Acquired { .. }),
+        "{again:?}"
+    );
+    assert!(
+        matches!(again[1], ClaimResult::Completed { .. }),
+        "{again:?}"
+    );
     // The claim that was never settled expired a day ago and is still known.
     let taken = store
         .claim(Owner::random(), &batch[9..], LEASE)

@@ -3,7 +3,8 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, UNIX_EPOCH};
 
 use onlyonce_core::{
-    Claim, Claimed, Completion, Fingerprint, Held, KeyDigest, Limit, Message, Token,
+    Claim, ClaimResult, Completion, Fingerprint, HeldClaim, KeyDigest, Message, ReceiveLimits,
+    Token,
 };
 use onlyonce_sqlite::Config;
 use tempfile::TempDir;
@@ -67,24 +68,24 @@ pub(crate) fn claim(n: u64) -> Claim {
     }
 }
 
-pub(crate) fn token(claimed: &Claimed) -> Token {
+pub(crate) fn token(claimed: &ClaimResult) -> Token {
     match claimed {
-        Claimed::New { token, .. } => *token,
+        ClaimResult::Acquired { token, .. } => *token,
         other => panic!("not new: {other:?}"),
     }
 }
 
 pub(crate) fn completion(n: u64, token: Token) -> Completion {
     Completion {
-        held: Held { key: key(n), token },
+        held: HeldClaim { key: key(n), token },
         fingerprint: Fingerprint::of(b"payload"),
         outcome: None,
         retention: DAY,
     }
 }
 
-pub(crate) fn limit(messages: usize) -> Limit {
-    Limit {
+pub(crate) fn limit(messages: usize) -> ReceiveLimits {
+    ReceiveLimits {
         messages,
         per_group: usize::MAX,
         bytes: 1 << 20,

@@ -1,10 +1,10 @@
-//! Transactions: turns, shared commits, what is undone and what is not.
+//! Transactions: turns, shared commits, what is rolled back and what is not.
 
 use crate::support::*;
 use onlyonce_core::memory::MemoryQueue;
 use onlyonce_core::{
-    Claimed, Error, ErrorKind, Fenced, Held, Message, Owner, Pipeline, RetryPolicy, Sink, Source,
-    State, Store, Transaction, TransactionalStore,
+    ClaimResult, Error, ErrorKind, Fenced, HeldClaim, Message, Owner, Pipeline, RetryPolicy, Sink,
+    Source, State, Store, Transaction, TransactionalStore,
 };
 use onlyonce_sqlite::{Database, SqliteQueue, SqliteStore, SqliteTx};
 use std::sync::Arc;
@@ -35,12 +35,12 @@ impl Stage {
         }
     }
 
-    async fn claim(&self, n: i64) -> Held {
+    async fn claim(&self, n: i64) -> HeldClaim {
         let claimed = self
             .store
             .claim(self.owner, &[claim(n as u64)], LEASE)
             .await;
-        Held {
+        HeldClaim {
             key: key(n as u64),
             token: token(&claimed.unwrap()[0]),
         }
@@ -71,7 +71,7 @@ impl Stage {
             .store
             .claim(Owner::random(), &[claim(n as u64)], LEASE)
             .await;
-        matches!(claimed.unwrap()[0], Claimed::Done { .. })
+        matches!(claimed.unwrap()[0], ClaimResult::Completed { .. })
     }
 }
 
@@ -89,7 +89,7 @@ async fn effect(tx: &mut SqliteTx, n: i64) {
     assert_eq!(inserted.unwrap(), 1);
 }
 
-async fn complete(tx: &mut SqliteTx, held: Held) -> Result<(), Fenced> {
+async fn complete(tx: &mut SqliteTx, held: HeldClaim) -> Result<(), Fenced> {
     let mut done = completion(0, held.token);
     done.held = held;
     tx.complete(&done).await.unwrap()
@@ -146,9 +146,9 @@ async fn a_stale_token_is_refused_and_its_effects_undone() {
     let mut tx = stage.begin().await;
     effect(&mut tx, 1).await;
     assert_eq!(complete(&mut tx, zombie).await, Err(Fenced));
-    // Another part of the same transaction is not touched by it.
+    // Another savepoint of the same transaction is not touched by it.
     effect(&mut tx, 2).await;
-    let live = Held {
+    let live = HeldClaim {
         key: key(1),
         token: token(&taken[0]),
     };
@@ -165,7 +165,7 @@ async fn a_part_is_undone_alone() {
     effect(&mut tx, 1).await;
     complete(&mut tx, held1).await.unwrap();
     effect(&mut tx, 2).await;
-    tx.undo().await.unwrap();
+    tx.rollback().await.unwrap();
     effect(&mut tx, 3).await;
     complete(&mut tx, held3).await.unwrap();
     effect(&mut tx, 4).await;
@@ -192,7 +192,7 @@ async fn dropping_undoes_all_of_it_and_nothing_else() {
     other.await.unwrap();
     assert_eq!(stage.effects().await, [2]);
     assert!(!stage.is_done(1).await && stage.is_done(2).await);
-    // Undone, the claim is still held, and the message can be tried again.
+    // Rolled back, the claim is still held, and the message can be tried again.
     let mut again = stage.begin().await;
     effect(&mut again, 1).await;
     complete(&mut again, held1).await.unwrap();
@@ -213,7 +213,7 @@ async fn after_a_dropped_call_only_undo_is_possible() {
     assert!(dropped.is_err());
     let error = tx.complete(&completion(1, held.token)).await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
-    tx.undo().await.unwrap();
+    tx.rollback().await.unwrap();
     effect(&mut tx, 2).await;
     complete(&mut tx, held).await.unwrap();
     tx.commit().await.unwrap();
@@ -272,7 +272,7 @@ async fn renewals_are_answered_during_a_turn_and_last() {
     let mut tx = stage.begin().await;
     effect(&mut tx, 1).await;
     // Both: the claim of the transaction itself, and a bystander's; a token that was never given is refused.
-    let wrong = Held {
+    let wrong = HeldClaim {
         token: onlyonce_core::Token(held2.token.0 + 100),
         ..held2
     };
@@ -280,7 +280,7 @@ async fn renewals_are_answered_during_a_turn_and_last() {
     let verdicts = stage.store.renew(&[held1, held2, wrong], LEASE).await;
     assert_eq!(verdicts.unwrap(), [Ok(()), Ok(()), Err(Fenced)]);
     stage.scene.pass(LEASE - Duration::from_secs(1));
-    // A claim waits for the turn to end; then it must find the renewed lease, though the transaction is undone.
+    // A claim waits for the turn to end; then it must find the renewed lease, though the transaction is rolled back.
     let rival = tokio::spawn({
         let store = stage.store.clone();
         async move {
@@ -291,7 +291,10 @@ async fn renewals_are_answered_during_a_turn_and_last() {
     tokio::task::yield_now().await;
     drop(tx);
     for answer in rival.await.unwrap() {
-        assert!(matches!(answer, Claimed::Busy { .. }), "{answer:?}");
+        assert!(
+            matches!(answer, ClaimResult::InProgress { .. }),
+            "{answer:?}"
+        );
     }
 }
 
@@ -321,7 +324,7 @@ async fn a_closure_cannot_end_the_transaction_or_touch_the_records() {
         "BEGIN",
         "SAVEPOINT mine",
         "RELEASE onlyonce_tx",
-        "ROLLBACK TO onlyonce_part",
+        "ROLLBACK TO onlyonce_savepoint",
         "PRAGMA journal_mode = DELETE",
         "PRAGMA query_only = 1",
         "PRAGMA foreign_keys = OFF",
@@ -386,8 +389,8 @@ async fn publishing_in_a_transaction_is_part_of_it() {
     let queue = SqliteQueue::open(&stage.scene.config()).await.unwrap();
     let held = stage.claim(1).await;
     let mut tx = stage.begin().await;
-    tx.publish(&queue, &[Message::new("undone")]).await.unwrap();
-    tx.undo().await.unwrap();
+    tx.publish(&queue, &[Message::new("rolled back")]).await.unwrap();
+    tx.rollback().await.unwrap();
     tx.publish(&queue, &[Message::new("kept")]).await.unwrap();
     complete(&mut tx, held).await.unwrap();
     tx.commit().await.unwrap();
@@ -448,7 +451,7 @@ async fn what_only_shared_a_refused_commit_is_done_again_and_the_refused_alone_f
     assert!(stage.is_done(2).await && !stage.is_done(1).await);
 }
 
-fn done(held: Held) -> onlyonce_core::Completion {
+fn done(held: HeldClaim) -> onlyonce_core::Completion {
     let mut done = completion(0, held.token);
     done.held = held;
     done
@@ -496,12 +499,12 @@ async fn sql_that_rolls_back_is_refused_and_leaves_nothing() {
     let refused = tx.with(swallowed).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused);
     assert!(refused.to_string().contains("OR ROLLBACK"), "{refused}");
-    // The same for whatever follows, until it is undone.
+    // The same for whatever follows, until it is rolled back.
     let later = tx.execute("INSERT INTO effect VALUES (3)", []).await;
     assert_eq!(later.unwrap_err().kind(), ErrorKind::Refused);
     let completed = tx.complete(&done(held)).await;
     assert_eq!(completed.unwrap_err().kind(), ErrorKind::Refused);
-    tx.undo().await.unwrap();
+    tx.rollback().await.unwrap();
     effect(&mut tx, 4).await;
     tx.complete_and_commit(&done(held)).await.unwrap().unwrap();
     assert_eq!(stage.effects().await, [4]);

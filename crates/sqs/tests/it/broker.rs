@@ -10,8 +10,8 @@ use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use bytes::Bytes;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
-    Action, Answer, Counters, DEAD_LETTER_REASON, Delivery, Error, ErrorKind, Failure, Hazard,
-    Message, Pipeline, Report, Settlement, Sink as _, Source, State,
+    ConfigRisk, Counters, DEAD_LETTER_REASON, Delivery, Disposition, Error, ErrorKind, Failure,
+    Message, Pipeline, Report, SettleResult, Settlement, Sink as _, Source, State,
 };
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use onlyonce_testkit::proxy::{Direction, Fault};
@@ -43,11 +43,11 @@ async fn ack(source: &dyn Source, deliveries: &[Delivery]) {
         .iter()
         .map(|delivery| Settlement {
             receipt: delivery.receipt.clone(),
-            action: Action::Ack,
+            disposition: Disposition::Ack,
         })
         .collect();
     for answer in source.settle(&settlements).await {
-        assert!(matches!(answer, Answer::Applied), "{answer:?}");
+        assert!(matches!(answer, SettleResult::Applied), "{answer:?}");
     }
 }
 
@@ -102,7 +102,7 @@ async fn a_queue_that_does_not_exist_is_said_to() {
 
 #[tokio::test]
 #[ignore = "needs both emulators: ./tests/run sqs"]
-async fn inspection_tells_what_decides_how_a_queue_behaves() {
+async fn queue_info_tells_what_decides_how_a_queue_behaves() {
     for emulator in [MiniStack, LocalStack] {
         let more = [
             (Attribute::MessageRetentionPeriod, "86400"),
@@ -111,16 +111,16 @@ async fn inspection_tells_what_decides_how_a_queue_behaves() {
             (Attribute::FifoThroughputLimit, "perMessageGroupId"),
         ];
         let queue = Queue::with(emulator, Kind::Fifo, 33, &more).await;
-        let inspection = queue.source().inspect().await.unwrap();
-        assert_eq!(inspection.lease, Some(Duration::from_secs(33)));
+        let info = queue.source().queue_info().await.unwrap();
+        assert_eq!(info.lease, Some(Duration::from_secs(33)));
         // With the four days of the dead-letter queue, and a redrive.
-        assert_eq!(inspection.retention, Some(Duration::from_secs(6 * 86_400)));
-        assert_eq!(inspection.max_deliveries, Some(1_000));
+        assert_eq!(info.retention, Some(Duration::from_secs(6 * 86_400)));
+        assert_eq!(info.max_deliveries, Some(1_000));
         let dead = format!(":dead-{}", queue.name);
-        assert!(inspection.dead_letter.unwrap().ends_with(&dead));
-        assert_eq!(inspection.dedup_window, Some(Duration::from_secs(300)));
-        assert_eq!(inspection.ordered, Some(true));
-        let settings: BTreeMap<_, _> = inspection.settings.into_iter().collect();
+        assert!(info.dead_letter.unwrap().ends_with(&dead));
+        assert_eq!(info.dedup_window, Some(Duration::from_secs(300)));
+        assert_eq!(info.ordered, Some(true));
+        let settings: BTreeMap<_, _> = info.settings.into_iter().collect();
         for (name, value) in [
             ("Type", "FIFO"),
             ("ContentBasedDeduplication", "true"),
@@ -136,17 +136,17 @@ async fn inspection_tells_what_decides_how_a_queue_behaves() {
         }
         let mut shorter = queue.config();
         shorter.visibility_timeout = Some(Duration::from_secs(7));
-        let inspection = SqsSource::new(shorter).unwrap().inspect().await.unwrap();
+        let info = SqsSource::new(shorter).unwrap().queue_info().await.unwrap();
         assert_eq!(
-            inspection.lease,
+            info.lease,
             Some(Duration::from_secs(7)),
             "the URL's comes first"
         );
 
         let standard = Queue::create(emulator, Kind::Standard, 30).await;
-        let inspection = standard.source().inspect().await.unwrap();
-        assert_eq!(inspection.ordered, Some(false));
-        assert_eq!(inspection.dedup_window, None);
+        let info = standard.source().queue_info().await.unwrap();
+        assert_eq!(info.ordered, Some(false));
+        assert_eq!(info.dedup_window, None);
     }
 }
 
@@ -329,7 +329,7 @@ async fn is_cut_off(emulator: Emulator) {
     assert_eq!(next[0].attempt, Some(2), "nobody had it in between");
     let back = Settlement {
         receipt: next[0].receipt.clone(),
-        action: Action::Nack {
+        disposition: Disposition::Nack {
             delay: Duration::ZERO,
         },
     };
@@ -449,7 +449,7 @@ async fn a_worker_does_not_start_on_its_own_dead_letter_queue() {
     let queue = Queue::create(LocalStack, Kind::Standard, 30).await;
     let dead = SqsSource::new(queue.dead_url.parse().unwrap()).unwrap();
     let refused = Pipeline::idempotent(dead, MemoryStore::new())
-        .allow(Hazard::NoDeadLetter)
+        .allow(ConfigRisk::NoDeadLetter)
         .run(async || {})
         .await
         .unwrap_err();

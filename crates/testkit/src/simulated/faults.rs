@@ -22,7 +22,7 @@ pub enum Call {
     Release,
     Begin,
     CompletePart,
-    Undo,
+    Rollback,
     Commit,
     Publish,
 }

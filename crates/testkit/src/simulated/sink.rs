@@ -1,6 +1,8 @@
 use async_trait::async_trait;
 use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{Action, Error, Limit, Message, Settlement, Sink, SinkInspection, Source as _};
+use onlyonce_core::{
+    Disposition, Error, Message, ReceiveLimits, Settlement, Sink, SinkInfo, Source as _,
+};
 use tokio::time::Duration;
 
 use super::faults::{Call, Faults};
@@ -45,7 +47,7 @@ impl DeadLetters {
     /// # Errors
     /// What the queue in memory says, if it was closed.
     pub async fn take_all(&self) -> Result<Vec<Message>, Error> {
-        let all = Limit {
+        let all = ReceiveLimits {
             messages: usize::MAX,
             per_group: usize::MAX,
             bytes: usize::MAX,
@@ -56,7 +58,7 @@ impl DeadLetters {
             .iter()
             .map(|delivery| Settlement {
                 receipt: delivery.receipt.clone(),
-                action: Action::Ack,
+                disposition: Disposition::Ack,
             })
             .collect();
         self.queue.settle(&acks).await;
@@ -81,7 +83,7 @@ impl Sink for Sender {
         self.queue.name()
     }
 
-    async fn check(&self) -> Result<SinkInspection, Error> {
+    async fn check(&self) -> Result<SinkInfo, Error> {
         self.queue.check().await
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::memory::MemoryQueue;
 use onlyonce_core::{
-    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Lease, Limit, Message,
-    Ordering, Receipt, Settlement, Source,
+    Capabilities, Delivery, Disposition, Error, ErrorKind, Lease, Message, Ordering, QueueInfo,
+    Receipt, ReceiveLimits, SettleResult, Settlement, Source,
 };
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
@@ -171,11 +171,11 @@ impl Consumer {
         end.is_some_and(|end| Instant::now() >= end + TICK)
     }
 
-    fn is_able(&self, action: &Action) -> bool {
-        match action {
-            Action::Ack => true,
-            Action::Nack { delay } => delay.is_zero() || self.able().delayed_nack,
-            Action::DeadLetter { .. } => self.able().dead_letter,
+    fn is_able(&self, disposition: &Disposition) -> bool {
+        match disposition {
+            Disposition::Ack => true,
+            Disposition::Nack { delay } => delay.is_zero() || self.able().delayed_nack,
+            Disposition::DeadLetter { .. } => self.able().dead_letter,
         }
     }
 
@@ -191,7 +191,7 @@ impl Consumer {
         }
     }
 
-    async fn fetch(&self, limit: Limit) -> Result<(), Error> {
+    async fn fetch(&self, limit: ReceiveLimits) -> Result<(), Error> {
         let disturbance = self.broker.faults.on(self.worker, Call::Receive);
         if disturbance.cut {
             self.cut();
@@ -235,14 +235,14 @@ impl Consumer {
     fn settling(
         &self,
         batch: Vec<(Settlement, Arc<Message>)>,
-    ) -> impl Future<Output = Vec<Answer>> + Send + 'static {
+    ) -> impl Future<Output = Vec<SettleResult>> + Send + 'static {
         let (queue, broker) = (self.channel().queue.clone(), self.broker.clone());
         async move {
             let (settlements, messages): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
             let answers = queue.settle(&settlements).await;
             let acked = settlements.iter().zip(messages).zip(&answers);
             for ((settlement, message), answer) in acked {
-                if settlement.action == Action::Ack && answer.is_applied() {
+                if settlement.disposition == Disposition::Ack && answer.is_applied() {
                     broker.acked(message);
                 }
             }
@@ -273,7 +273,7 @@ impl Source for Consumer {
         self.able()
     }
 
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.active().await;
         if self.channel().received.is_empty() {
             self.fetch(limit).await?;
@@ -288,7 +288,7 @@ impl Source for Consumer {
         Ok(handed)
     }
 
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let mut disturbance = self.broker.faults.on(self.worker, Call::Settle);
         if disturbance.cut {
             self.cut();
@@ -298,25 +298,33 @@ impl Source for Consumer {
             sleep(std::mem::take(&mut disturbance.before)).await;
         }
         let mut partial = disturbance.partial.take();
-        let mut answers: Vec<Option<Answer>> = Vec::with_capacity(batch.len());
+        let mut answers: Vec<Option<SettleResult>> = Vec::with_capacity(batch.len());
         let mut sent = Vec::new();
         for settlement in batch {
             let answer = match self.find(&settlement.receipt) {
-                None => Some(Answer::LeaseLost),
-                Some(_) if !self.is_able(&settlement.action) => Some(Answer::Unknown(refused())),
+                None => Some(SettleResult::LeaseLost),
+                Some(_) if !self.is_able(&settlement.disposition) => {
+                    Some(SettleResult::Unknown(refused()))
+                }
                 Some(_) if partial.as_mut().is_some_and(fastrand::Rng::bool) => {
-                    Some(Answer::Unknown(lost()))
+                    Some(SettleResult::Unknown(lost()))
                 }
                 Some(out) => {
                     // With a slow clock it cannot know.
                     if self.too_late(&out) && self.second <= 1.0 {
                         self.broker.late(self.worker, &out.message);
                     }
-                    let (receipt, action) = (out.receipt, settlement.action.clone());
+                    let (receipt, disposition) = (out.receipt, settlement.disposition.clone());
                     let label = out.message.label();
                     (self.broker.faults)
-                        .log(|| format!("worker {} settles {label}: {action:?}", self.worker));
-                    sent.push((Settlement { receipt, action }, out.message));
+                        .log(|| format!("worker {} settles {label}: {disposition:?}", self.worker));
+                    sent.push((
+                        Settlement {
+                            receipt,
+                            disposition,
+                        },
+                        out.message,
+                    ));
                     None
                 }
             };
@@ -330,7 +338,7 @@ impl Source for Consumer {
             // Written to the socket: nobody will ever say whether it arrived.
             let batch = batch.len();
             tokio::spawn(async move { send(&disturbance, request).await });
-            Ok((0..batch).map(|_| Answer::Applied).collect())
+            Ok((0..batch).map(|_| SettleResult::Applied).collect())
         };
         if breaks {
             // TCP loses nothing but connections.
@@ -339,9 +347,12 @@ impl Source for Consumer {
         merge(answers, replies)
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         if !self.able().extend {
-            return batch.iter().map(|_| Answer::Unknown(refused())).collect();
+            return batch
+                .iter()
+                .map(|_| SettleResult::Unknown(refused()))
+                .collect();
         }
         let mut disturbance = self.broker.faults.on(self.worker, Call::Extend);
         let mut partial = disturbance.partial.take();
@@ -349,9 +360,9 @@ impl Source for Consumer {
         let mut sent = Vec::new();
         for receipt in batch {
             answers.push(match self.find(receipt) {
-                None => Some(Answer::LeaseLost),
+                None => Some(SettleResult::LeaseLost),
                 Some(_) if partial.as_mut().is_some_and(fastrand::Rng::bool) => {
-                    Some(Answer::Unknown(lost()))
+                    Some(SettleResult::Unknown(lost()))
                 }
                 Some(out) => {
                     sent.push(out.receipt);
@@ -372,16 +383,16 @@ impl Source for Consumer {
         merge(answers, replies)
     }
 
-    async fn inspect(&self) -> Result<Inspection, Error> {
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
         let queue = self.channel().queue.clone();
-        let mut inspection = queue.inspect().await?;
+        let mut info = queue.queue_info().await?;
         let able = self.able();
         // One queue, whose keys a seed gives again.
-        inspection.identity = Some(self.name().into());
-        inspection.lease = able.timed_lease.then_some(self.broker.settings.lease);
-        inspection.dead_letter = inspection.dead_letter.filter(|_| able.dead_letter);
-        inspection.ordered = Some(able.ordering != Ordering::None);
-        Ok(inspection)
+        info.identity = Some(self.name().into());
+        info.lease = able.timed_lease.then_some(self.broker.settings.lease);
+        info.dead_letter = info.dead_letter.filter(|_| able.dead_letter);
+        info.ordered = Some(able.ordering != Ordering::None);
+        Ok(info)
     }
 
     async fn close(&self) -> Result<(), Error> {
@@ -402,14 +413,17 @@ impl Source for Consumer {
 }
 
 /// Fills in, in order, what the server answered.
-fn merge(answers: Vec<Option<Answer>>, replies: Result<Vec<Answer>, Error>) -> Vec<Answer> {
+fn merge(
+    answers: Vec<Option<SettleResult>>,
+    replies: Result<Vec<SettleResult>, Error>,
+) -> Vec<SettleResult> {
     let (mut replies, error) = match replies {
         Ok(replies) => (replies.into_iter(), lost()),
         Err(error) => (Vec::new().into_iter(), error),
     };
     let mut reply = || {
         let reply = replies.next();
-        reply.unwrap_or_else(|| Answer::Unknown(repeat(&error)))
+        reply.unwrap_or_else(|| SettleResult::Unknown(repeat(&error)))
     };
     let filled = answers
         .into_iter()

@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::memory::MemoryStore;
 use onlyonce_core::{
-    Claim, Claimed, Completion, Error, Held, KeyDigest, Owner, Store, Token, TransactionalStore,
-    Verdicts,
+    Claim, ClaimResult, Completion, Error, HeldClaim, KeyDigest, Owner, Store, Token,
+    TransactionalStore, Verdicts,
 };
 
 use super::faults::{Call, Faults};
@@ -69,7 +69,7 @@ impl Storage {
     }
 
     /// Where a promise about the store was broken: a token that was not higher than the one before, one that counted
-    /// although it was not the newest, a commit of what should have been undone.
+    /// although it was not the newest, a commit of what should have been rolled back.
     #[must_use]
     pub fn breaches(&self) -> Vec<String> {
         self.seen().breaches.clone()
@@ -79,11 +79,11 @@ impl Storage {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claimed(&self, worker: u64, batch: &[Claim], answers: &[Claimed]) {
+    fn claimed(&self, worker: u64, batch: &[Claim], answers: &[ClaimResult]) {
         let mut seen = self.seen();
         for (claim, answer) in batch.iter().zip(answers) {
             (self.faults).log(|| format!("worker {worker} claims {:?}: {answer:?}", claim.key));
-            if let Claimed::New { token, .. } = answer
+            if let ClaimResult::Acquired { token, .. } = answer
                 && let Some(before) = seen.newest.insert(claim.key, *token)
                 && before >= *token
             {
@@ -94,7 +94,7 @@ impl Storage {
     }
 
     /// The store accepted this token.
-    pub(super) fn accepted(&self, what: &str, held: &Held) {
+    pub(super) fn accepted(&self, what: &str, held: &HeldClaim) {
         let mut seen = self.seen();
         if seen.newest.get(&held.key) != Some(&held.token) {
             let token = held.token;
@@ -108,7 +108,7 @@ impl Storage {
         self.seen().breaches.push(what.into());
     }
 
-    fn accepted_all(&self, what: &str, batch: &[Held], verdicts: &Verdicts) {
+    fn accepted_all(&self, what: &str, batch: &[HeldClaim], verdicts: &Verdicts) {
         let accepted = batch.iter().zip(verdicts).filter(|(_, v)| v.is_ok());
         accepted.for_each(|(held, _)| self.accepted(what, held));
     }
@@ -177,7 +177,7 @@ impl Store for Connection {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         let (storage, worker) = (self.storage.clone(), self.worker);
         let (batch, lease) = (batch.to_vec(), self.lease(lease));
         self.call(Call::Claim, async move {
@@ -188,7 +188,7 @@ impl Store for Connection {
         .await
     }
 
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         let (storage, batch) = (self.storage.clone(), batch.to_vec());
         let lease = self.lease(lease);
         self.call(Call::Renew, async move {
@@ -199,7 +199,7 @@ impl Store for Connection {
         .await
     }
 
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         let (storage, batch) = (self.storage.clone(), batch.to_vec());
         for held in &batch {
             let mut seen = storage.seen();
@@ -217,7 +217,7 @@ impl Store for Connection {
         let (storage, batch) = (self.storage.clone(), batch.to_vec());
         self.call(Call::Complete, async move {
             let verdicts = storage.records.complete(&batch).await?;
-            let held: Vec<Held> = batch.iter().map(|one| one.held).collect();
+            let held: Vec<HeldClaim> = batch.iter().map(|one| one.held).collect();
             storage.accepted_all("complete", &held, &verdicts);
             let recorded = held.iter().zip(&verdicts).filter(|(_, v)| v.is_ok());
             storage
@@ -229,7 +229,7 @@ impl Store for Connection {
         .await
     }
 
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         let (storage, batch) = (self.storage.clone(), batch.to_vec());
         self.call(Call::Release, async move {
             let verdicts = storage.records.release(&batch).await?;

@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::memory::MemoryTx;
-use onlyonce_core::{Completion, Error, Fenced, Held, Transaction};
+use onlyonce_core::{Completion, Error, Fenced, HeldClaim, Transaction};
 
 use super::faults::Call;
 use super::store::Connection;
@@ -11,8 +11,8 @@ use super::store::Connection;
 pub struct Tx {
     inner: MemoryTx,
     connection: Connection,
-    completed: Vec<Held>,
-    /// Whether the current part has written anything.
+    completed: Vec<HeldClaim>,
+    /// Whether the current savepoint has written anything.
     open: bool,
 }
 
@@ -26,7 +26,7 @@ impl Tx {
         }
     }
 
-    /// Adds an effect to the current part.
+    /// Adds an effect to the current savepoint.
     pub fn push(&mut self, effect: impl Into<Bytes>) {
         self.open = true;
         self.inner.push(effect);
@@ -39,7 +39,7 @@ impl Transaction for Tx {
         let passed = self.connection.pass(Call::CompletePart).await;
         self.open = false;
         if let Err(error) = passed {
-            self.inner.undo().await?;
+            self.inner.rollback().await?;
             return Err(error);
         }
         let verdict = self.inner.complete(completion).await?;
@@ -49,10 +49,10 @@ impl Transaction for Tx {
         Ok(verdict)
     }
 
-    async fn undo(&mut self) -> Result<(), Error> {
-        self.connection.pass(Call::Undo).await?;
+    async fn rollback(&mut self) -> Result<(), Error> {
+        self.connection.pass(Call::Rollback).await?;
         self.open = false;
-        self.inner.undo().await
+        self.inner.rollback().await
     }
 
     /// A commit that is under way arrives even if its worker is gone.
@@ -60,7 +60,7 @@ impl Transaction for Tx {
         let (inner, completed) = (self.inner, self.completed);
         let storage = self.connection.storage().clone();
         if self.open {
-            storage.breach("a transaction was committed with a part that had not ended");
+            storage.breach("a transaction was committed with a savepoint that had not ended");
         }
         self.connection
             .call(Call::Commit, async move {

@@ -2,15 +2,15 @@
 
 use onlyonce_core::memory::MemoryStore;
 use onlyonce_core::{
-    Claim, Claimed, DedupKey, Fingerprint, KeyDigest, Owner, Scope, Source, Store as _,
+    Claim, ClaimResult, DedupKey, Fingerprint, KeyDigest, Owner, Scope, Source, Store as _,
 };
 
 use super::SourceHarness;
 use super::tools::*;
 
 async fn identity(source: &dyn Source) -> String {
-    let inspection = source.inspect().await.expect("it can be inspected");
-    let identity = inspection.identity.expect("it tells its identity");
+    let info = source.queue_info().await.expect("it can be inspected");
+    let identity = info.identity.expect("it tells its identity");
     assert!(!identity.is_empty());
     identity
 }
@@ -50,6 +50,9 @@ pub async fn namesake_is_another_queue(harness: &dyn SourceHarness) {
             .claim(Owner::random(), &[claim], harness.lease())
             .await;
         let claimed = claimed.expect("the store is there");
-        assert!(matches!(claimed[0], Claimed::New { .. }), "{claimed:?}");
+        assert!(
+            matches!(claimed[0], ClaimResult::Acquired { .. }),
+            "{claimed:?}"
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Who owns a delivery, and until when.
 
-use onlyonce_core::Action;
+use onlyonce_core::Disposition;
 use tokio::time::{Instant, sleep};
 
 use super::SourceHarness;
@@ -9,12 +9,12 @@ use super::tools::*;
 /// The live queue tells its lease, or that it cannot be read.
 pub async fn inspect_tells_the_lease(harness: &dyn SourceHarness) {
     let source = harness.source().await;
-    let inspection = source.inspect().await.expect("the queue can be read");
-    if source.capabilities().timed_lease && inspection.unknown.is_empty() {
-        assert_eq!(inspection.lease, Some(harness.lease()));
+    let info = source.queue_info().await.expect("the queue can be read");
+    if source.capabilities().timed_lease && info.unknown.is_empty() {
+        assert_eq!(info.lease, Some(harness.lease()));
     }
-    if source.capabilities().dead_letter && inspection.unknown.is_empty() {
-        assert!(inspection.dead_letter.is_some(), "where dead letters go");
+    if source.capabilities().dead_letter && info.unknown.is_empty() {
+        assert!(info.dead_letter.is_some(), "where dead letters go");
     }
 }
 
@@ -28,7 +28,7 @@ pub async fn expired_lease_redelivers(harness: &dyn SourceHarness) {
         assert_eq!(held.lease.until, None, "without a clock there is no end");
         sleep(harness.lease()).await;
         nothing(harness, &*second).await;
-        return applied(&*first, &[held], &Action::Ack).await;
+        return applied(&*first, &[held], &Disposition::Ack).await;
     }
     let until = held.lease.until.expect("a timed lease has an end");
     assert!(
@@ -44,7 +44,7 @@ pub async fn expired_lease_redelivers(harness: &dyn SourceHarness) {
     if first.capabilities().counts_attempts {
         assert_eq!(again.attempt, Some(2));
     }
-    applied(&*second, &[again], &Action::Ack).await;
+    applied(&*second, &[again], &Disposition::Ack).await;
 }
 
 /// An extended lease outlives its first end, and ends at the new one.
@@ -55,7 +55,7 @@ pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
     let longer = harness.lease() * 2;
     if !first.capabilities().extend {
         unsupported(&first.extend(&receipts(&held), longer).await);
-        return applied(&*first, &held, &Action::Ack).await;
+        return applied(&*first, &held, &Disposition::Ack).await;
     }
     let mut until = Instant::now() + harness.lease();
     // Half-way, and again half-way into the extension.
@@ -69,7 +69,7 @@ pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
     nothing(harness, &*second).await;
     let again = [collect_one(harness, &*second).await];
     assert!(Instant::now() + CLOCKS >= until, "it came again too soon");
-    applied(&*second, &again, &Action::Ack).await;
+    applied(&*second, &again, &Disposition::Ack).await;
 }
 
 /// Whoever lost a delivery can no longer touch it: not settle it, not extend it, not take it from its new owner.
@@ -81,8 +81,8 @@ pub async fn late_settlement_disturbs_nobody(harness: &dyn SourceHarness) {
     }
     let lost = [collect_one(harness, &*first).await];
     let held = [collect_one(harness, &*second).await];
-    for action in [NACK, Action::Ack] {
-        lease_lost(&*first, &settle(&*first, &lost, &action).await);
+    for disposition in [NACK, Disposition::Ack] {
+        lease_lost(&*first, &settle(&*first, &lost, &disposition).await);
     }
     if first.capabilities().extend {
         let answers = first.extend(&receipts(&lost), harness.lease()).await;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onlyonce_core::{Action, Answer, ErrorKind, Ordering, Source};
+use onlyonce_core::{Disposition, ErrorKind, Ordering, SettleResult, Source};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::SourceHarness;
@@ -23,8 +23,8 @@ pub async fn close_gives_back(harness: &dyn SourceHarness) {
     let error = first.receive(limit(1, Duration::ZERO)).await;
     let error = error.expect_err("a closed source receives nothing");
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
-    for answer in settle(&*first, &held, &Action::Ack).await {
-        assert!(matches!(answer, Answer::LeaseLost), "{answer:?}");
+    for answer in settle(&*first, &held, &Disposition::Ack).await {
+        assert!(matches!(answer, SettleResult::LeaseLost), "{answer:?}");
     }
     let back = drain(harness, &*second, 4).await;
     let until = held[0].lease.until;
@@ -60,7 +60,7 @@ pub async fn dropped_receive_loses_nothing(harness: &dyn SourceHarness) {
             let Ok(got) = timeout(short, receive).await else {
                 continue;
             };
-            applied(&*source, &got, &Action::Ack).await;
+            applied(&*source, &got, &Disposition::Ack).await;
             for body in bodies_of(&got) {
                 missing.remove(&body);
             }
@@ -83,7 +83,7 @@ async fn share(
     while read(&seen) < count && Instant::now() < deadline {
         let got = receive(&*source, limit(3, Duration::from_millis(100))).await;
         seen.lock().expect("no panic").extend(bodies_of(&got));
-        applied(&*source, &got, &Action::Ack).await;
+        applied(&*source, &got, &Disposition::Ack).await;
     }
 }
 
@@ -122,14 +122,14 @@ pub async fn broken_connection_gives_back(harness: &dyn SourceHarness) {
     }
     if source.capabilities().timed_lease {
         // The leases may have survived, so whatever is not acked must come back.
-        let answers = settle(&*source, &old, &Action::Ack).await;
+        let answers = settle(&*source, &old, &Disposition::Ack).await;
         let rest = answers.iter().filter(|answer| !answer.is_applied()).count();
         drain(harness, &*source, rest).await;
     } else {
         let new = collect(harness, &*source, 3).await;
         assert_eq!(sorted(bodies_of(&new)), ["m1", "m2", "m3"]);
-        for answer in settle(&*source, &old, &Action::Ack).await {
-            assert!(matches!(answer, Answer::LeaseLost), "{answer:?}");
+        for answer in settle(&*source, &old, &Disposition::Ack).await {
+            assert!(matches!(answer, SettleResult::LeaseLost), "{answer:?}");
         }
         for delivery in &old {
             let lost = delivery.lease.lost.as_ref();

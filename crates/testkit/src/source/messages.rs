@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{Action, Message, Ordering};
+use onlyonce_core::{Disposition, Message, Ordering};
 use tokio::time::{Instant, sleep};
 
 use super::SourceHarness;
@@ -29,7 +29,7 @@ pub async fn message_survives_the_queue(harness: &dyn SourceHarness) {
     assert_eq!(delivery.malformed, None);
     let attempt = source.capabilities().counts_attempts.then_some(1);
     assert_eq!(delivery.attempt, attempt, "attempts are counted from 1");
-    applied(&*source, &[delivery], &Action::Ack).await;
+    applied(&*source, &[delivery], &Disposition::Ack).await;
 }
 
 async fn body_survives(harness: &dyn SourceHarness, size: usize) {
@@ -40,7 +40,7 @@ async fn body_survives(harness: &dyn SourceHarness, size: usize) {
     let delivery = collect_one(harness, &*source).await;
     assert_eq!(delivery.message.body.len(), size);
     assert!(delivery.message.body == sent, "the body was changed");
-    applied(&*source, &[delivery], &Action::Ack).await;
+    applied(&*source, &[delivery], &Disposition::Ack).await;
 }
 
 /// A message without a payload is a message.
@@ -77,7 +77,7 @@ pub async fn receive_wakes_when_a_message_comes(harness: &dyn SourceHarness) {
     publish(harness, &numbered("m", 1)).await;
     let got = waits.await.expect("no panic").expect("it is open");
     assert_eq!(bodies_of(&got), ["m1"]);
-    applied(&*source, &got, &Action::Ack).await;
+    applied(&*source, &got, &Disposition::Ack).await;
 }
 
 /// Neither more messages nor, but for the last one, more bytes than asked for.
@@ -89,7 +89,7 @@ pub async fn receive_respects_its_limit(harness: &dyn SourceHarness) {
     let mut limit = limit(3, harness.patience());
     let got = source.receive(limit).await.expect("it is open");
     assert!((1..=3).contains(&got.len()), "{} of at most 3", got.len());
-    applied(&*source, &got, &Action::Ack).await;
+    applied(&*source, &got, &Disposition::Ack).await;
 
     (limit.messages, limit.bytes) = (7, 2 * BODY);
     let got = source.receive(limit).await.expect("it is open");

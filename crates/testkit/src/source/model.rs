@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{Action, Answer, Delivery, Message, Ordering, Sink, Source};
+use onlyonce_core::{Delivery, Disposition, Message, Ordering, SettleResult, Sink, Source};
 use tokio::time::sleep;
 
 use super::SourceHarness;
@@ -15,7 +15,7 @@ use crate::random::histories;
 const STEPS: usize = 40;
 
 /// A delivery that was not settled by us, and may have expired.
-struct Held {
+struct Unsettled {
     delivery: Delivery,
     consumer: usize,
     /// No later delivery of the same message has been seen.
@@ -33,7 +33,7 @@ struct History<'a> {
     published: usize,
     /// What was published and not acked, in that order, and its group.
     alive: BTreeMap<String, Option<String>>,
-    held: Vec<Held>,
+    held: Vec<Unsettled>,
 }
 
 impl History<'_> {
@@ -79,7 +79,7 @@ impl History<'_> {
                 held.newest &= body(&held.delivery.message) != text;
             }
             let newest = true;
-            self.held.push(Held {
+            self.held.push(Unsettled {
                 delivery,
                 consumer,
                 newest,
@@ -112,18 +112,18 @@ impl History<'_> {
         let n = self.held.len() - 1 - self.rng.usize(..self.held.len().min(8));
         let held = self.held.swap_remove(n);
         let source = self.consumers[held.consumer].clone();
-        let action = if self.rng.u8(..3) == 0 {
+        let disposition = if self.rng.u8(..3) == 0 {
             NACK
         } else {
-            Action::Ack
+            Disposition::Ack
         };
-        let answer = settle(&*source, std::slice::from_ref(&held.delivery), &action).await;
+        let answer = settle(&*source, std::slice::from_ref(&held.delivery), &disposition).await;
         let text = body(&held.delivery.message);
         match &answer[0] {
-            Answer::Applied if source.capabilities().confirms_settle => {
+            SettleResult::Applied if source.capabilities().confirms_settle => {
                 assert!(held.newest, "{text} had been delivered again");
             }
-            Answer::LeaseLost => {
+            SettleResult::LeaseLost => {
                 let timed = source.capabilities().timed_lease;
                 assert!(
                     timed || !held.newest || held.went_back,
@@ -131,20 +131,20 @@ impl History<'_> {
                 );
                 return;
             }
-            Answer::Applied => self.goes_back_with(&held, &action),
-            Answer::Unknown(error) => panic!("{action:?} of {text}: {error}"),
+            SettleResult::Applied => self.goes_back_with(&held, &disposition),
+            SettleResult::Unknown(error) => panic!("{disposition:?} of {text}: {error}"),
         }
-        if held.newest && action == Action::Ack {
+        if held.newest && disposition == Disposition::Ack {
             self.alive.remove(&text);
         }
     }
 
     /// A source that cannot give back one message of a group in its place gives back all that it holds.
-    fn goes_back_with(&mut self, given_back: &Held, action: &Action) {
+    fn goes_back_with(&mut self, given_back: &Unsettled, disposition: &Disposition) {
         let source = &self.consumers[given_back.consumer];
         let alone = source.capabilities().ordering != Ordering::Delivery
             || given_back.delivery.message.group.is_none();
-        if *action == Action::Ack || alone {
+        if *disposition == Disposition::Ack || alone {
             return;
         }
         for held in &mut self.held {

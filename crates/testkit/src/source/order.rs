@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onlyonce_core::{Action, Ordering};
+use onlyonce_core::{Disposition, Ordering};
 use tokio::time::sleep;
 
 use super::SourceHarness;
@@ -50,7 +50,7 @@ pub async fn group_waits_while_its_head_is_leased(harness: &dyn SourceHarness) {
     }
     nothing(harness, &*first).await;
     nothing(harness, &*second).await;
-    applied(&*first, &head, &Action::Ack).await;
+    applied(&*first, &head, &Disposition::Ack).await;
     assert_eq!(drain(harness, &*second, 2).await, ["a2", "a3"]);
 }
 
@@ -90,7 +90,7 @@ pub async fn blocked_group_stalls_no_other(harness: &dyn SourceHarness) {
     assert_eq!(bodies_of(&head), ["a1"]);
     let delay = harness.lease();
     if capabilities.delayed_nack {
-        applied(&*source, &head, &Action::Nack { delay }).await;
+        applied(&*source, &head, &Disposition::Nack { delay }).await;
     }
     publish(harness, &grouped("b", 3)).await;
     publish(harness, &numbered("free", 2)).await;

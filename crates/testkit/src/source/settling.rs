@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{Action, Answer, Receipt, Settlement};
+use onlyonce_core::{Disposition, Receipt, SettleResult, Settlement};
 use tokio::time::{Instant, sleep};
 
 use super::SourceHarness;
@@ -43,15 +43,15 @@ pub async fn delayed_nack_waits(harness: &dyn SourceHarness) {
     let delay = harness.lease() * 2;
     let held = [collect_one(harness, &*source).await];
     if !source.capabilities().delayed_nack {
-        unsupported(&settle(&*source, &held, &Action::Nack { delay }).await);
-        return applied(&*source, &held, &Action::Ack).await;
+        unsupported(&settle(&*source, &held, &Disposition::Nack { delay }).await);
+        return applied(&*source, &held, &Disposition::Ack).await;
     }
     let begun = Instant::now();
-    applied(&*source, &held, &Action::Nack { delay }).await;
+    applied(&*source, &held, &Disposition::Nack { delay }).await;
     let again = [collect_one(harness, &*source).await];
     let took = begun.elapsed();
     assert!(took + CLOCKS >= delay, "{took:?} instead of {delay:?}");
-    applied(&*source, &again, &Action::Ack).await;
+    applied(&*source, &again, &Disposition::Ack).await;
 }
 
 /// Settling twice does nothing, and breaks nothing.
@@ -59,11 +59,11 @@ pub async fn second_ack_is_harmless(harness: &dyn SourceHarness) {
     publish(harness, &numbered("m", 2)).await;
     let source = harness.source().await;
     let held = collect(harness, &*source, 2).await;
-    applied(&*source, &held[..1], &Action::Ack).await;
-    let again = settle(&*source, &held[..1], &Action::Ack).await;
-    let harmless = matches!(again[0], Answer::Applied | Answer::LeaseLost);
+    applied(&*source, &held[..1], &Disposition::Ack).await;
+    let again = settle(&*source, &held[..1], &Disposition::Ack).await;
+    let harmless = matches!(again[0], SettleResult::Applied | SettleResult::LeaseLost);
     assert!(harmless, "{again:?}");
-    applied(&*source, &held[1..], &Action::Ack).await;
+    applied(&*source, &held[1..], &Disposition::Ack).await;
     nothing(harness, &*source).await;
 }
 
@@ -89,14 +89,14 @@ pub async fn bad_receipt_affects_only_itself(harness: &dyn SourceHarness) {
     publish(harness, &numbered("m", 3)).await;
     let source = harness.source().await;
     let held = collect(harness, &*source, 3).await;
-    applied(&*source, &held[..1], &Action::Ack).await;
+    applied(&*source, &held[..1], &Disposition::Ack).await;
 
     let mut receipts = receipts(&held);
     let bogus = bogus(&receipts[1]);
     receipts.splice(2..2, bogus.clone());
     let ack = |receipt| Settlement {
         receipt,
-        action: Action::Ack,
+        disposition: Disposition::Ack,
     };
     let batch: Vec<_> = receipts.into_iter().map(ack).collect();
     let answers = source.settle(&batch).await;
@@ -123,7 +123,7 @@ pub async fn acks_settle_nothing_but_themselves(harness: &dyn SourceHarness) {
     let mut held = collect(harness, &*source, 6).await;
     held.sort_by_key(|delivery| body(&delivery.message));
     for chosen in [5, 1, 3] {
-        applied(&*source, &held[chosen..=chosen], &Action::Ack).await;
+        applied(&*source, &held[chosen..=chosen], &Disposition::Ack).await;
     }
     source.close().await.expect("it closes");
     let other = harness.source().await;
@@ -140,13 +140,13 @@ pub async fn dead_letter_keeps_its_reason(harness: &dyn SourceHarness) {
     let mut held = collect(harness, &*source, 2).await;
     held.sort_by_key(|delivery| body(&delivery.message));
     let reason = REASON.to_owned();
-    let bury = Action::DeadLetter { reason };
+    let dead_letter = Disposition::DeadLetter { reason };
     if !source.capabilities().dead_letter {
-        unsupported(&settle(&*source, &held, &bury).await);
-        return applied(&*source, &held, &Action::Ack).await;
+        unsupported(&settle(&*source, &held, &dead_letter).await);
+        return applied(&*source, &held, &Disposition::Ack).await;
     }
-    applied(&*source, &held[..1], &bury).await;
-    applied(&*source, &held[1..], &Action::Ack).await;
+    applied(&*source, &held[..1], &dead_letter).await;
+    applied(&*source, &held[1..], &Disposition::Ack).await;
     nothing(harness, &*source).await;
 
     let deadline = Instant::now() + harness.patience();

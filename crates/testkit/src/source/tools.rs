@@ -1,19 +1,21 @@
 use std::time::Duration;
 
-use onlyonce_core::{Action, Answer, Delivery, Limit, Message, Receipt, Settlement, Source};
+use onlyonce_core::{
+    Delivery, Disposition, Message, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
+};
 use tokio::time::{Instant, sleep};
 
 use super::SourceHarness;
 
-pub(super) const NACK: Action = Action::Nack {
+pub(super) const NACK: Disposition = Disposition::Nack {
     delay: Duration::ZERO,
 };
 
 /// How far two clocks that run at the same rate may disagree.
 pub(super) const CLOCKS: Duration = Duration::from_millis(20);
 
-pub(super) fn limit(messages: usize, wait: Duration) -> Limit {
-    Limit {
+pub(super) fn limit(messages: usize, wait: Duration) -> ReceiveLimits {
+    ReceiveLimits {
         messages,
         per_group: usize::MAX,
         bytes: usize::MAX,
@@ -63,7 +65,7 @@ pub(super) async fn publish(harness: &dyn SourceHarness, messages: &[Message]) {
 }
 
 /// One receive; errors that can pass are waited out.
-pub(super) async fn receive(source: &dyn Source, limit: Limit) -> Vec<Delivery> {
+pub(super) async fn receive(source: &dyn Source, limit: ReceiveLimits) -> Vec<Delivery> {
     let deliveries = match source.receive(limit).await {
         Ok(deliveries) => deliveries,
         Err(error) if error.is_retryable() => Vec::new(),
@@ -116,7 +118,7 @@ pub(super) async fn drain(
         assert!(!rest.is_zero(), "{count} expected, these came: {all:?}");
         let deliveries = receive(source, limit(count - all.len(), rest)).await;
         all.extend(bodies_of(&deliveries));
-        applied(source, &deliveries, &Action::Ack).await;
+        applied(source, &deliveries, &Disposition::Ack).await;
     }
     all
 }
@@ -128,10 +130,10 @@ pub(super) async fn nothing(harness: &dyn SourceHarness, source: &dyn Source) {
     assert!(came.is_empty(), "nothing should come, but {came:?} did");
 }
 
-pub(super) fn settlements(deliveries: &[Delivery], action: &Action) -> Vec<Settlement> {
+pub(super) fn settlements(deliveries: &[Delivery], disposition: &Disposition) -> Vec<Settlement> {
     let settlement = |delivery: &Delivery| Settlement {
         receipt: delivery.receipt.clone(),
-        action: action.clone(),
+        disposition: disposition.clone(),
     };
     deliveries.iter().map(settlement).collect()
 }
@@ -143,24 +145,31 @@ pub(super) fn receipts(deliveries: &[Delivery]) -> Vec<Receipt> {
 pub(super) async fn settle(
     source: &dyn Source,
     deliveries: &[Delivery],
-    action: &Action,
-) -> Vec<Answer> {
-    let answers = source.settle(&settlements(deliveries, action)).await;
+    disposition: &Disposition,
+) -> Vec<SettleResult> {
+    let answers = source.settle(&settlements(deliveries, disposition)).await;
     assert_eq!(answers.len(), deliveries.len(), "one answer per settlement");
     answers
 }
 
 /// Settles, and is told that it was done.
-pub(super) async fn applied(source: &dyn Source, deliveries: &[Delivery], action: &Action) {
-    for answer in settle(source, deliveries, action).await {
-        assert!(answer.is_applied(), "{action:?} was answered {answer:?}");
+pub(super) async fn applied(
+    source: &dyn Source,
+    deliveries: &[Delivery],
+    disposition: &Disposition,
+) {
+    for answer in settle(source, deliveries, disposition).await {
+        assert!(
+            answer.is_applied(),
+            "{disposition:?} was answered {answer:?}"
+        );
     }
 }
 
 /// The answer to what a source cannot do: it says so, for good.
-pub(super) fn unsupported(answers: &[Answer]) {
+pub(super) fn unsupported(answers: &[SettleResult]) {
     for answer in answers {
-        let refused = matches!(answer, Answer::Unknown(error) if !error.is_retryable());
+        let refused = matches!(answer, SettleResult::Unknown(error) if !error.is_retryable());
         assert!(
             refused,
             "a missing capability must be refused, got {answer:?}"
@@ -169,9 +178,9 @@ pub(super) fn unsupported(answers: &[Answer]) {
 }
 
 /// The answer to a receipt whose lease has ended. A source that cannot ask its broker may not know.
-pub(super) fn lease_lost(source: &dyn Source, answers: &[Answer]) {
+pub(super) fn lease_lost(source: &dyn Source, answers: &[SettleResult]) {
     for answer in answers {
-        let lost = matches!(answer, Answer::LeaseLost);
+        let lost = matches!(answer, SettleResult::LeaseLost);
         let unaware = answer.is_applied() && !source.capabilities().confirms_settle;
         assert!(lost || unaware, "the lease had ended, got {answer:?}");
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onlyonce_core::{Claimed, Completion, Held, Owner, Store, Token};
+use onlyonce_core::{ClaimResult, Completion, HeldClaim, Owner, Store, Token};
 
 use super::StoreHarness;
 use super::tools::*;
@@ -16,15 +16,18 @@ pub async fn second_claim_in_a_batch_is_busy(harness: &dyn StoreHarness) {
     let before = take(&*store, A, "owned", LONG).await;
     let twice = [claim("new"), claim("owned"), claim("new"), claim("owned")];
     let answers = claim_all(&*store, A, &twice, LONG).await;
-    let Claimed::New { token, .. } = answers[0] else {
+    let ClaimResult::Acquired { token, .. } = answers[0] else {
         panic!("the first is new: {answers:?}");
     };
-    assert!(matches!(answers[1], Claimed::New { token, .. } if token > before.token));
+    assert!(matches!(answers[1], ClaimResult::Acquired { token, .. } if token > before.token));
     for busy in &answers[2..] {
-        assert!(matches!(busy, Claimed::Busy { .. }), "{answers:?}");
+        assert!(
+            matches!(busy, ClaimResult::InProgress { .. }),
+            "{answers:?}"
+        );
     }
     let key = key("new");
-    let first = Held { key, token };
+    let first = HeldClaim { key, token };
     assert_eq!(Call::Complete.one(&*store, first).await, Ok(()));
 }
 
@@ -44,18 +47,18 @@ pub async fn answers_follow_the_batch(harness: &dyn StoreHarness) {
     ];
     let answers = claim_all(&*store, B, &batch, LONG).await;
     let [
-        Claimed::New { token: second, .. },
-        Claimed::Done { .. },
-        Claimed::Busy { .. },
-        Claimed::Conflict,
-        Claimed::New { token: first, .. },
-        Claimed::Done { .. },
+        ClaimResult::Acquired { token: second, .. },
+        ClaimResult::Completed { .. },
+        ClaimResult::InProgress { .. },
+        ClaimResult::PayloadMismatch,
+        ClaimResult::Acquired { token: first, .. },
+        ClaimResult::Completed { .. },
     ] = answers[..]
     else {
         panic!("{answers:?}");
     };
     // The tokens belong to the keys that they stand for.
-    let held = |name, token| Held {
+    let held = |name, token| HeldClaim {
         key: key(name),
         token,
     };
@@ -79,9 +82,9 @@ pub async fn large_batches_are_taken_whole(harness: &dyn StoreHarness) {
     let store = harness.store().await;
     let claims: Vec<_> = (0..ENTRIES).map(|n| claim(&n.to_string())).collect();
     let answers = claim_all(&*store, A, &claims, LONG).await;
-    let held: Vec<Held> = (claims.iter().zip(answers))
+    let held: Vec<HeldClaim> = (claims.iter().zip(answers))
         .map(|(claim, answer)| match answer {
-            Claimed::New { token, .. } => Held {
+            ClaimResult::Acquired { token, .. } => HeldClaim {
                 key: claim.key,
                 token,
             },
@@ -94,7 +97,7 @@ pub async fn large_batches_are_taken_whole(harness: &dyn StoreHarness) {
     }
     // Outcomes of their own, so that a mix-up shows.
     let outcome = |n: usize| Some(n.to_string().into());
-    let with_outcome = |(n, held): (usize, &Held)| Completion {
+    let with_outcome = |(n, held): (usize, &HeldClaim)| Completion {
         outcome: outcome(n),
         ..completion(*held)
     };
@@ -104,7 +107,7 @@ pub async fn large_batches_are_taken_whole(harness: &dyn StoreHarness) {
     let answers = claim_all(&*store, B, &claims, LONG).await;
     for (n, answer) in answers.into_iter().enumerate() {
         let outcome = outcome(n);
-        assert_eq!(answer, Claimed::Done { outcome });
+        assert_eq!(answer, ClaimResult::Completed { outcome });
     }
 }
 
@@ -136,8 +139,11 @@ async fn contend(store: Arc<dyn Store>, owner: Owner, watched: Arc<[Watched; 4]>
         let answers = claim_all(&*store, owner, &claims, LONG).await;
         let mut won = Vec::new();
         for ((answer, watched), name) in answers.into_iter().zip(&*watched).zip(KEYS) {
-            let Claimed::New { token, .. } = answer else {
-                assert!(matches!(answer, Claimed::Busy { .. }), "{answer:?}");
+            let ClaimResult::Acquired { token, .. } = answer else {
+                assert!(
+                    matches!(answer, ClaimResult::InProgress { .. }),
+                    "{answer:?}"
+                );
                 continue;
             };
             let before = watched.owner.swap(owner.0, Ordering::SeqCst);
@@ -146,13 +152,13 @@ async fn contend(store: Arc<dyn Store>, owner: Owner, watched: Arc<[Watched; 4]>
             assert!(last < Some(token), "{name}: {token:?} after {last:?}");
             watched.won.fetch_add(1, Ordering::SeqCst);
             let key = key(name);
-            won.push((Held { key, token }, watched));
+            won.push((HeldClaim { key, token }, watched));
         }
         tokio::task::yield_now().await;
         for (_, watched) in &won {
             watched.owner.store(0, Ordering::SeqCst);
         }
-        let held: Vec<Held> = won.into_iter().map(|(held, _)| held).collect();
+        let held: Vec<HeldClaim> = won.into_iter().map(|(held, _)| held).collect();
         let verdicts = Call::Release.each(&*store, &held).await;
         assert!(verdicts.iter().all(Result::is_ok), "{verdicts:?}");
         tokio::task::yield_now().await;
@@ -216,6 +222,6 @@ pub async fn prune_removes_only_what_has_expired(harness: &dyn StoreHarness) {
     assert_eq!(ask(&*store, B, "long").await, done());
     assert_eq!(Call::Renew.one(&*store, live).await, Ok(()));
     // A claim is no record: what it knows of its past is kept.
-    let (_, uncertain) = take_key(&*store, B, "expired", Duration::from_secs(1)).await;
-    assert!(uncertain.is_some(), "a started claim was forgotten");
+    let (_, in_doubt) = take_key(&*store, B, "expired", Duration::from_secs(1)).await;
+    assert!(in_doubt.is_some(), "a started claim was forgotten");
 }

@@ -1,6 +1,6 @@
 //! The life of one key: claimed, started, renewed, taken over, released, done.
 
-use onlyonce_core::{Claimed, Held, Starts};
+use onlyonce_core::{ClaimResult, HeldClaim, Starts};
 
 use super::StoreHarness;
 use super::tools::*;
@@ -16,7 +16,7 @@ pub async fn completed_key_is_a_duplicate(harness: &dyn StoreHarness) {
     assert_eq!(verdicts, [Ok(()), Ok(())]);
     for (store, owner) in [(&store, A), (&other, B)] {
         assert_eq!(ask(&**store, owner, "with").await, done());
-        let none = Claimed::Done { outcome: None };
+        let none = ClaimResult::Completed { outcome: None };
         assert_eq!(ask(&**store, owner, "without").await, none);
     }
 }
@@ -27,7 +27,7 @@ pub async fn live_claim_is_busy_for_others(harness: &dyn StoreHarness) {
     take(&*store, A, "k", LONG).await;
     for _ in 0..2 {
         let answer = ask(&*other, B, "k").await;
-        let Claimed::Busy { retry_in } = answer else {
+        let ClaimResult::InProgress { retry_in } = answer else {
             panic!("A owns it, but B is told {answer:?}");
         };
         assert!(!retry_in.is_zero() && retry_in <= LONG, "{retry_in:?}");
@@ -48,11 +48,17 @@ pub async fn same_owner_claims_again_with_a_higher_token(harness: &dyn StoreHarn
 pub async fn expired_claim_is_taken_over(harness: &dyn StoreHarness) {
     let (store, other) = (harness.store().await, harness.store().await);
     let first = take(&*store, A, "k", harness.lease()).await;
-    assert!(matches!(ask(&*other, B, "k").await, Claimed::Busy { .. }));
+    assert!(matches!(
+        ask(&*other, B, "k").await,
+        ClaimResult::InProgress { .. }
+    ));
     expire(harness).await;
     let second = take(&*other, B, "k", LONG).await;
     assert!(second.token > first.token, "{first:?} then {second:?}");
-    assert!(matches!(ask(&*store, A, "k").await, Claimed::Busy { .. }));
+    assert!(matches!(
+        ask(&*store, A, "k").await,
+        ClaimResult::InProgress { .. }
+    ));
     assert_eq!(Call::Complete.one(&*other, second).await, Ok(()));
 }
 
@@ -69,11 +75,11 @@ pub async fn stale_token_is_fenced(harness: &dyn StoreHarness) {
         // Still B's, not started by A, not done.
         let answer = ask(&*store, A, &name).await;
         assert!(
-            matches!(answer, Claimed::Busy { .. }),
+            matches!(answer, ClaimResult::InProgress { .. }),
             "{call:?}: {answer:?}"
         );
-        let (again, uncertain) = take_key(&*other, B, &name, LONG).await;
-        assert_eq!(uncertain, None, "{call:?} with a stale token had an effect");
+        let (again, in_doubt) = take_key(&*other, B, &name, LONG).await;
+        assert_eq!(in_doubt, None, "{call:?} with a stale token had an effect");
         assert_eq!(Call::Complete.one(&*other, again).await, Ok(()), "{call:?}");
     }
 }
@@ -109,9 +115,12 @@ pub async fn expired_claim_that_nobody_took_completes(harness: &dyn StoreHarness
         assert_eq!(call.one(&*store, held).await, Ok(()), "{call:?}");
     }
     let answer = ask(&*store, B, "Renew").await;
-    assert!(matches!(answer, Claimed::Busy { .. }), "{answer:?}");
-    let (_, uncertain) = take_key(&*store, B, "Start", LONG).await;
-    assert!(uncertain.is_some(), "it was started");
+    assert!(
+        matches!(answer, ClaimResult::InProgress { .. }),
+        "{answer:?}"
+    );
+    let (_, in_doubt) = take_key(&*store, B, "Start", LONG).await;
+    assert!(in_doubt.is_some(), "it was started");
     assert_eq!(ask(&*store, B, "Complete").await, done());
     take(&*store, B, "Release", LONG).await;
 }
@@ -123,7 +132,7 @@ pub async fn renewed_claim_outlives_its_first_lease(harness: &dyn StoreHarness) 
     for _ in 0..3 {
         harness.expire(harness.lease() * 3 / 5).await;
         let answer = ask(&*store, B, "k").await;
-        let Claimed::Busy { retry_in } = answer else {
+        let ClaimResult::InProgress { retry_in } = answer else {
             panic!("it was renewed, but B is told {answer:?}");
         };
         assert!(retry_in <= harness.lease(), "{retry_in:?}");
@@ -169,12 +178,12 @@ pub async fn uncertain_outlives_takeovers(harness: &dyn StoreHarness) {
         if owner != A {
             expire(harness).await;
         }
-        let (_, uncertain) = take_key(&*store, owner, "k", harness.lease()).await;
+        let (_, in_doubt) = take_key(&*store, owner, "k", harness.lease()).await;
         let starts = Starts {
             last: started.token,
             count: 1,
         };
-        assert_eq!(uncertain, Some(starts), "{owner:?} must be told");
+        assert_eq!(in_doubt, Some(starts), "{owner:?} must be told");
     }
 }
 
@@ -184,8 +193,8 @@ pub async fn starts_are_counted(harness: &dyn StoreHarness) {
     let store = harness.store().await;
     let mut before = None;
     for (owner, count) in [(A, 1), (B, 2), (B, 3), (C, 4)] {
-        let (held, uncertain) = take_key(&*store, owner, "k", harness.lease()).await;
-        assert_eq!(uncertain, before, "before the start of {owner:?}");
+        let (held, in_doubt) = take_key(&*store, owner, "k", harness.lease()).await;
+        assert_eq!(in_doubt, before, "before the start of {owner:?}");
         for _ in 0..2 {
             assert_eq!(Call::Start.one(&*store, held).await, Ok(()));
         }
@@ -193,8 +202,8 @@ pub async fn starts_are_counted(harness: &dyn StoreHarness) {
         expire(harness).await;
         let last = held.token;
         before = Some(Starts { last, count });
-        let (_, uncertain) = take_key(&*store, A, "k", harness.lease()).await;
-        assert_eq!(uncertain, before, "after the start of {owner:?}");
+        let (_, in_doubt) = take_key(&*store, A, "k", harness.lease()).await;
+        assert_eq!(in_doubt, before, "after the start of {owner:?}");
         expire(harness).await;
     }
     let (held, _) = take_key(&*store, A, "k", LONG).await;
@@ -217,15 +226,19 @@ pub async fn other_payload_conflicts(harness: &dyn StoreHarness) {
         for name in ["started", "live", "done"] {
             let other = [claim_for(name, "other payload")];
             let answers = claim_all(&*store, owner, &other, LONG).await;
-            assert_eq!(answers, [Claimed::Conflict], "{name} for {owner:?}");
+            assert_eq!(
+                answers,
+                [ClaimResult::PayloadMismatch],
+                "{name} for {owner:?}"
+            );
         }
     }
     let other = [claim_for("released", "other payload")];
     let answer = claim_all(&*store, B, &other, LONG).await.remove(0);
-    assert!(matches!(answer, Claimed::New { .. }), "{answer:?}");
+    assert!(matches!(answer, ClaimResult::Acquired { .. }), "{answer:?}");
     // And the conflict changed nothing.
     let answer = ask(&*store, B, "started").await;
-    assert!(matches!(answer, Claimed::New { .. }), "{answer:?}");
+    assert!(matches!(answer, ClaimResult::Acquired { .. }), "{answer:?}");
     assert_eq!(ask(&*store, B, "done").await, done());
 }
 
@@ -237,19 +250,22 @@ pub async fn corrected_payload_takes_over_what_never_started(harness: &dyn Store
     expire(harness).await;
     let corrected = [claim_for("k", "corrected")];
     let answer = claim_all(&*store, B, &corrected, LONG).await.remove(0);
-    let Claimed::New {
-        token, uncertain, ..
+    let ClaimResult::Acquired {
+        token, in_doubt, ..
     } = answer
     else {
         panic!("it is taken over: {answer:?}");
     };
-    assert!(token > held.token && uncertain.is_none());
+    assert!(token > held.token && in_doubt.is_none());
     assert_eq!(Call::Complete.one(&*store, held).await, FENCED);
     // The key is the corrected payload's now.
     let before = claim_all(&*store, A, &[claim("k")], LONG).await;
-    assert_eq!(before, [Claimed::Conflict]);
+    assert_eq!(before, [ClaimResult::PayloadMismatch]);
     let again = claim_all(&*store, A, &corrected, LONG).await;
-    assert!(matches!(again[0], Claimed::Busy { .. }), "{again:?}");
+    assert!(
+        matches!(again[0], ClaimResult::InProgress { .. }),
+        "{again:?}"
+    );
 }
 
 /// Each claim that expires is counted, until one is completed or released: so many owners may have died of the message.
@@ -260,14 +276,14 @@ pub async fn takeovers_are_counted(harness: &dyn StoreHarness) {
         let answer = claim_all(&*store, owner, &[claim("k")], lease)
             .await
             .remove(0);
-        let Claimed::New {
+        let ClaimResult::Acquired {
             token, takeovers, ..
         } = answer
         else {
             panic!("it should be new, it is {answer:?}");
         };
         let key = key("k");
-        (takeovers, Held { key, token })
+        (takeovers, HeldClaim { key, token })
     };
     for n in 0..3 {
         let owner = if n % 2 == 0 { A } else { B };

@@ -1,7 +1,7 @@
 //! What outlives the store's own process.
 
 use bytes::Bytes;
-use onlyonce_core::{Claimed, Completion};
+use onlyonce_core::{ClaimResult, Completion};
 
 use super::StoreHarness;
 use super::tools::*;
@@ -47,7 +47,7 @@ pub async fn outcome_of_64_kib_is_replayed(harness: &dyn StoreHarness) {
     }];
     let verdicts = store.complete(&batch).await.expect("it completes");
     assert_eq!(verdicts, [Ok(())]);
-    let Claimed::Done { outcome } = ask(&*store, B, "k").await else {
+    let ClaimResult::Completed { outcome } = ask(&*store, B, "k").await else {
         panic!("it was completed");
     };
     assert!(outcome == Some(bytes), "the outcome was changed");
@@ -59,5 +59,8 @@ pub async fn outcome_of_64_kib_is_replayed(harness: &dyn StoreHarness) {
     }];
     store.complete(&batch).await.expect("it completes");
     let outcome = Some(Bytes::new());
-    assert_eq!(ask(&*store, B, "empty").await, Claimed::Done { outcome });
+    assert_eq!(
+        ask(&*store, B, "empty").await,
+        ClaimResult::Completed { outcome }
+    );
 }

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{Claim, Claimed, Completion, Fingerprint, Held, Owner, Starts, Store, Token};
+use onlyonce_core::{
+    Claim, ClaimResult, Completion, Fingerprint, HeldClaim, Owner, Starts, Store, Token,
+};
 use tokio::time::Instant;
 
 use super::StoreHarness;
@@ -52,31 +54,31 @@ struct Given {
 /// An answer, but for what the model cannot foresee.
 #[derive(Debug, PartialEq, Eq)]
 enum Expected {
-    New { uncertain: Option<Starts> },
-    Done,
-    Busy,
-    Conflict,
+    Acquired { in_doubt: Option<Starts> },
+    Completed,
+    InProgress,
+    PayloadMismatch,
 }
 
 impl Model {
     /// What `claim` should say; `batch` holds the keys that this batch has been given already.
     fn expect(&self, owner: Owner, n: usize, payload: Fingerprint, batch: &[usize]) -> Expected {
         match &self.keys[n] {
-            Key::Absent => Expected::New { uncertain: None },
-            Key::Done { payload: p } if *p != payload => Expected::Conflict,
-            Key::Done { .. } => Expected::Done,
+            Key::Absent => Expected::Acquired { in_doubt: None },
+            Key::Done { payload: p } if *p != payload => Expected::PayloadMismatch,
+            Key::Done { .. } => Expected::Completed,
             Key::Claimed {
                 payload: p,
                 expired,
                 starts,
                 ..
-            } if *p != payload && (!expired || starts.is_some()) => Expected::Conflict,
+            } if *p != payload && (!expired || starts.is_some()) => Expected::PayloadMismatch,
             Key::Claimed {
                 owner: holder,
                 expired,
                 ..
-            } if batch.contains(&n) || (!expired && *holder != owner) => Expected::Busy,
-            Key::Claimed { starts, .. } => Expected::New { uncertain: *starts },
+            } if batch.contains(&n) || (!expired && *holder != owner) => Expected::InProgress,
+            Key::Claimed { starts, .. } => Expected::Acquired { in_doubt: *starts },
         }
     }
 
@@ -181,16 +183,16 @@ impl History<'_> {
         for ((n, claim), answer) in chosen.into_iter().zip(answers) {
             let expected = self.model.expect(owner, n, claim.fingerprint, &given);
             let got = match &answer {
-                Claimed::New { uncertain, .. } => Expected::New {
-                    uncertain: *uncertain,
+                ClaimResult::Acquired { in_doubt, .. } => Expected::Acquired {
+                    in_doubt: *in_doubt,
                 },
-                Claimed::Done { .. } => Expected::Done,
-                Claimed::Busy { .. } => Expected::Busy,
-                Claimed::Conflict => Expected::Conflict,
+                ClaimResult::Completed { .. } => Expected::Completed,
+                ClaimResult::InProgress { .. } => Expected::InProgress,
+                ClaimResult::PayloadMismatch => Expected::PayloadMismatch,
             };
             assert_eq!(got, expected, "{owner:?} claims k{n}: {:?}", self.model);
-            let Claimed::New {
-                token, uncertain, ..
+            let ClaimResult::Acquired {
+                token, in_doubt, ..
             } = answer
             else {
                 continue;
@@ -206,7 +208,7 @@ impl History<'_> {
                 payload,
                 expired: false,
                 short,
-                starts: uncertain,
+                starts: in_doubt,
             };
         }
     }
@@ -224,7 +226,7 @@ impl History<'_> {
             .collect();
         let completion = |given: &Given| Completion {
             fingerprint: given.payload,
-            ..completion(Held {
+            ..completion(HeldClaim {
                 key: key(&self.name(given.n)),
                 token: given.token,
             })

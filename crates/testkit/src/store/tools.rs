@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::{
-    Claim, Claimed, Completion, Fenced, Fingerprint, Held, KeyDigest, Owner, Starts, Store, Token,
-    Verdicts,
+    Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Starts,
+    Store, Token, Verdicts,
 };
 
 use super::StoreHarness;
@@ -37,7 +37,7 @@ pub(crate) fn claim_for(name: &str, payload: &str) -> Claim {
     }
 }
 
-pub(crate) fn completion(held: Held) -> Completion {
+pub(crate) fn completion(held: HeldClaim) -> Completion {
     Completion {
         held,
         fingerprint: fingerprint("payload"),
@@ -46,8 +46,8 @@ pub(crate) fn completion(held: Held) -> Completion {
     }
 }
 
-pub(crate) fn done() -> Claimed {
-    Claimed::Done {
+pub(crate) fn done() -> ClaimResult {
+    ClaimResult::Completed {
         outcome: Some(Bytes::from_static(b"outcome")),
     }
 }
@@ -58,42 +58,47 @@ pub(crate) async fn claim_all(
     owner: Owner,
     batch: &[Claim],
     lease: Duration,
-) -> Vec<Claimed> {
+) -> Vec<ClaimResult> {
     let answers = store.claim(owner, batch, lease).await.expect("it claims");
     assert_eq!(answers.len(), batch.len(), "one answer per claim");
     answers
 }
 
-pub(crate) async fn ask(store: &dyn Store, owner: Owner, name: &str) -> Claimed {
+pub(crate) async fn ask(store: &dyn Store, owner: Owner, name: &str) -> ClaimResult {
     claim_all(store, owner, &[claim(name)], LONG)
         .await
         .remove(0)
 }
 
-/// Claims one key, must be given it, and tells what of its past is uncertain.
+/// Claims one key, must be given it, and tells what of its past is in doubt.
 pub(crate) async fn take_key(
     store: &dyn Store,
     owner: Owner,
     name: &str,
     lease: Duration,
-) -> (Held, Option<Starts>) {
+) -> (HeldClaim, Option<Starts>) {
     let answer = claim_all(store, owner, &[claim(name)], lease)
         .await
         .remove(0);
-    let Claimed::New {
-        token, uncertain, ..
+    let ClaimResult::Acquired {
+        token, in_doubt, ..
     } = answer
     else {
         panic!("`{name}` should be new, it is {answer:?}");
     };
     let key = key(name);
-    (Held { key, token }, uncertain)
+    (HeldClaim { key, token }, in_doubt)
 }
 
 /// [`take_key`] of a key with a certain past.
-pub(crate) async fn take(store: &dyn Store, owner: Owner, name: &str, lease: Duration) -> Held {
-    let (held, uncertain) = take_key(store, owner, name, lease).await;
-    assert_eq!(uncertain, None, "nothing was started on `{name}`");
+pub(crate) async fn take(
+    store: &dyn Store,
+    owner: Owner,
+    name: &str,
+    lease: Duration,
+) -> HeldClaim {
+    let (held, in_doubt) = take_key(store, owner, name, lease).await;
+    assert_eq!(in_doubt, None, "nothing was started on `{name}`");
     held
 }
 
@@ -124,7 +129,7 @@ impl Call {
         batch: &[Completion],
         lease: Duration,
     ) -> Verdicts {
-        let held: Vec<Held> = batch.iter().map(|completion| completion.held).collect();
+        let held: Vec<HeldClaim> = batch.iter().map(|completion| completion.held).collect();
         let verdicts = match self {
             Self::Renew => store.renew(&held, lease).await,
             Self::Start => store.start(&held).await,
@@ -136,19 +141,19 @@ impl Call {
         verdicts
     }
 
-    pub(crate) async fn each(self, store: &dyn Store, held: &[Held]) -> Verdicts {
+    pub(crate) async fn each(self, store: &dyn Store, held: &[HeldClaim]) -> Verdicts {
         let batch: Vec<_> = held.iter().copied().map(completion).collect();
         self.all(store, &batch, LONG).await
     }
 
-    pub(crate) async fn one(self, store: &dyn Store, held: Held) -> Result<(), Fenced> {
+    pub(crate) async fn one(self, store: &dyn Store, held: HeldClaim) -> Result<(), Fenced> {
         self.each(store, &[held]).await.remove(0)
     }
 }
 
 /// A token that was never given.
-pub(crate) fn made_up(held: Held) -> Held {
-    Held {
+pub(crate) fn made_up(held: HeldClaim) -> HeldClaim {
+    HeldClaim {
         token: Token(held.token.0.wrapping_add(1_000_000)),
         ..held
     }

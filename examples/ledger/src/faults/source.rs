@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce::{
-    Answer, Capabilities, Delivery, Error, Inspection, Limit, Receipt, Settlement, Source,
+    Capabilities, Delivery, Error, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement,
+    Source,
 };
 
 use super::dice::{Dice, Fate, no_answer};
@@ -19,14 +20,14 @@ impl<S> FaultySource<S> {
     }
 
     /// What the pipeline is told instead of the broker's answer.
-    fn instead(&self, fate: Fate, answer: Answer) -> Answer {
+    fn instead(&self, fate: Fate, answer: SettleResult) -> SettleResult {
         match fate {
             Fate::Works => answer,
             // Sent again, until it works or the pipeline gives up.
-            Fate::AnswerLost => Answer::Unknown(no_answer(fate)),
-            Fate::NotMade if self.dice.hits(500) => Answer::LeaseLost,
+            Fate::AnswerLost => SettleResult::Unknown(no_answer(fate)),
+            Fate::NotMade if self.dice.hits(500) => SettleResult::LeaseLost,
             // Not sent again: the message is delivered again.
-            Fate::NotMade => Answer::Unknown(no_answer(fate).retryable(false)),
+            Fate::NotMade => SettleResult::Unknown(no_answer(fate).retryable(false)),
         }
     }
 }
@@ -41,14 +42,14 @@ impl<S: Source> Source for FaultySource<S> {
         self.inner.capabilities()
     }
 
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         match self.dice.hits(5) {
             true => Err(no_answer(Fate::NotMade)),
             false => self.inner.receive(limit).await,
         }
     }
 
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let fates: Vec<Fate> = batch.iter().map(|_| self.dice.fate(20)).collect();
         let made: Vec<Settlement> = batch
             .iter()
@@ -58,8 +59,8 @@ impl<S: Source> Source for FaultySource<S> {
             .collect();
         let mut answers = self.inner.settle(&made).await.into_iter();
         let mut answer = |fate| match fate {
-            Fate::NotMade => Answer::LeaseLost,
-            _ => answers.next().unwrap_or(Answer::LeaseLost),
+            Fate::NotMade => SettleResult::LeaseLost,
+            _ => answers.next().unwrap_or(SettleResult::LeaseLost),
         };
         fates
             .into_iter()
@@ -67,16 +68,16 @@ impl<S: Source> Source for FaultySource<S> {
             .collect()
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         if self.dice.hits(50) {
-            let lost = |_| Answer::Unknown(no_answer(Fate::NotMade));
+            let lost = |_| SettleResult::Unknown(no_answer(Fate::NotMade));
             return batch.iter().map(lost).collect();
         }
         self.inner.extend(batch, lease).await
     }
 
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        self.inner.inspect().await
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        self.inner.queue_info().await
     }
 
     async fn close(&self) -> Result<(), Error> {

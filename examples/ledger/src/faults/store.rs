@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce::{
-    Claim, Claimed, Completion, Error, Fenced, Held, Owner, Store, Transaction, TransactionalStore,
-    Verdicts,
+    Claim, ClaimResult, Completion, Error, Fenced, HeldClaim, Owner, Store, Transaction,
+    TransactionalStore, Verdicts,
 };
 
 use super::dice::{Dice, Fate, no_answer};
@@ -42,15 +42,15 @@ impl<S: Store> Store for FaultyStore<S> {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         call(&self.dice, self.inner.claim(owner, batch, lease)).await
     }
 
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         call(&self.dice, self.inner.renew(batch, lease)).await
     }
 
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         call(&self.dice, self.inner.start(batch)).await
     }
 
@@ -58,7 +58,7 @@ impl<S: Store> Store for FaultyStore<S> {
         call(&self.dice, self.inner.complete(batch)).await
     }
 
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         call(&self.dice, self.inner.release(batch)).await
     }
 
@@ -103,8 +103,8 @@ impl<Tx: Transaction> Transaction for FaultyTx<Tx> {
         self.inner.complete(completion).await
     }
 
-    async fn undo(&mut self) -> Result<(), Error> {
-        self.inner.undo().await
+    async fn rollback(&mut self) -> Result<(), Error> {
+        self.inner.rollback().await
     }
 
     async fn commit(self) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::{Folder, transfer};
 use onlyonce::DEAD_LETTER_REASON;
-use onlyonce::{Limit, Message};
+use onlyonce::{Message, ReceiveLimits};
 
 const HUGE: usize = 10 << 20;
 
@@ -28,9 +28,12 @@ fn poison() -> Vec<(Message, &'static str)> {
         .enumerate()
         .map(|(n, (body, reason))| (Message::new(body).with_dedup_id(id(n)), reason));
     let without_id = Message::new(transfer(1_000).body);
-    let conflict = Message::new(transfer(1_001).body).with_dedup_id("transfer-0");
+    let other_payload = Message::new(transfer(1_001).body).with_dedup_id("transfer-0");
     with_id
-        .chain([(without_id, "no dedup key"), (conflict, "conflict")])
+        .chain([
+            (without_id, "no dedup key"),
+            (other_payload, "payload mismatch"),
+        ])
         .collect()
 }
 
@@ -50,7 +53,7 @@ async fn dead_letters(folder: &Folder) -> Vec<Message> {
     let source = onlyonce::source(&format!("{}.dead", folder.queue()))
         .await
         .unwrap();
-    let limit = Limit {
+    let limit = ReceiveLimits {
         messages: 100,
         per_group: usize::MAX,
         bytes: usize::MAX,
@@ -84,7 +87,7 @@ async fn poison_is_set_aside(mode: &str) {
     folder.assert_each_once(good);
     assert_eq!(report.count("applied"), good, "{report:?}");
     assert_eq!(report.count("duplicates"), 2, "{report:?}");
-    assert_eq!(report.count("conflicts"), 1, "{report:?}");
+    assert_eq!(report.count("payload_mismatches"), 1, "{report:?}");
     assert_eq!(
         report.count("retried"),
         0,

@@ -19,7 +19,7 @@ pub async fn publish(queue: &MemoryQueue, messages: impl IntoIterator<Item = Mes
 
 /// Takes out of a queue whatever is there.
 pub async fn take_all(queue: &MemoryQueue) -> Vec<Message> {
-    let everything = Limit {
+    let everything = ReceiveLimits {
         messages: usize::MAX,
         per_group: usize::MAX,
         bytes: usize::MAX,
@@ -30,10 +30,16 @@ pub async fn take_all(queue: &MemoryQueue) -> Vec<Message> {
         .iter()
         .map(|delivery| Settlement {
             receipt: delivery.receipt.clone(),
-            action: Action::Ack,
+            disposition: Disposition::Ack,
         })
         .collect();
-    assert!(queue.settle(&acks).await.iter().all(Answer::is_applied));
+    assert!(
+        queue
+            .settle(&acks)
+            .await
+            .iter()
+            .all(SettleResult::is_applied)
+    );
     deliveries
         .iter()
         .map(|delivery| Message::clone(&delivery.message))
@@ -83,7 +89,7 @@ pub struct FaultyQueue {
     pub count: Arc<AtomicUsize>,
     pub received: Arc<Mutex<Vec<Delivery>>>,
     /// What the receives asked for.
-    pub limits: Arc<Mutex<Vec<Limit>>>,
+    pub limits: Arc<Mutex<Vec<ReceiveLimits>>>,
     /// How many leases were to be extended.
     pub extensions: Arc<AtomicUsize>,
 }
@@ -118,7 +124,7 @@ impl Source for FaultyQueue {
         capabilities.counts_attempts &= self.counts;
         capabilities
     }
-    async fn receive(&self, limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.limits.lock().expect("no panic under it").push(limit);
         let mut deliveries = self.queue.receive(limit).await?;
         for delivery in &mut deliveries {
@@ -130,11 +136,11 @@ impl Source for FaultyQueue {
             .extend(deliveries.iter().cloned());
         Ok(deliveries)
     }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let mut answers = Vec::new();
         for settlement in batch {
             let fault = (self.settle)(self.count.fetch_add(1, Ordering::SeqCst));
-            let mut answer = Answer::Unknown(lost(self.retryable));
+            let mut answer = SettleResult::Unknown(lost(self.retryable));
             if fault != Fault::Refused {
                 let real = self.queue.settle(std::slice::from_ref(settlement)).await;
                 if fault == Fault::None {
@@ -145,18 +151,21 @@ impl Source for FaultyQueue {
         }
         answers
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         self.extensions.fetch_add(batch.len(), Ordering::SeqCst);
         match self.extend {
             true => self.queue.extend(batch, lease).await,
-            false => batch.iter().map(|_| Answer::Unknown(lost(false))).collect(),
+            false => batch
+                .iter()
+                .map(|_| SettleResult::Unknown(lost(false)))
+                .collect(),
         }
     }
-    async fn inspect(&self) -> Result<Inspection, Error> {
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
         let absent = &self.absent;
         match absent.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {
             Ok(_) => Err(lost(true)),
-            Err(_) => self.queue.inspect().await,
+            Err(_) => self.queue.queue_info().await,
         }
     }
     async fn close(&self) -> Result<(), Error> {
@@ -218,15 +227,15 @@ impl Store for FaultyStore {
         owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         self.call(0, &self.claim, self.store.claim(owner, batch, lease))
             .await
     }
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         self.call(1, &self.renew, self.store.renew(batch, lease))
             .await
     }
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         self.store.start(batch).await
     }
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
@@ -241,7 +250,7 @@ impl Store for FaultyStore {
         self.call(2, &self.complete, self.store.complete(batch))
             .await
     }
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         self.store.release(batch).await
     }
     async fn prune(&self, limit: usize) -> Result<usize, Error> {
@@ -276,8 +285,8 @@ impl Transaction for FaultyTx {
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
         self.tx.complete(completion).await
     }
-    async fn undo(&mut self) -> Result<(), Error> {
-        self.tx.undo().await
+    async fn rollback(&mut self) -> Result<(), Error> {
+        self.tx.rollback().await
     }
     async fn commit(self) -> Result<(), Error> {
         match self.fault {
@@ -312,8 +321,8 @@ impl Sink for FaultySink {
     fn name(&self) -> &str {
         "dead"
     }
-    async fn check(&self) -> Result<SinkInspection, Error> {
-        Ok(SinkInspection::default())
+    async fn check(&self) -> Result<SinkInfo, Error> {
+        Ok(SinkInfo::default())
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         match (self.refuse)(self.calls.fetch_add(1, Ordering::SeqCst)) {

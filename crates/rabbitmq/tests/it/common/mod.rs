@@ -11,7 +11,8 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
 use onlyonce_core::{
-    Action, Answer, Delivery, Limit, Message, Receipt, Settlement, Sink as _, Source as _,
+    Delivery, Disposition, Message, Receipt, ReceiveLimits, SettleResult, Settlement, Sink as _,
+    Source as _,
 };
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 pub(crate) use onlyonce_testkit::proxy::{End, Proxy};
@@ -234,8 +235,8 @@ pub(crate) fn numbered(n: usize) -> Message {
     Message::new(n.to_string()).with_dedup_id(n.to_string())
 }
 
-pub(crate) fn limit(messages: usize) -> Limit {
-    Limit {
+pub(crate) fn limit(messages: usize) -> ReceiveLimits {
+    ReceiveLimits {
         messages,
         per_group: usize::MAX,
         bytes: usize::MAX,
@@ -279,37 +280,37 @@ pub(crate) fn numbers(range: std::ops::Range<usize>) -> Vec<String> {
 pub(crate) async fn settle(
     source: &RabbitSource,
     deliveries: &[Delivery],
-    action: &Action,
-) -> Vec<Answer> {
+    disposition: &Disposition,
+) -> Vec<SettleResult> {
     let receipts: Vec<_> = deliveries.iter().map(|d| d.receipt.clone()).collect();
-    settle_receipts(source, &receipts, action).await
+    settle_receipts(source, &receipts, disposition).await
 }
 
 pub(crate) async fn settle_receipts(
     source: &RabbitSource,
     receipts: &[Receipt],
-    action: &Action,
-) -> Vec<Answer> {
+    disposition: &Disposition,
+) -> Vec<SettleResult> {
     let batch: Vec<_> = receipts
         .iter()
         .map(|receipt| Settlement {
             receipt: receipt.clone(),
-            action: action.clone(),
+            disposition: disposition.clone(),
         })
         .collect();
     source.settle(&batch).await
 }
 
 pub(crate) async fn ack(source: &RabbitSource, deliveries: &[Delivery]) {
-    for answer in settle(source, deliveries, &Action::Ack).await {
+    for answer in settle(source, deliveries, &Disposition::Ack).await {
         assert!(answer.is_applied(), "{answer:?}");
     }
 }
 
-pub(crate) fn settlement(delivery: &Delivery, action: &Action) -> Settlement {
+pub(crate) fn settlement(delivery: &Delivery, disposition: &Disposition) -> Settlement {
     Settlement {
         receipt: delivery.receipt.clone(),
-        action: action.clone(),
+        disposition: disposition.clone(),
     }
 }
 

@@ -8,7 +8,7 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_sqs::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use onlyonce_core::{BoxError, Limit, Message, Sink as _};
+use onlyonce_core::{BoxError, Message, ReceiveLimits, Sink as _};
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use onlyonce_testkit::proxy::Proxy;
 
@@ -196,8 +196,8 @@ impl Intercept for Requests {
     }
 }
 
-pub(crate) fn limit(messages: usize, wait: Duration) -> Limit {
-    Limit {
+pub(crate) fn limit(messages: usize, wait: Duration) -> ReceiveLimits {
+    ReceiveLimits {
         messages,
         bytes: usize::MAX,
         per_group: usize::MAX,

@@ -4,7 +4,7 @@
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::future;
 use aws_sdk_sqs::config::ProvideCredentials;
-use onlyonce_core::{Action, Answer as Settled, Error, ErrorKind, Settlement, Source as _};
+use onlyonce_core::{Disposition, Error, ErrorKind, SettleResult, Settlement, Source as _};
 use onlyonce_sqs::{SqsSource, aws_sdk_sqs};
 use serde_json::json;
 
@@ -272,12 +272,12 @@ async fn what_fails_as_a_whole_is_unknown_for_each_and_can_be_tried_again() {
             .iter()
             .map(|delivery| Settlement {
                 receipt: delivery.receipt.clone(),
-                action: Action::Ack,
+                disposition: Disposition::Ack,
             })
             .collect();
         let answers = source.settle(&acks).await;
         for (answer, name) in answers.iter().zip(["a", "b"]) {
-            let Settled::Unknown(error) = answer else {
+            let SettleResult::Unknown(error) = answer else {
                 panic!("{answer:?}");
             };
             assert_eq!(error.kind(), kind, "{error}");
@@ -286,6 +286,6 @@ async fn what_fails_as_a_whole_is_unknown_for_each_and_can_be_tried_again() {
             assert!(error.to_string().contains(&label), "{error}");
         }
         let answers = source.settle(&acks).await;
-        assert!(answers.iter().all(Settled::is_applied), "{answers:?}");
+        assert!(answers.iter().all(SettleResult::is_applied), "{answers:?}");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use onlyonce_core::memory::MemoryStore;
-use onlyonce_core::{ErrorKind, Hazard, Limit, Pipeline, Receipt, Source as _};
+use onlyonce_core::{ConfigRisk, ErrorKind, Pipeline, Receipt, ReceiveLimits, Source as _};
 use onlyonce_sqs::SqsSource;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -323,7 +323,7 @@ async fn a_receive_asks_for_no_more_than_its_limit() {
         (FIFO, 50, usize::MAX, 10),
     ] {
         let script = Script::of([]);
-        let limit = Limit {
+        let limit = ReceiveLimits {
             per_group,
             ..limit(messages, Duration::ZERO)
         };
@@ -366,7 +366,7 @@ async fn no_more_is_asked_for_than_has_room() {
         let dropped = timeout(Duration::ZERO, source.receive(limit(10, seconds(20)))).await;
         assert!(dropped.is_err(), "its poll goes on");
         sleep(seconds(2)).await;
-        let limit = Limit {
+        let limit = ReceiveLimits {
             bytes,
             ..limit(20, Duration::ZERO)
         };
@@ -507,18 +507,18 @@ async fn the_queues_settings_are_read_as_aws_tells_them() {
     let dead = json!({ "MessageRetentionPeriod": "1209600" });
     let dead = get_attributes().gets(ok(json!({ "Attributes": dead })));
     let script = Script::of([own, found, dead, sources(&[])]);
-    let inspection = script.source("orders.fifo").inspect().await.unwrap();
-    assert_eq!(inspection.lease, Some(seconds(45)));
+    let info = script.source("orders.fifo").queue_info().await.unwrap();
+    assert_eq!(info.lease, Some(seconds(45)));
     // Its own, that of the dead-letter queue, and its own again.
-    assert_eq!(inspection.retention, Some(seconds((4 + 14 + 4) * 86_400)));
-    assert_eq!(inspection.unknown, [""; 0]);
-    assert_eq!(inspection.max_deliveries, Some(5));
-    assert!(inspection.dead_letter.unwrap().ends_with(":dead.fifo"));
-    assert_eq!(inspection.dedup_window, Some(seconds(300)));
-    assert_eq!(inspection.ordered, Some(true));
+    assert_eq!(info.retention, Some(seconds((4 + 14 + 4) * 86_400)));
+    assert_eq!(info.unknown, [""; 0]);
+    assert_eq!(info.max_deliveries, Some(5));
+    assert!(info.dead_letter.unwrap().ends_with(":dead.fifo"));
+    assert_eq!(info.dedup_window, Some(seconds(300)));
+    assert_eq!(info.ordered, Some(true));
     let shown = |name: &str, value: &str| {
         let setting = (name.to_owned(), value.to_owned());
-        assert!(inspection.settings.contains(&setting), "{name}");
+        assert!(info.settings.contains(&setting), "{name}");
     };
     shown("FifoThroughputLimit", "perMessageGroupId");
     shown("SqsManagedSseEnabled", "true");
@@ -535,12 +535,12 @@ fn sources(names: &[&str]) -> Step {
 async fn a_dead_letter_queue_is_not_consumed_with_records_of_its_own() {
     let own = || get_attributes().gets(ok(json!({ "Attributes": { "VisibilityTimeout": "45" } })));
     let script = Script::of([own(), sources(&["orders", "payments"])]);
-    let inspection = script.source("dead").inspect().await.unwrap();
-    assert_eq!(inspection.dead_letters_of, ["orders", "payments"]);
+    let info = script.source("dead").queue_info().await.unwrap();
+    assert_eq!(info.dead_letters_of, ["orders", "payments"]);
 
     let script = Script::of([own(), sources(&["orders"])]);
     let refused = Pipeline::idempotent(script.source("dead"), MemoryStore::new())
-        .allow(Hazard::NoDeadLetter)
+        .allow(ConfigRisk::NoDeadLetter)
         .run(async || {})
         .await
         .unwrap_err();
@@ -556,8 +556,8 @@ async fn who_may_not_ask_whose_dead_letters_come_here_is_told_so() {
     let own = get_attributes().gets(ok(json!({ "Attributes": { "VisibilityTimeout": "45" } })));
     let asked = request("ListDeadLetterSourceQueues", json!({}));
     let script = Script::of([own, asked.gets(refused(403, "AccessDenied", "no"))]);
-    let inspection = script.source("orders").inspect().await.unwrap();
-    assert!(inspection.unknown[0].contains("sqs:ListDeadLetterSourceQueues"));
+    let info = script.source("orders").queue_info().await.unwrap();
+    assert!(info.unknown[0].contains("sqs:ListDeadLetterSourceQueues"));
 }
 
 /// A move to a standard dead-letter queue leaves the message as old as it is; a redrive makes a new one of it.
@@ -575,11 +575,8 @@ async fn a_message_of_a_standard_queue_grows_as_old_as_its_dead_letter_queue_let
             get_attributes().gets(ok(json!({ "Attributes": retention(dead) }))),
             sources(&[]),
         ]);
-        let inspection = script.source("orders").inspect().await.unwrap();
-        assert_eq!(
-            inspection.retention,
-            days.map(|days| seconds(days * 86_400))
-        );
+        let info = script.source("orders").queue_info().await.unwrap();
+        assert_eq!(info.retention, days.map(|days| seconds(days * 86_400)));
     }
 }
 
@@ -601,11 +598,11 @@ async fn a_dead_letter_queue_that_may_not_be_asked_is_said_to_be_unknown() {
         ];
         steps.extend(known.then(|| sources(&[])));
         let script = Script::of(steps);
-        let inspected = script.source("orders").inspect().await;
+        let inspected = script.source("orders").queue_info().await;
         assert_eq!(inspected.is_ok(), known, "{inspected:?}");
-        if let Ok(inspection) = inspected {
-            assert_eq!(inspection.retention, Some(seconds(4 * 86_400)));
-            assert!(inspection.unknown[0].contains("AccessDenied"));
+        if let Ok(info) = inspected {
+            assert_eq!(info.retention, Some(seconds(4 * 86_400)));
+            assert!(info.unknown[0].contains("AccessDenied"));
         }
     }
 }

@@ -25,7 +25,7 @@ use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use onlyonce_core::{
-    Action, Answer as Answered, Delivery, Error, Limit, Receipt, Settlement, Source as _,
+    Delivery, Disposition, Error, Receipt, ReceiveLimits, SettleResult, Settlement, Source as _,
 };
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use serde_json::{Value, json};
@@ -479,8 +479,8 @@ pub(crate) fn config(queue: &str) -> Config {
     format!("{URL}{queue}").parse().unwrap()
 }
 
-pub(crate) fn limit(messages: usize, wait: Duration) -> Limit {
-    Limit {
+pub(crate) fn limit(messages: usize, wait: Duration) -> ReceiveLimits {
+    ReceiveLimits {
         messages,
         per_group: usize::MAX,
         bytes: usize::MAX,
@@ -509,22 +509,22 @@ pub(crate) async fn holding(
 }
 
 pub(crate) fn ack(delivery: &Delivery) -> Settlement {
-    settlement(delivery, Action::Ack)
+    settlement(delivery, Disposition::Ack)
 }
 
 pub(crate) fn nack(delivery: &Delivery, delay: Duration) -> Settlement {
-    settlement(delivery, Action::Nack { delay })
+    settlement(delivery, Disposition::Nack { delay })
 }
 
 pub(crate) fn dead(delivery: &Delivery, reason: &str) -> Settlement {
     let reason = reason.to_owned();
-    settlement(delivery, Action::DeadLetter { reason })
+    settlement(delivery, Disposition::DeadLetter { reason })
 }
 
-fn settlement(delivery: &Delivery, action: Action) -> Settlement {
+fn settlement(delivery: &Delivery, disposition: Disposition) -> Settlement {
     Settlement {
         receipt: delivery.receipt.clone(),
-        action,
+        disposition,
     }
 }
 
@@ -543,20 +543,20 @@ pub(crate) fn names(received: &[Delivery]) -> Vec<&str> {
 }
 
 /// What became of each settlement, in a word.
-pub(crate) fn words(answers: &[Answered]) -> Vec<&'static str> {
-    let word = |answer: &Answered| match answer {
-        Answered::Applied => "applied",
-        Answered::LeaseLost => "lost",
-        Answered::Unknown(error) if error.is_retryable() => "again",
-        Answered::Unknown(_) => "never",
+pub(crate) fn words(answers: &[SettleResult]) -> Vec<&'static str> {
+    let word = |answer: &SettleResult| match answer {
+        SettleResult::Applied => "applied",
+        SettleResult::LeaseLost => "lost",
+        SettleResult::Unknown(error) if error.is_retryable() => "again",
+        SettleResult::Unknown(_) => "never",
     };
     answers.iter().map(word).collect()
 }
 
 /// The error of the only answer.
-pub(crate) fn error_in(answers: &[Answered]) -> &Error {
+pub(crate) fn error_in(answers: &[SettleResult]) -> &Error {
     match answers {
-        [Answered::Unknown(error)] => error,
+        [SettleResult::Unknown(error)] => error,
         _ => panic!("{answers:?}"),
     }
 }

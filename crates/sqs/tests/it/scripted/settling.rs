@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{Answer as Answered, Delivery, ErrorKind, Receipt, Settlement, Source as _};
+use onlyonce_core::{Delivery, ErrorKind, Receipt, SettleResult, Settlement, Source as _};
 use serde_json::{Value, json};
 use tokio::time::{sleep, sleep_until};
 
@@ -76,7 +76,7 @@ async fn an_entry_that_fails_concerns_no_other() {
                 ["applied", word, "applied"],
                 "{code}: {text}"
             );
-            if let Answered::Unknown(error) = &answers[1] {
+            if let SettleResult::Unknown(error) = &answers[1] {
                 let shown = error.to_string();
                 for part in [text, "[queue orders]", "[message dedup-b]"] {
                     assert!(shown.contains(part), "no `{part}` in: {shown}");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::memory::MemoryQueue;
 use onlyonce_core::{
-    Action, Answer, Capabilities, Delivery, Error, ErrorKind, Inspection, Limit, Message, Receipt,
-    Settlement, Sink, SinkInspection, Source,
+    Capabilities, Delivery, Disposition, Error, ErrorKind, Message, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::source_suite;
@@ -17,7 +17,7 @@ const LEASE: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(3600);
 /// The attribute of a message that the sink refuses.
 const REFUSED: &str = "refused";
-const NACK: Action = Action::Nack {
+const NACK: Disposition = Disposition::Nack {
     delay: Duration::ZERO,
 };
 
@@ -99,8 +99,8 @@ struct Buggy {
     shared: Arc<Shared>,
 }
 
-fn refused() -> Answer {
-    Answer::Unknown(Error::new(ErrorKind::Other, "not supported"))
+fn refused() -> SettleResult {
+    SettleResult::Unknown(Error::new(ErrorKind::Other, "not supported"))
 }
 
 fn label(message: &Message) -> String {
@@ -145,9 +145,12 @@ impl Buggy {
             .cloned()
     }
 
-    async fn one(&self, receipt: &Receipt, action: Action) -> Answer {
+    async fn one(&self, receipt: &Receipt, disposition: Disposition) -> SettleResult {
         let receipt = receipt.clone();
-        let settlement = Settlement { receipt, action };
+        let settlement = Settlement {
+            receipt,
+            disposition,
+        };
         self.queue().settle(&[settlement]).await.remove(0)
     }
 
@@ -163,37 +166,46 @@ impl Buggy {
             return;
         };
         for tag in 1..tag {
-            self.one(&Receipt::Tag { epoch, tag }, Action::Ack).await;
+            self.one(&Receipt::Tag { epoch, tag }, Disposition::Ack)
+                .await;
         }
     }
 
-    async fn settle_one(&self, Settlement { receipt, action }: &Settlement) -> Answer {
-        let plain = *action == Action::Ack || *action == NACK;
-        match (self.bug, action) {
+    async fn settle_one(
+        &self,
+        Settlement {
+            receipt,
+            disposition,
+        }: &Settlement,
+    ) -> SettleResult {
+        let plain = *disposition == Disposition::Ack || *disposition == NACK;
+        match (self.bug, disposition) {
             _ if self.is_limited() && !plain => return refused(),
-            (Bug::AckDoesNothing, Action::Ack) => return Answer::Applied,
-            (Bug::AckSettlesLower, Action::Ack) => self.settle_lower(receipt).await,
+            (Bug::AckDoesNothing, Disposition::Ack) => return SettleResult::Applied,
+            (Bug::AckSettlesLower, Disposition::Ack) => self.settle_lower(receipt).await,
             (Bug::ReceiptOutlivesLease | Bug::ReceiptOutlivesConnection, _) => {
-                return self.one(&self.newest(receipt), action.clone()).await;
+                return self.one(&self.newest(receipt), disposition.clone()).await;
             }
-            (Bug::NackGoesToTheBack, Action::Nack { .. }) => {
+            (Bug::NackGoesToTheBack, Disposition::Nack { .. }) => {
                 if let Some(message) = self.message(receipt) {
                     self.queue().publish(&[message]).await;
                 }
-                return self.one(receipt, Action::Ack).await;
+                return self.one(receipt, Disposition::Ack).await;
             }
-            (Bug::DelayIsIgnored, Action::Nack { .. }) => return self.one(receipt, NACK).await,
-            (Bug::DeadLetterIsDeleted, Action::DeadLetter { .. }) => {
-                return self.one(receipt, Action::Ack).await;
+            (Bug::DelayIsIgnored, Disposition::Nack { .. }) => {
+                return self.one(receipt, NACK).await;
             }
-            (Bug::ReasonIsLost, Action::DeadLetter { .. }) => {
+            (Bug::DeadLetterIsDeleted, Disposition::DeadLetter { .. }) => {
+                return self.one(receipt, Disposition::Ack).await;
+            }
+            (Bug::ReasonIsLost, Disposition::DeadLetter { .. }) => {
                 let reason = "rejected".to_owned();
-                return self.one(receipt, Action::DeadLetter { reason }).await;
+                return self.one(receipt, Disposition::DeadLetter { reason }).await;
             }
-            (Bug::AckOnReceive, _) => return Answer::Applied,
+            (Bug::AckOnReceive, _) => return SettleResult::Applied,
             _ => {}
         }
-        let answer = self.one(receipt, action.clone()).await;
+        let answer = self.one(receipt, disposition.clone()).await;
         if self.bug == Bug::StaleReceiptCloses && !answer.is_applied() {
             self.reconnect().await;
         }
@@ -240,7 +252,7 @@ impl Source for Buggy {
         }
     }
 
-    async fn receive(&self, mut limit: Limit) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, mut limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         match self.bug {
             Bug::LimitIsIgnored => (limit.messages, limit.bytes) = (1000, usize::MAX),
             Bug::ReceiveSpins => limit.wait = Duration::ZERO,
@@ -262,7 +274,7 @@ impl Source for Buggy {
             _ if self.is_limited() => drop(self.queue().extend(&receipts, LONG).await),
             Bug::AckOnReceive => {
                 for receipt in &receipts {
-                    self.one(receipt, Action::Ack).await;
+                    self.one(receipt, Disposition::Ack).await;
                 }
             }
             Bug::CancelLosesMessages if !got.is_empty() => {
@@ -275,11 +287,11 @@ impl Source for Buggy {
         Ok(got.into_iter().map(|d| self.deliver(d)).collect())
     }
 
-    async fn settle(&self, batch: &[Settlement]) -> Vec<Answer> {
+    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         if self.bug == Bug::BadReceiptFailsBatch
             && batch.iter().any(|s| self.message(&s.receipt).is_none())
         {
-            return batch.iter().map(|_| Answer::LeaseLost).collect();
+            return batch.iter().map(|_| SettleResult::LeaseLost).collect();
         }
         let mut answers = Vec::new();
         for settlement in batch {
@@ -288,23 +300,23 @@ impl Source for Buggy {
         answers
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<Answer> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
         match self.bug {
             _ if self.is_limited() => batch.iter().map(|_| refused()).collect(),
-            Bug::ExtendDoesNothing => batch.iter().map(|_| Answer::Applied).collect(),
+            Bug::ExtendDoesNothing => batch.iter().map(|_| SettleResult::Applied).collect(),
             _ => self.queue().extend(batch, lease).await,
         }
     }
 
-    async fn inspect(&self) -> Result<Inspection, Error> {
-        let mut inspection = self.queue().inspect().await?;
+    async fn queue_info(&self) -> Result<QueueInfo, Error> {
+        let mut info = self.queue().queue_info().await?;
         if self.bug == Bug::InspectGuesses {
-            inspection.lease = Some(Duration::from_secs(30));
+            info.lease = Some(Duration::from_secs(30));
         }
         if self.bug == Bug::NameIsIdentity {
-            inspection.identity = Some("orders".into());
+            info.identity = Some("orders".into());
         }
-        Ok(inspection)
+        Ok(info)
     }
 
     async fn close(&self) -> Result<(), Error> {
@@ -317,8 +329,8 @@ impl Source for Buggy {
 
 #[async_trait]
 impl Sink for Buggy {
-    async fn check(&self) -> Result<SinkInspection, Error> {
-        Ok(SinkInspection::default())
+    async fn check(&self) -> Result<SinkInfo, Error> {
+        Ok(SinkInfo::default())
     }
     fn name(&self) -> &str {
         "orders"

@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
-    Claim, Claimed, Completion, Error, ErrorKind, Fenced, Fingerprint, Held, KeyDigest, Owner,
-    Starts, Store, Token, Transaction, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Error, ErrorKind, Fenced, Fingerprint, HeldClaim, KeyDigest,
+    Owner, Starts, Store, Token, Transaction, TransactionalStore, Verdicts,
 };
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
@@ -36,9 +36,9 @@ enum Bug {
     BatchClaimsTwice,
     /// Payloads are not compared.
     PayloadsAreIgnored,
-    /// Takeovers are never uncertain.
+    /// Takeovers are never in doubt.
     DoubtIsForgotten,
-    /// Takeovers are always uncertain.
+    /// Takeovers are always in doubt.
     DoubtIsInvented,
     /// Starts are not counted.
     StartsAreNotCounted,
@@ -62,7 +62,7 @@ enum Bug {
     CompleteDoesNothing,
     /// Effects are written beside the transaction.
     EffectsEscape,
-    /// Undo does nothing.
+    /// Rollback does nothing.
     UndoDoesNothing,
     /// A transaction completes without a look at the token.
     TransactionIgnoresToken,
@@ -87,7 +87,7 @@ fn fall(token: Token) -> Token {
 
 impl Buggy {
     /// The claim that the real store is asked for.
-    fn held(&self, held: &Held, ignored_by: Bug) -> Held {
+    fn held(&self, held: &HeldClaim, ignored_by: Bug) -> HeldClaim {
         let mut held = *held;
         if self.bug == ignored_by {
             let newest = self.newest.lock().expect("no panic");
@@ -99,7 +99,7 @@ impl Buggy {
         held
     }
 
-    fn all(&self, batch: &[Held], ignored_by: Bug) -> Vec<Held> {
+    fn all(&self, batch: &[HeldClaim], ignored_by: Bug) -> Vec<HeldClaim> {
         batch
             .iter()
             .map(|held| self.held(held, ignored_by))
@@ -122,7 +122,7 @@ impl Buggy {
         answers
     }
 
-    async fn seen(&self, held: Held, fingerprint: Fingerprint) -> Result<(), Error> {
+    async fn seen(&self, held: HeldClaim, fingerprint: Fingerprint) -> Result<(), Error> {
         let (outcome, retention) = (None, Duration::from_secs(3600));
         let completion = Completion {
             held,
@@ -133,10 +133,10 @@ impl Buggy {
         self.store.complete(&[completion]).await.map(drop)
     }
 
-    async fn given(&self, claim: &Claim, answer: &mut Claimed) -> Result<(), Error> {
-        let Claimed::New {
+    async fn given(&self, claim: &Claim, answer: &mut ClaimResult) -> Result<(), Error> {
+        let ClaimResult::Acquired {
             token,
-            uncertain,
+            in_doubt,
             takeovers,
         } = answer
         else {
@@ -146,25 +146,25 @@ impl Buggy {
         self.newest.lock().expect("no panic").insert(key, *token);
         match self.bug {
             Bug::SeenBeforeDone => {
-                let held = Held { key, token: *token };
+                let held = HeldClaim { key, token: *token };
                 self.seen(held, claim.fingerprint).await?;
             }
-            Bug::DoubtIsForgotten => *uncertain = None,
+            Bug::DoubtIsForgotten => *in_doubt = None,
             Bug::DoubtIsInvented => {
                 let last = *token;
-                uncertain.get_or_insert(Starts { last, count: 1 });
+                in_doubt.get_or_insert(Starts { last, count: 1 });
             }
             Bug::StartsAreNotCounted => {
-                *uncertain = uncertain.map(|starts| Starts { count: 1, ..starts });
+                *in_doubt = in_doubt.map(|starts| Starts { count: 1, ..starts });
             }
             Bug::StartIsTakenForOnesOwn => {
                 let last = *token;
-                *uncertain = uncertain.map(|starts| Starts { last, ..starts });
+                *in_doubt = in_doubt.map(|starts| Starts { last, ..starts });
             }
             Bug::TakeoversAreForgotten => *takeovers = 0,
             Bug::TokensFall => {
                 *token = fall(*token);
-                *uncertain = uncertain.map(|starts| Starts {
+                *in_doubt = in_doubt.map(|starts| Starts {
                     last: fall(starts.last),
                     ..starts
                 });
@@ -182,7 +182,7 @@ impl Store for Buggy {
         mut owner: Owner,
         batch: &[Claim],
         lease: Duration,
-    ) -> Result<Vec<Claimed>, Error> {
+    ) -> Result<Vec<ClaimResult>, Error> {
         match self.bug {
             Bug::OwnersAreIgnored => owner = Owner(1),
             Bug::OwnerIsBusyToItself => owner = Owner::random(),
@@ -209,7 +209,7 @@ impl Store for Buggy {
         Ok(self.turned(answers))
     }
 
-    async fn renew(&self, batch: &[Held], lease: Duration) -> Result<Verdicts, Error> {
+    async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error> {
         let batch = self.all(batch, Bug::RenewIgnoresToken);
         if self.bug == Bug::RenewDoesNothing {
             // Nothing, but for a look at the token.
@@ -218,7 +218,7 @@ impl Store for Buggy {
         Ok(self.turned(self.store.renew(&batch, lease).await?))
     }
 
-    async fn start(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         let batch = self.all(batch, Bug::StartIgnoresToken);
         Ok(self.turned(self.store.start(&batch).await?))
     }
@@ -230,13 +230,13 @@ impl Store for Buggy {
             .map(|c| self.completion(c, ignored_by))
             .collect();
         if self.bug == Bug::CompleteDoesNothing {
-            let held: Vec<Held> = batch.iter().map(|completion| completion.held).collect();
+            let held: Vec<HeldClaim> = batch.iter().map(|completion| completion.held).collect();
             return self.store.start(&held).await;
         }
         Ok(self.turned(self.store.complete(&batch).await?))
     }
 
-    async fn release(&self, batch: &[Held]) -> Result<Verdicts, Error> {
+    async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         let batch = self.all(batch, Bug::ReleaseIgnoresToken);
         Ok(self.turned(self.store.release(&batch).await?))
     }
@@ -277,10 +277,10 @@ impl Transaction for BuggyTx {
         self.tx.complete(&completion).await
     }
 
-    async fn undo(&mut self) -> Result<(), Error> {
+    async fn rollback(&mut self) -> Result<(), Error> {
         match self.store.bug {
             Bug::UndoDoesNothing => Ok(()),
-            _ => self.tx.undo().await,
+            _ => self.tx.rollback().await,
         }
     }
 

@@ -4,26 +4,26 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
-use crate::{Answer, Held, Receipt, Source, Store};
+use crate::{HeldClaim, Receipt, SettleResult, Source, Store};
 
 use super::in_flight::LeaseState;
 
 /// Knows every lease and claim that must be renewed, and renews them together, in batches, [in time](extended_after).
-/// What fails is tried again at every tick until the deadline; the workers watch the deadlines themselves, so a keeper
+/// What fails is tried again at every tick until the deadline; the workers watch the deadlines themselves, so a renewer
 /// that hangs lets nothing run on.
-pub(crate) struct Keeper {
+pub(crate) struct LeaseRenewer {
     kept: Mutex<BTreeMap<u64, Arc<LeaseState>>>,
 }
 
-/// A lease's place with the keeper; given up on drop.
-pub(crate) struct Kept {
-    keeper: Arc<Keeper>,
+/// A lease's place with the renewer; given up on drop.
+pub(crate) struct Renewal {
+    renewer: Arc<LeaseRenewer>,
     seq: u64,
 }
 
-impl Drop for Kept {
+impl Drop for Renewal {
     fn drop(&mut self) {
-        self.keeper.kept().remove(&self.seq);
+        self.renewer.kept().remove(&self.seq);
     }
 }
 
@@ -37,7 +37,7 @@ fn due(deadline: Instant, length: Duration) -> bool {
     deadline.saturating_duration_since(Instant::now()) < length - extended_after(length)
 }
 
-impl Keeper {
+impl LeaseRenewer {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             kept: Mutex::default(),
@@ -48,10 +48,10 @@ impl Keeper {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn keep(self: &Arc<Self>, seq: u64, lease: Arc<LeaseState>) -> Kept {
+    pub(crate) fn keep(self: &Arc<Self>, seq: u64, lease: Arc<LeaseState>) -> Renewal {
         self.kept().insert(seq, lease);
-        Kept {
-            keeper: self.clone(),
+        Renewal {
+            renewer: self.clone(),
             seq,
         }
     }
@@ -87,7 +87,7 @@ impl Keeper {
         }
     }
 
-    fn due_claims(&self, lease: Duration) -> Vec<(Arc<LeaseState>, Held)> {
+    fn due_claims(&self, lease: Duration) -> Vec<(Arc<LeaseState>, HeldClaim)> {
         let due_claim = |state: &Arc<LeaseState>| {
             let (held, deadline) = state.claim_deadline()?;
             due(deadline, lease).then(|| (state.clone(), held))
@@ -106,17 +106,17 @@ async fn extend(source: &dyn Source, leases: &[Arc<LeaseState>], lease: Duration
     };
     for (state, answer) in leases.iter().zip(answers) {
         match answer {
-            Answer::Applied => state.extended(sent + lease),
-            Answer::LeaseLost => state.extended(sent),
-            Answer::Unknown(error) => {
+            SettleResult::Applied => state.extended(sent + lease),
+            SettleResult::LeaseLost => state.extended(sent),
+            SettleResult::Unknown(error) => {
                 tracing::warn!(queue = source.name(), %error, "a lease was not extended");
             }
         }
     }
 }
 
-async fn renew(store: &dyn Store, claims: &[(Arc<LeaseState>, Held)], lease: Duration) {
-    let batch: Vec<Held> = claims.iter().map(|(_, held)| *held).collect();
+async fn renew(store: &dyn Store, claims: &[(Arc<LeaseState>, HeldClaim)], lease: Duration) {
+    let batch: Vec<HeldClaim> = claims.iter().map(|(_, held)| *held).collect();
     let sent = Instant::now();
     match timeout(lease / 3, store.renew(&batch, lease)).await {
         Ok(Ok(verdicts)) => {

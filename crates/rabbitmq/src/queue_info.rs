@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use onlyonce_core::Inspection;
+use onlyonce_core::QueueInfo;
 
 use crate::Config;
 use crate::connection::{Link, answer};
@@ -169,22 +169,21 @@ impl<'a> Queue<'a> {
     }
 
     /// `own`: how many of its consumers are this source's.
-    pub(crate) fn inspection(&self, own: u32) -> Inspection {
-        let mut inspection = Inspection::default();
-        inspection.identity = Some(identity(self.config, self.name));
-        inspection.gives_up = self.gives_up();
-        inspection.lease = Some(self.config.consumer_timeout).filter(|time| *time > Duration::ZERO);
-        inspection.ordered = self.ordered(self.consumers.saturating_sub(own));
+    pub(crate) fn queue_info(&self, own: u32) -> QueueInfo {
+        let mut info = QueueInfo::default();
+        info.identity = Some(identity(self.config, self.name));
+        info.gives_up = self.gives_up();
+        info.lease = Some(self.config.consumer_timeout).filter(|time| *time > Duration::ZERO);
+        info.ordered = self.ordered(self.consumers.saturating_sub(own));
         if let Some((major, minor)) = self.version {
             let version = ("RabbitMQ".to_owned(), format!("{major}.{minor}"));
-            inspection.settings.push(version);
+            info.settings.push(version);
         }
         let declared = self.declared.as_ref();
-        inspection
-            .settings
+        info.settings
             .extend(declared.map(Declared::settings).unwrap_or_default());
-        inspection.unknown = self.unknown();
-        inspection
+        info.unknown = self.unknown();
+        info
     }
 
     fn ordered(&self, other_consumers: u32) -> Option<bool> {

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use onlyonce_core::{Answer, Delivery, Lease, Receipt, Settlement};
+use onlyonce_core::{Delivery, Lease, Receipt, SettleResult, Settlement};
 use tokio::time::Instant;
 
 use crate::messages::{Leased, Received};
 
 /// The leases of one source that are not settled yet, so that closing it can give them back.
 #[derive(Debug, Default)]
-pub(crate) struct Held(Mutex<Holding>);
+pub(crate) struct OpenLeases(Mutex<Holding>);
 
 #[derive(Debug, Default)]
 struct Holding {
@@ -20,7 +20,7 @@ struct Holding {
     unclaimed: Vec<Delivery>,
 }
 
-impl Held {
+impl OpenLeases {
     fn lock(&self) -> MutexGuard<'_, Holding> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -43,10 +43,10 @@ impl Held {
     }
 
     /// Drops what is settled or lost.
-    pub(crate) fn forget(&self, batch: &[Settlement], answers: &[Answer]) {
+    pub(crate) fn forget(&self, batch: &[Settlement], answers: &[SettleResult]) {
         let mut holding = self.lock();
         for (settlement, answer) in batch.iter().zip(answers) {
-            if !matches!(answer, Answer::Unknown(_))
+            if !matches!(answer, SettleResult::Unknown(_))
                 && let Some(leased) = leased(&settlement.receipt)
             {
                 holding.leases.remove(&leased);
@@ -54,7 +54,12 @@ impl Held {
         }
     }
 
-    pub(crate) fn extend(&self, batch: &[Option<Leased>], answers: &[Answer], until: Instant) {
+    pub(crate) fn extend(
+        &self,
+        batch: &[Option<Leased>],
+        answers: &[SettleResult],
+        until: Instant,
+    ) {
         let mut holding = self.lock();
         for (leased, answer) in batch.iter().zip(answers) {
             if answer.is_applied()
@@ -69,11 +74,11 @@ impl Held {
 /// Deliveries on their way to the caller. If they do not arrive, the next caller gets them.
 pub(crate) struct Arriving {
     deliveries: Vec<Delivery>,
-    held: Arc<Held>,
+    held: Arc<OpenLeases>,
 }
 
 impl Arriving {
-    pub(crate) fn new(received: Vec<Received>, until: Instant, held: Arc<Held>) -> Self {
+    pub(crate) fn new(received: Vec<Received>, until: Instant, held: Arc<OpenLeases>) -> Self {
         let mut holding = held.lock();
         // Whoever lets leases run out does not settle them either; they need not be given back.
         let now = Instant::now();
