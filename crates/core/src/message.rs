@@ -1,13 +1,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
-use crate::Printable;
+use crate::driver::Printable;
 
 /// Before the digits of an attribute's bytes that are not UTF-8.
 const HEX: &str = "hex:";
@@ -94,8 +91,8 @@ impl<K: Into<String>, V: Into<String>> FromIterator<(K, V)> for Attributes {
     }
 }
 
-/// A message as every broker can carry it: what a [`Source`](crate::Source) delivers and a
-/// [`Sink`](crate::Sink) publishes.
+/// A message as every broker can carry it: what a [`Source`](crate::driver::Source) delivers and a
+/// [`Sink`](crate::driver::Sink) publishes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Message {
@@ -160,93 +157,6 @@ impl Message {
     pub fn label(&self) -> Printable<&str> {
         let id = self.dedup_id.as_deref().or(self.broker_id.as_deref());
         Printable(id.unwrap_or("(no id)"))
-    }
-}
-
-/// What a source needs in order to settle or extend one delivery; opaque to everyone else.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Receipt {
-    /// A number that is valid within one epoch of the source: a channel, a link, a row's lease.
-    Tag {
-        /// The channel, link or lease that the tag belongs to.
-        epoch: u64,
-        /// The number within the epoch.
-        tag: u64,
-    },
-    /// Text that the broker gave: a receipt handle, an ack id.
-    Handle(Arc<str>),
-}
-
-/// The broker's promise not to give a delivery to anyone else for now.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Lease {
-    /// When it ends, on the local monotonic clock, counted from *before* the request that began it.
-    /// `None`: it has no end of its own.
-    pub until: Option<Instant>,
-    /// Cancelled when the source learns that the lease is gone (a channel that died, a session lock that was lost).
-    pub lost: Option<CancellationToken>,
-}
-
-impl Lease {
-    /// A lease that ends at `until` and no sooner.
-    #[must_use]
-    pub fn until(until: Instant) -> Self {
-        Self {
-            until: Some(until),
-            lost: None,
-        }
-    }
-
-    /// Ties the lease to something that can die earlier.
-    #[must_use]
-    pub fn tied_to(mut self, lost: CancellationToken) -> Self {
-        self.lost = Some(lost);
-        self
-    }
-}
-
-/// One delivery of a message, under a lease.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Delivery {
-    /// What was delivered.
-    pub message: Arc<Message>,
-    /// How to settle it.
-    pub receipt: Receipt,
-    /// How long it is ours.
-    pub lease: Lease,
-    /// Which delivery of this message this is, from 1, where the broker counts.
-    pub attempt: Option<u32>,
-    /// Why the adapter could not read it whole (a header of an unknown form, say). The pipeline dead-letters such a
-    /// delivery with this reason.
-    pub malformed: Option<String>,
-}
-
-impl Delivery {
-    /// A delivery with no count.
-    pub fn new(message: Message, receipt: Receipt, lease: Lease) -> Self {
-        Self {
-            message: Arc::new(message),
-            receipt,
-            lease,
-            attempt: None,
-            malformed: None,
-        }
-    }
-
-    /// Sets [`attempt`](Self::attempt).
-    #[must_use]
-    pub fn with_attempt(mut self, attempt: u32) -> Self {
-        self.attempt = Some(attempt);
-        self
-    }
-
-    /// Sets [`malformed`](Self::malformed).
-    #[must_use]
-    pub fn with_malformed(mut self, reason: impl Into<String>) -> Self {
-        self.malformed = Some(reason.into());
-        self
     }
 }
 

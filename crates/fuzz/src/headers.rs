@@ -1,9 +1,10 @@
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
+use onlyonce::attributes::DEAD_LETTER_REASON;
 use onlyonce::rabbitmq::headers::{self, Counts};
 use onlyonce::rabbitmq::lapin::BasicProperties;
 use onlyonce::rabbitmq::lapin::types::{FieldTable, ShortString, parsing::parse_field_table};
-use onlyonce::{DEAD_LETTER_REASON, ErrorKind, Message};
+use onlyonce::{ErrorKind, Message};
 
 use crate::input;
 

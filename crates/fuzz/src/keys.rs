@@ -1,5 +1,6 @@
 use arbitrary::{Result, Unstructured};
-use onlyonce::{DedupKey, Fingerprint, KeyDigest, KeyPolicy, Scope};
+use onlyonce::driver::{Fingerprint, KeyDigest, Scope};
+use onlyonce::{DedupKey, KeyPolicy};
 
 use crate::input;
 

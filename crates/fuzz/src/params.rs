@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use onlyonce::Params;
+use onlyonce::driver::Params;
 use url::Url;
 
 /// A query of a URL: every parameter is read as it was given, or is an error.

@@ -2,11 +2,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
+use onlyonce::attributes::{DEAD_LETTER_ATTEMPTS, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON};
+use onlyonce::driver::{ReceiveLimits, Sink, Source};
 use onlyonce::memory::{MemoryQueue, MemoryStore, MemoryTx};
-use onlyonce::{
-    Attributes, Context, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON, DedupKey,
-    Failure, Json, Message, Pipeline, ReceiveLimits, Sink, Source,
-};
+use onlyonce::{Attributes, Context, DedupKey, Failure, Json, Message, Pipeline};
 use serde::Deserialize;
 
 use crate::input;

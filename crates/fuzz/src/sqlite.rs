@@ -3,13 +3,14 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
+use onlyonce::driver::{
+    Claim, Completion, Delivery, Disposition, Fingerprint, HeldClaim, KeyDigest, Owner,
+    ReceiveLimits, SettleResult, Settlement, Sink, Source, Store, Token,
+};
 use onlyonce::sqlite::rusqlite::types::Value;
 use onlyonce::sqlite::rusqlite::{self, Connection};
 use onlyonce::sqlite::{Config, SqliteQueue, SqliteStore};
-use onlyonce::{
-    Claim, Completion, Delivery, Disposition, Error, Fingerprint, HeldClaim, KeyDigest, Message,
-    Owner, ReceiveLimits, SettleResult, Settlement, Sink, Source, Store, Token,
-};
+use onlyonce::{Error, Message};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -136,7 +137,7 @@ async fn use_store(store: &SqliteStore) -> std::result::Result<(), Error> {
     store.start(&[held(1)]).await?;
     store.release(&[held(2)]).await?;
     let mut completions = Vec::new();
-    if let onlyonce::ClaimResult::Acquired { token, .. } =
+    if let onlyonce::driver::ClaimResult::Acquired { token, .. } =
         store.claim(owner, &claims, hour).await?[0]
     {
         completions.push(Completion {

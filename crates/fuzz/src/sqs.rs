@@ -1,13 +1,14 @@
 use std::collections::HashMap;
 
 use arbitrary::{Result, Unstructured};
+use onlyonce::attributes::DEAD_LETTER_REASON;
 use onlyonce::sqs::aws_sdk_sqs::primitives::Blob;
 use onlyonce::sqs::aws_sdk_sqs::types::{
     Message as Delivered, MessageAttributeValue, MessageSystemAttributeName as System,
     SendMessageBatchRequestEntry as Entry,
 };
 use onlyonce::sqs::message::{self, Received};
-use onlyonce::{DEAD_LETTER_REASON, ErrorKind, Message};
+use onlyonce::{ErrorKind, Message};
 
 use crate::input;
 

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use onlyonce_core::Error;
+use onlyonce_core::driver::{Params, Sink, Source, Store};
 use onlyonce_core::memory::{MemoryQueue, MemoryStore};
-use onlyonce_core::{Error, Params, Sink, Source, Store};
 use url::Url;
 
 /// The queue that `url` names, to take messages from.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
-use onlyonce_core::{Error, Params};
+use onlyonce_core::Error;
+use onlyonce_core::driver::Params;
 use url::Url;
 
 use crate::connection;

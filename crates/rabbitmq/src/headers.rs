@@ -11,10 +11,10 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::protocol::basic::{gen_properties, parse_properties};
 use lapin::types::{AMQPValue, FieldArray, FieldTable, LongString, ShortString};
-use onlyonce_core::{
-    Attributes, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON,
-    Error, ErrorKind, Message,
+use onlyonce_core::attributes::{
+    DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON,
 };
+use onlyonce_core::{Attributes, Error, ErrorKind, Message};
 use serde_json::{Map, Value};
 
 use crate::filter::{MAX_DEPTH, RAW, UNREADABLE};
@@ -87,7 +87,7 @@ const PROPERTIES: [(&str, Get, Set); 6] = [
 
 /// Reads a message; the text says why it could not be read whole, as in [`Delivery::malformed`].
 ///
-/// [`Delivery::malformed`]: onlyonce_core::Delivery::malformed
+/// [`Delivery::malformed`]: onlyonce_core::driver::Delivery::malformed
 pub fn read(
     properties: &BasicProperties,
     body: Bytes,

@@ -67,7 +67,7 @@
 //! After `close` returns `Ok`, the broker has read all of them.
 //!
 //! **A nack** is `basic.nack` with requeue; a message with a group stays unsettled instead, and the source closes the
-//! channel, which gives back all that it holds, in order. A pipeline that stops nacks nothing: [`close`][onlyonce_core::Source::close]
+//! channel, which gives back all that it holds, in order. A pipeline that stops nacks nothing: [`close`][onlyonce_core::driver::Source::close]
 //! gives back.
 //!
 //! **A worker that stops, crashes or loses its connection** counts against everything that it holds, on a quorum queue of
@@ -114,7 +114,7 @@
 //! by then; so it is waited for as long as the alarm lasts, and published once. `timeout` does not run meanwhile,
 //! heartbeats do. What was not sent fails after `timeout` as [`Throttled`](onlyonce_core::ErrorKind::Throttled), with
 //! "the broker blocks publishers". Delayed retries wait without holding up other settlements, and
-//! [`close`](onlyonce_core::Sink::close) waits for `timeout` at most. A connection that *breaks* during an alarm may leave
+//! [`close`](onlyonce_core::driver::Sink::close) waits for `timeout` at most. A connection that *breaks* during an alarm may leave
 //! a copy behind that comes besides the repeated one.
 //!
 //! **What becomes of a message**:
@@ -138,7 +138,7 @@
 //! `x-single-active-consumer`: then a second one waits until the first is gone. A lone worker needs it, too: when its
 //! connection breaks without word to the broker, the broker keeps the old consumer, and what it holds, until the
 //! heartbeats are missed, while the worker's new one gets what comes after (measured).
-//! [`queue_info`](onlyonce_core::Source::queue_info) finds other consumers. What a closing source holds goes back in order; for that it closes the
+//! [`queue_info`](onlyonce_core::driver::Source::queue_info) finds other consumers. What a closing source holds goes back in order; for that it closes the
 //! channel and does not cancel the consumer, which with a single active consumer would reorder or break the queue.
 //!
 //! # Limits
@@ -149,13 +149,13 @@
 //! - A body may be as large as the broker's `max_message_size` (16 MiB by default in RabbitMQ 4, 128 MiB before); headers
 //!   and properties of a message share one frame (128 KiB).
 //! - A property, exchange or routing key that is not UTF-8 becomes `hex:` and its bytes in hexadecimal, cut to 255 bytes.
-//!   A `message_id` of more than 125 such bytes makes the message [malformed](onlyonce_core::Delivery::malformed): cut, two ids could be
+//!   A `message_id` of more than 125 such bytes makes the message [malformed](onlyonce_core::driver::Delivery::malformed): cut, two ids could be
 //!   one.
 //! - Headers that the client cannot take make the message malformed, so that it becomes a dead letter, with its id, its other
 //!   properties, the reason, and the first 2 KiB of its headers as the attribute `amqp-unreadable-headers`. They are those
 //!   nested more than 32 deep, with a name that is not UTF-8, that would take more than 20 times their bytes and 64 KiB in
 //!   memory (an array of 3,000 booleans does), or that exceed a frame, with what the broker adds. See [`filter`].
-//! - AMQP tells nothing of policies: see what [`queue_info`](onlyonce_core::Source::queue_info) calls unknown.
+//! - AMQP tells nothing of policies: see what [`queue_info`](onlyonce_core::driver::Source::queue_info) calls unknown.
 //! - A group whose head fails is retried in place, and what follows it is held. When one such group fills `prefetch`, the
 //!   other groups of the queue wait for it: AMQP cannot give back one group and keep its order. A warning says so. Raise
 //!   `prefetch` above what may pile up of a group, or lower the retries.
@@ -169,10 +169,10 @@
 //! [`Message::group`]: onlyonce_core::Message::group
 //! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id
 //! [`Message::published_at`]: onlyonce_core::Message::published_at
-//! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
-//! [Delivery::malformed]: onlyonce_core::Delivery::malformed
-//! [`Ordering::Delivery`]: onlyonce_core::Ordering::Delivery
-//! [SettleResult::LeaseLost]: onlyonce_core::SettleResult::LeaseLost
+//! [`Delivery::attempt`]: onlyonce_core::driver::Delivery::attempt
+//! [Delivery::malformed]: onlyonce_core::driver::Delivery::malformed
+//! [`Ordering::Delivery`]: onlyonce_core::driver::Ordering::Delivery
+//! [SettleResult::LeaseLost]: onlyonce_core::driver::SettleResult::LeaseLost
 //! [sac]: https://www.rabbitmq.com/docs/consumers#single-active-consumer
 //! [prefetch]: https://www.rabbitmq.com/docs/consumer-prefetch
 //! [timeout]: https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout

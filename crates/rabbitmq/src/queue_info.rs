@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use onlyonce_core::QueueInfo;
+use onlyonce_core::driver::QueueInfo;
 
 use crate::Config;
 use crate::connection::{Link, answer};

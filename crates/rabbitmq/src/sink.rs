@@ -4,7 +4,8 @@ use std::fmt;
 use async_trait::async_trait;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
-use onlyonce_core::{Error, ErrorKind, Message, Sink, SinkInfo};
+use onlyonce_core::driver::{Sink, SinkInfo};
+use onlyonce_core::{Error, ErrorKind, Message};
 
 use crate::publisher::{Outgoing, Publisher};
 use crate::{Config, config, headers, queue_info};

@@ -11,10 +11,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::ReadyChunks;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::{Channel, Consumer};
-use onlyonce_core::{
-    Capabilities, Delivery, Disposition, Error, ErrorKind, Lease, Ordering, QueueInfo, Receipt,
-    ReceiveLimits, SettleResult, Settlement, Source,
+use onlyonce_core::driver::{
+    Capabilities, Delivery, Disposition, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits,
+    SettleResult, Settlement, Source,
 };
+use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};

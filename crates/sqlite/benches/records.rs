@@ -6,11 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use onlyonce_core::{
-    Claim, Completion, Disposition, Fingerprint, HeldClaim, KeyDigest, Message, Owner,
-    ReceiveLimits, Settlement, Sink, Source, Store, Token, Transaction, TransactionalStore,
+use onlyonce_core::Error;
+use onlyonce_core::Message;
+use onlyonce_core::driver::ClaimResult;
+use onlyonce_core::driver::{
+    Claim, Completion, Disposition, Fingerprint, HeldClaim, KeyDigest, Owner, ReceiveLimits,
+    Settlement, Sink, Source, Store, Token, Transaction, TransactionalStore,
 };
-use onlyonce_core::{ClaimResult, Error};
 use onlyonce_sqlite::{Commits, Config, Database, SqliteQueue, SqliteStore};
 
 const LEASE: Duration = Duration::from_secs(600);
@@ -176,7 +178,7 @@ async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
         received += deliveries.len();
         let queue = Arc::clone(&queue);
         settling.push_back(tokio::spawn(async move {
-            let ack = |d: onlyonce_core::Delivery| Settlement {
+            let ack = |d: onlyonce_core::driver::Delivery| Settlement {
                 receipt: d.receipt,
                 disposition: Disposition::Ack,
             };

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_core::{
+use onlyonce_core::driver::{
     Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Starts, Token, Verdicts,
 };
 use rusqlite::Connection;

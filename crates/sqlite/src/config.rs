@@ -1,7 +1,8 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use onlyonce_core::{Error, Params};
+use onlyonce_core::Error;
+use onlyonce_core::driver::Params;
 use percent_encoding::percent_decode_str;
 use tokio::time::Instant;
 use url::Url;

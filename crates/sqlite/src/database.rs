@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
-use onlyonce_core::{Error, ErrorKind, Running};
+use onlyonce_core::driver::Running;
+use onlyonce_core::{Error, ErrorKind};
 use rusqlite::Connection;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 

@@ -13,7 +13,8 @@
 //! # let path = dir.path().join("app.db");
 //! # let url = format!("sqlite:{}?queue=orders", path.display());
 //! use std::time::Duration;
-//! use onlyonce_core::{ReceiveLimits, Message, Sink, Source};
+//! use onlyonce_core::driver::{ReceiveLimits, Sink, Source};
+//! use onlyonce_core::Message;
 //! use onlyonce_sqlite::{Config, SqliteQueue};
 //!
 //! // let url = "sqlite:app.db?queue=orders";
@@ -42,7 +43,7 @@
 //! # Delivery semantics
 //!
 //! The queue delivers at least once. A published message has been synced to disk before
-//! [`publish`](onlyonce_core::Sink::publish) says so, and stays until it is acknowledged or, by someone, taken from the
+//! [`publish`](onlyonce_core::driver::Sink::publish) says so, and stays until it is acknowledged or, by someone, taken from the
 //! dead-letter queue.
 //!
 //! | synced to disk before it is answered | survives the process, not a power failure |

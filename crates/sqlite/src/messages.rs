@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use onlyonce_core::{
-    Attributes, DEAD_LETTER_REASON, Disposition, ErrorKind, Message, ReceiveLimits,
-};
+use onlyonce_core::attributes::DEAD_LETTER_REASON;
+use onlyonce_core::driver::{Disposition, ReceiveLimits};
+use onlyonce_core::{Attributes, ErrorKind, Message};
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 

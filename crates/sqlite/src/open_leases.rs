@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use onlyonce_core::{Delivery, Lease, Receipt, SettleResult, Settlement};
+use onlyonce_core::driver::{Delivery, Lease, Receipt, SettleResult, Settlement};
 use tokio::time::Instant;
 
 use crate::messages::{Leased, Received};

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::{
-    Capabilities, Delivery, Disposition, Error, ErrorKind, Message, Ordering, QueueInfo, Receipt,
-    ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
+use onlyonce_core::driver::{
+    Capabilities, Delivery, Disposition, Ordering, QueueInfo, Receipt, ReceiveLimits, SettleResult,
+    Settlement, Sink, SinkInfo, Source,
 };
+use onlyonce_core::{Error, ErrorKind, Message};
 use tokio::time::Instant;
 
 use crate::config::{Config, DEAD, after};
@@ -27,7 +28,7 @@ const CLOSE: Duration = Duration::from_secs(5);
 ///
 /// Its dead-letter queue is named like it, with `.dead` at the end, and is a queue like any other: open it to read,
 /// settle or publish again what is in it. The reason is in the attribute
-/// [`onlyonce-reason`](onlyonce_core::DEAD_LETTER_REASON).
+/// [`onlyonce-reason`](onlyonce_core::attributes::DEAD_LETTER_REASON).
 #[derive(Debug)]
 pub struct SqliteQueue {
     database: Database,

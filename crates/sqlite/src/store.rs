@@ -1,8 +1,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::{
-    Claim, ClaimResult, Completion, Error, HeldClaim, Owner, Store, TransactionalStore, Verdicts,
+use onlyonce_core::Error;
+use onlyonce_core::driver::{
+    Claim, ClaimResult, Completion, HeldClaim, Owner, Store, TransactionalStore, Verdicts,
 };
 
 use crate::claims;

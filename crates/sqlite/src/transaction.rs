@@ -2,7 +2,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_trait::async_trait;
-use onlyonce_core::{Completion, Error, ErrorKind, Fenced, Message, Transaction};
+use onlyonce_core::driver::{Completion, Fenced, Transaction};
+use onlyonce_core::{Error, ErrorKind, Message};
 use rusqlite::{Connection, Params};
 use tokio::sync::oneshot;
 
@@ -117,7 +118,7 @@ impl SqliteTx {
         if !self.database.is_same(queue.database()) {
             return Err(
                 Error::config("a transaction can publish only to a queue in its own file")
-                    .on_queue(onlyonce_core::Sink::name(queue)),
+                    .on_queue(onlyonce_core::driver::Sink::name(queue)),
             );
         }
         let (id, batch) = (queue.id(), batch.to_vec());

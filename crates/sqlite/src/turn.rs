@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
-use onlyonce_core::{Completion, Error, ErrorKind, Fenced, Waiting};
+use onlyonce_core::driver::{Completion, Fenced, Waiting};
+use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::claims;

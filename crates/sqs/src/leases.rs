@@ -2,7 +2,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use onlyonce_core::{Delivery, Message, Receipt};
+use onlyonce_core::Message;
+use onlyonce_core::driver::{Delivery, Receipt};
 use tokio::time::Instant;
 
 /// SQS ends a lease 12 hours after the receive, however often it is extended:

@@ -156,7 +156,7 @@
 //!   short polls only).
 //!   A FIFO queue looks for groups among its [first 120,000 messages][backlog] only.
 //! - FIFO queues without [high throughput][throughput] take 300 requests of a kind a second: 3,000 messages, in batches of ten.
-//! - [`close`](onlyonce_core::Source::close) waits for the long polls under way, up to 20 seconds. What SQS gives to a poll that was aborted
+//! - [`close`](onlyonce_core::driver::Source::close) waits for the long polls under way, up to 20 seconds. What SQS gives to a poll that was aborted
 //!   nobody gets before its visibility timeout ends. Before that the pipeline drains. So give a process that is to stop the
 //!   pipeline's `drain_timeout` and 30 seconds.
 //! - Up to `polls` × 10 messages may be received and not taken yet. No poll is sent while those that wait have the bytes that a
@@ -172,10 +172,10 @@
 //! [`Message::broker_id`]: onlyonce_core::Message::broker_id
 //! [`Message::sender`]: onlyonce_core::Message::sender
 //! [`Message::published_at`]: onlyonce_core::Message::published_at
-//! [`Delivery::attempt`]: onlyonce_core::Delivery::attempt
-//! [`Ordering::Group`]: onlyonce_core::Ordering::Group
-//! [`Disposition::DeadLetter`]: onlyonce_core::Disposition::DeadLetter
-//! [SettleResult::LeaseLost]: onlyonce_core::SettleResult::LeaseLost
+//! [`Delivery::attempt`]: onlyonce_core::driver::Delivery::attempt
+//! [`Ordering::Group`]: onlyonce_core::driver::Ordering::Group
+//! [`Disposition::DeadLetter`]: onlyonce_core::driver::Disposition::DeadLetter
+//! [SettleResult::LeaseLost]: onlyonce_core::driver::SettleResult::LeaseLost
 //! [dedup]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html
 //! [chain]: https://docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html
 //! [kms]: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-key-management.html

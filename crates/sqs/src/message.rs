@@ -12,10 +12,11 @@ use aws_sdk_sqs::types::{
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use onlyonce_core::{
-    Attributes, DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON,
-    Error, ErrorKind, Fingerprint, Message,
+use onlyonce_core::attributes::{
+    DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON,
 };
+use onlyonce_core::driver::Fingerprint;
+use onlyonce_core::{Attributes, Error, ErrorKind, Message};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::impossible;

@@ -1,7 +1,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use onlyonce_core::{Delivery, Error, ErrorKind, Receipt, ReceiveLimits};
+use onlyonce_core::driver::{Delivery, Receipt, ReceiveLimits};
+use onlyonce_core::{Error, ErrorKind};
 use tokio::time::Instant;
 
 use crate::queue::BATCH;

@@ -2,7 +2,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use onlyonce_core::{Error, QueueInfo};
+use onlyonce_core::Error;
+use onlyonce_core::driver::QueueInfo;
 use serde_json::Value;
 
 use crate::Config;

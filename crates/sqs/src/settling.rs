@@ -8,10 +8,9 @@ use aws_sdk_sqs::types::{
     ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry,
 };
 use futures_util::future::join3;
-use onlyonce_core::{
-    DEAD_LETTER_QUEUE, DEAD_LETTER_REASON, Disposition, Error, ErrorKind, Message, Receipt,
-    SettleResult, Settlement, Sink as _,
-};
+use onlyonce_core::attributes::{DEAD_LETTER_QUEUE, DEAD_LETTER_REASON};
+use onlyonce_core::driver::{Disposition, Receipt, SettleResult, Settlement, Sink as _};
+use onlyonce_core::{Error, ErrorKind, Message};
 use tokio::time::Instant;
 
 use crate::SqsSink;

@@ -3,7 +3,8 @@ use std::fmt;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
-use onlyonce_core::{Error, ErrorKind, Message, Sink, SinkInfo};
+use onlyonce_core::driver::{Sink, SinkInfo};
+use onlyonce_core::{Error, ErrorKind, Message};
 use tokio::sync::{Mutex, RwLock};
 
 use crate::batch::{Outcome, entries, outcomes};

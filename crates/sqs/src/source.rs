@@ -6,10 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::MessageSystemAttributeName as System;
-use onlyonce_core::{
-    Capabilities, Delivery, Disposition, Error, ErrorKind, Lease, Ordering, QueueInfo, Receipt,
-    ReceiveLimits, SettleResult, Settlement, Source,
+use onlyonce_core::driver::{
+    Capabilities, Delivery, Disposition, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits,
+    SettleResult, Settlement, Source,
 };
+use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};

@@ -5,16 +5,17 @@
 //!
 //! | you wrote a | implement | register |
 //! |---|---|---|
-//! | [`Source`](onlyonce_core::Source) and [`Sink`](onlyonce_core::Sink) | [`SourceHarness`](source::SourceHarness) | [`source_suite!`] |
-//! | [`Store`](onlyonce_core::Store) | [`StoreHarness`](store::StoreHarness) | [`store_suite!`] |
-//! | [`TransactionalStore`](onlyonce_core::TransactionalStore) | also [`TransactionalStoreHarness`](transactional_store::TransactionalStoreHarness) | also [`transactional_store_suite!`] |
+//! | [`Source`](onlyonce_core::driver::Source) and [`Sink`](onlyonce_core::driver::Sink) | [`SourceHarness`](source::SourceHarness) | [`source_suite!`] |
+//! | [`Store`](onlyonce_core::driver::Store) | [`StoreHarness`](store::StoreHarness) | [`store_suite!`] |
+//! | [`TransactionalStore`](onlyonce_core::driver::TransactionalStore) | also [`TransactionalStoreHarness`](transactional_store::TransactionalStoreHarness) | also [`transactional_store_suite!`] |
 //!
 //! In a test file of your crate:
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
 //!
-//! use onlyonce_core::{Sink, Source, memory::MemoryQueue};
+//! use onlyonce_core::driver::{Sink, Source};
+//! use onlyonce_core::memory::MemoryQueue;
 //! use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 //!
 //! struct Orders(MemoryQueue);
@@ -55,7 +56,7 @@
 //! `cargo test` then shows `source::ack_removes`, `source::nack_redelivers` and so on.
 //!
 //! - **Every check gets a harness of its own.** Give it a queue or a store that nobody else uses: checks run in parallel.
-//! - **Capabilities choose the checks.** What [`Capabilities`](onlyonce_core::Capabilities) claim is proven, and what they
+//! - **Capabilities choose the checks.** What [`Capabilities`](onlyonce_core::driver::Capabilities) claim is proven, and what they
 //!   do not claim is asserted to be missing: a source without delays must *refuse* a delay.
 //! - **Nothing is skipped in silence.** A test that needs a broker is registered with `ignore = "why"`, so that the
 //!   report counts it. A check that your service or its emulator cannot pass is declared as a [`Gap`] and must then

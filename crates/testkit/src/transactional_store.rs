@@ -6,8 +6,9 @@ use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::{
-    ClaimResult, ErrorKind, HeldClaim, Owner, Store, Transaction, TransactionalStore,
+use onlyonce_core::ErrorKind;
+use onlyonce_core::driver::{
+    ClaimResult, HeldClaim, Owner, Store, Transaction, TransactionalStore,
 };
 use tokio::time::sleep;
 
@@ -69,7 +70,7 @@ async fn complete_one<H: TransactionalStoreHarness>(
     tx: &mut <H::Store as TransactionalStore>::Tx,
     effect: &str,
     held: HeldClaim,
-) -> Result<(), onlyonce_core::Fenced> {
+) -> Result<(), onlyonce_core::driver::Fenced> {
     harness.write(tx, effect).await;
     let verdict = tx.complete(&completion(held)).await;
     verdict.expect("the store can be reached")

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use indicatif::{ProgressBar, ProgressStyle};
-use onlyonce::{BoxError, ReceiveLimits};
+use onlyonce::BoxError;
+use onlyonce::driver::ReceiveLimits;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 

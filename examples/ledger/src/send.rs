@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use onlyonce::{Error, Message, Sink};
+use onlyonce::driver::Sink;
+use onlyonce::{Error, Message};
 use serde::Serialize;
 
 use crate::options::Send;

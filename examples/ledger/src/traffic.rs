@@ -1,7 +1,8 @@
 //! What is sent: transfers, some of them again, and messages that nobody can process. A seed gives the same each time.
 
 use fastrand::Rng;
-use onlyonce::{IDEMPOTENCY_KEY, Message};
+use onlyonce::Message;
+use onlyonce::attributes::IDEMPOTENCY_KEY;
 
 use crate::worker::Transfer;
 

@@ -1,7 +1,8 @@
 //! The worker: a handler and the pipeline around it. This is the file to copy from.
 
+use onlyonce::driver::Transaction;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Builder, DedupKey, Error, Failure, Json, Pipeline, Report, State, Transaction};
+use onlyonce::{Builder, DedupKey, Error, Failure, Json, Pipeline, Report, State};
 use serde::{Deserialize, Serialize};
 
 use crate::bank::Bank;

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use onlyonce::driver::Transaction;
+use onlyonce::handler::NoTx;
 use onlyonce::memory::MemoryStore;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Builder, ConfigRisk, Message, NoTx, Pipeline, Report, Transaction};
+use onlyonce::{Builder, ConfigRisk, Message, Pipeline, Report};
 
 use super::queue::Queue;
 use crate::Error;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use onlyonce::driver::Transaction;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Builder, ConfigRisk, Message, Pipeline, State, Transaction};
+use onlyonce::{Builder, ConfigRisk, Message, Pipeline, State};
 use tokio::time::sleep;
 
 use super::queue::Queue;

@@ -1,9 +1,10 @@
 //! A fresh queue per run, filled before the clock starts.
 
+use onlyonce::Message;
+use onlyonce::driver::Sink as _;
 use onlyonce::sqs::aws_sdk_sqs::Client;
 use onlyonce::sqs::aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use onlyonce::sqs::{Config, SqsSink, SqsSource};
-use onlyonce::{Message, Sink as _};
 
 use super::calls::Calls;
 use crate::Error;

@@ -6,7 +6,9 @@ use std::io::Read;
 use flate2::read::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
 use ruzstd::decoding::StreamingDecoder;
 
-use crate::{Message, Printable, Rejection};
+use crate::Message;
+use crate::driver::Printable;
+use crate::handler::Rejection;
 
 /// What a payload may come to: a few hundred bytes can stand for gigabytes.
 const MOST: usize = 16 << 20;

@@ -237,11 +237,11 @@ pub enum NoTx {
 }
 
 #[async_trait::async_trait]
-impl crate::Transaction for NoTx {
+impl crate::driver::Transaction for NoTx {
     async fn complete(
         &mut self,
-        _: &crate::Completion,
-    ) -> Result<Result<(), crate::Fenced>, crate::Error> {
+        _: &crate::driver::Completion,
+    ) -> Result<Result<(), crate::driver::Fenced>, crate::Error> {
         match *self {
             Self::Never(ref never) => match *never {},
         }

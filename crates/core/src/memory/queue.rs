@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::later;
 use super::state::{DeadLetter, State, Taken};
-use crate::{
-    Capabilities, Delivery, Error, ErrorKind, Lease, Message, Ordering, QueueInfo, Receipt,
-    ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
+use crate::driver::{
+    Capabilities, Delivery, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits, SettleResult,
+    Settlement, Sink, SinkInfo, Source,
 };
+use crate::{Error, ErrorKind, Message};
 
 /// A queue in memory: a [`Source`] and a [`Sink`] with every [capability](Capabilities).
 ///
@@ -26,7 +27,8 @@ use crate::{
 ///
 /// ```
 /// use std::time::Duration;
-/// use onlyonce_core::{ReceiveLimits, Message, Sink, Source, memory::MemoryQueue};
+/// use onlyonce_core::driver::{ReceiveLimits, Sink, Source};
+/// use onlyonce_core::{Message, memory::MemoryQueue};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), onlyonce_core::Error> {

@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::later;
-use crate::{Disposition, Message, Receipt, ReceiveLimits, SettleResult};
+use crate::Message;
+use crate::driver::{Disposition, Receipt, ReceiveLimits, SettleResult};
 
 /// A message that will not be delivered again, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]

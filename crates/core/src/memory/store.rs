@@ -7,10 +7,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{MemoryTx, later};
-use crate::{
-    Claim, ClaimResult, Completion, Error, ErrorKind, Fenced, Fingerprint, HeldClaim, KeyDigest,
-    Owner, Starts, Store, Token, TransactionalStore, Verdicts,
+use crate::driver::{
+    Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Starts,
+    Store, Token, TransactionalStore, Verdicts,
 };
+use crate::{Error, ErrorKind};
 
 /// A store in memory; clones share one set of records. Its transactions carry [effects](MemoryTx::push) that become
 /// visible in [`effects`](Self::effects) with the record, or not at all.

@@ -1,7 +1,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{Disposition, Message, ReceiveLimits, Settlement, Sink, Source};
+use crate::Message;
+use crate::driver::{Disposition, ReceiveLimits, Settlement, Sink, Source};
 
 fn limit(messages: usize) -> ReceiveLimits {
     ReceiveLimits {
@@ -12,12 +13,12 @@ fn limit(messages: usize) -> ReceiveLimits {
     }
 }
 
-fn bodies(deliveries: &[crate::Delivery]) -> Vec<String> {
-    let text = |d: &crate::Delivery| String::from_utf8_lossy(&d.message.body).into_owned();
+fn bodies(deliveries: &[crate::driver::Delivery]) -> Vec<String> {
+    let text = |d: &crate::driver::Delivery| String::from_utf8_lossy(&d.message.body).into_owned();
     deliveries.iter().map(text).collect()
 }
 
-fn all(deliveries: &[crate::Delivery], disposition: &Disposition) -> Vec<Settlement> {
+fn all(deliveries: &[crate::driver::Delivery], disposition: &Disposition) -> Vec<Settlement> {
     deliveries
         .iter()
         .map(|d| Settlement {

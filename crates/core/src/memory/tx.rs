@@ -2,7 +2,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::MemoryStore;
-use crate::{Completion, Error, ErrorKind, Fenced, Transaction};
+use crate::driver::{Completion, Fenced, Transaction};
+use crate::{Error, ErrorKind};
 
 /// A transaction of a [`MemoryStore`]. It is optimistic: no claim waits for it, and its tokens are verified again, all at
 /// once, when it commits.

@@ -7,11 +7,10 @@ use std::time::Duration;
 use tower_layer::{Identity, Layer, Stack};
 use tower_service::Service;
 
+use crate::driver::{Sink, Source, Store, Transaction, TransactionalStore};
+use crate::handler::{Handler, IntoOutcome, Request};
 use crate::handler::{HandlerService, States, callable};
-use crate::{
-    BoxError, Context, Error, Failure, Handler, IntoOutcome, KeyPolicy, Outcome, Request, Sink,
-    Source, Store, Transaction, TransactionalStore,
-};
+use crate::{BoxError, Context, Error, Failure, KeyPolicy, Outcome};
 
 use super::options::Options;
 use super::run::{About, Setup, run};
@@ -75,7 +74,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         self
     }
 
-    /// The identity of the queue, in place of [what the source tells](crate::QueueInfo::identity): for a queue that was
+    /// The identity of the queue, in place of [what the source tells](crate::driver::QueueInfo::identity): for a queue that was
     /// moved to another place and is to keep its dedup records. Give what it was there; the log says it at each start, and
     /// [`Source::queue_info`] at any time. All workers of one consumer must use the same.
     ///

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
-use crate::{Capabilities, Error, ErrorKind, Ordering, QueueInfo, SinkInfo};
+use crate::driver::{Capabilities, Ordering, QueueInfo, SinkInfo};
+use crate::{Error, ErrorKind};
 
 use super::Mode;
 use super::options::Options;

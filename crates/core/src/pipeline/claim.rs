@@ -3,7 +3,8 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 
-use crate::{Claim, ClaimResult, HeldClaim, Outcome, Store};
+use crate::Outcome;
+use crate::driver::{Claim, ClaimResult, HeldClaim, Store};
 
 use super::backoff::Backoff;
 use super::counters::add;

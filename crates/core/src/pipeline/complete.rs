@@ -1,7 +1,8 @@
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 
-use crate::{Completion, Error, ErrorKind, Failure, Fenced, Outcome, Store, Verdicts};
+use crate::driver::{Completion, Fenced, Store, Verdicts};
+use crate::{Error, ErrorKind, Failure, Outcome};
 
 use super::backoff::Backoff;
 use super::counters::add;

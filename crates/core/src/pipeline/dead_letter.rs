@@ -3,7 +3,11 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::sleep;
 
-use crate::{Disposition, Error, Message, Sink};
+use crate::attributes::{
+    DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON,
+};
+use crate::driver::{Disposition, Sink};
+use crate::{Error, Message};
 
 use super::backoff::Backoff;
 use super::counters::add;
@@ -12,15 +16,6 @@ use super::in_flight::InFlight;
 
 /// At most so many dead letters in one call to the sink.
 const BATCH: usize = 100;
-
-/// Attribute of a dead letter: why it is there.
-pub const DEAD_LETTER_REASON: &str = "onlyonce-reason";
-/// Attribute of a dead letter: the queue it was taken from.
-pub const DEAD_LETTER_QUEUE: &str = "onlyonce-queue";
-/// Attribute of a dead letter: the consumer that gave up on it.
-pub const DEAD_LETTER_CONSUMER: &str = "onlyonce-consumer";
-/// Attribute of a dead letter: the attempts made.
-pub const DEAD_LETTER_ATTEMPTS: &str = "onlyonce-attempts";
 
 type Dead = Vec<(Box<InFlight>, String)>;
 

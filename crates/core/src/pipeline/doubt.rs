@@ -3,7 +3,9 @@
 //! A dead letter whose doubt stays in the store has the doubt's claim at the end of its reason. Whoever puts it back as it is
 //! has decided that the message runs in spite of that doubt. A later doubt has another claim, so it is not decided with it.
 
-use crate::{DEAD_LETTER_REASON, Message, Starts};
+use crate::Message;
+use crate::attributes::DEAD_LETTER_REASON;
+use crate::driver::Starts;
 
 use super::engine::Engine;
 use super::in_flight::InFlight;

@@ -7,12 +7,13 @@ use tokio::sync::{RwLock, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::handler::{Callable, OnFailure, States};
-use crate::{
-    Capabilities, Claim, Completion, Context, DedupKey, Delivery, Disposition, Error, ErrorKind,
-    Failure, Fingerprint, KeyDigest, Ordering as GroupOrder, Outcome, Owner, Parts, Printable,
-    Scope, Sink, Source, Store, TransactionalStore,
+use crate::driver::{
+    Capabilities, Claim, Completion, Delivery, Disposition, Fingerprint, KeyDigest,
+    Ordering as GroupOrder, Owner, Printable, Scope, Sink, Source, Store, TransactionalStore,
 };
+use crate::handler::Parts;
+use crate::handler::{Callable, OnFailure, States};
+use crate::{Context, DedupKey, Error, ErrorKind, Failure, Outcome};
 
 use super::Mode;
 use super::attempts::{Attempts, Before};

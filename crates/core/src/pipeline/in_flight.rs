@@ -5,9 +5,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Claim, DedupKey, Delivery, Error, HeldClaim, Outcome, Printable, Receipt, Starts, Token,
-};
+use crate::driver::{Claim, Delivery, HeldClaim, Printable, Receipt, Starts, Token};
+use crate::{DedupKey, Error, Outcome};
 
 use super::attempts::Before;
 use super::budget::Permit;

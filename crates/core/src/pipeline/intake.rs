@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{DedupKey, Delivery, Error, ReceiveLimits};
+use crate::driver::{Delivery, ReceiveLimits};
+use crate::{DedupKey, Error};
 
 use super::backoff::Backoff;
 use super::budget::Amount;

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::KeyDigest;
+use crate::driver::KeyDigest;
 
 use super::in_flight::InFlight;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
 
-use crate::{HeldClaim, Receipt, SettleResult, Source, Store};
+use crate::driver::{HeldClaim, Receipt, SettleResult, Source, Store};
 
 use super::in_flight::LeaseState;
 

@@ -31,13 +31,11 @@ use std::sync::Arc;
 pub use builder::Builder;
 pub use checks::ConfigRisk;
 pub use counters::{Counters, Report};
-pub use dead_letter::{
-    DEAD_LETTER_ATTEMPTS, DEAD_LETTER_CONSUMER, DEAD_LETTER_QUEUE, DEAD_LETTER_REASON,
-};
 pub use options::InDoubt;
 pub use retry::RetryPolicy;
 
-use crate::{NoTx, Source, Store, TransactionalStore};
+use crate::driver::{Source, Store, TransactionalStore};
+use crate::handler::NoTx;
 
 /// What is promised of a message's effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ pub enum InDoubt {
     /// Put it into the dead-letter queue for a person to look at. Costs one more store call per message.
     ///
     /// The doubt stays in the store, so that a duplicate does not run either. Only a message that comes back from the
-    /// dead-letter queue runs: it is known by the attribute [`DEAD_LETTER_REASON`](crate::DEAD_LETTER_REASON), which a
+    /// dead-letter queue runs: it is known by the attribute [`DEAD_LETTER_REASON`](crate::attributes::DEAD_LETTER_REASON), which a
     /// redrive must leave in place.
     Quarantine,
 }

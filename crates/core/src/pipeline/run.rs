@@ -10,11 +10,13 @@ use tokio::task::JoinSet;
 use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::handler::{Callable, States};
-use crate::{
-    Context, Disposition, Error, ErrorKind, Outcome, Owner, Parts, QueueInfo, Scope, Sink,
-    SinkInfo, Source, Store, Transaction, TransactionalStore,
+use crate::driver::{
+    Disposition, Owner, QueueInfo, Scope, Sink, SinkInfo, Source, Store, Transaction,
+    TransactionalStore,
 };
+use crate::handler::Parts;
+use crate::handler::{Callable, States};
+use crate::{Context, Error, ErrorKind, Outcome};
 
 use super::Mode;
 use super::attempts::Attempts;

@@ -3,7 +3,8 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::{Disposition, Error, HeldClaim, SettleResult, Settlement};
+use crate::Error;
+use crate::driver::{Disposition, HeldClaim, SettleResult, Settlement};
 
 use super::backoff::Backoff;
 use super::counters::add;

@@ -8,7 +8,7 @@
 
 use tokio::sync::{RwLockReadGuard, RwLockWriteGuard};
 
-use crate::Transaction;
+use crate::driver::Transaction;
 
 use super::Mode;
 use super::engine::Engine;

@@ -6,8 +6,9 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::{Duration, Instant};
 
+use crate::driver::{Completion, Fenced, Transaction, TransactionalStore};
 use crate::handler::TxSlot;
-use crate::{Completion, Error, ErrorKind, Failure, Fenced, Transaction, TransactionalStore};
+use crate::{Error, ErrorKind, Failure};
 
 use super::complete::fenced;
 use super::counters::add;

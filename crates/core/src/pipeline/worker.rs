@@ -8,8 +8,10 @@ use futures_util::future::{Either, select};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::driver::Transaction;
+use crate::handler::Request;
 use crate::handler::{TxSlot, within};
-use crate::{Error, ErrorKind, Failure, Outcome, Request, Transaction};
+use crate::{Error, ErrorKind, Failure, Outcome};
 
 use super::Mode;
 use super::counters::add;

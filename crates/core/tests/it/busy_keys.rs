@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use onlyonce_core::driver::*;
+use onlyonce_core::handler::*;
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::*;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};

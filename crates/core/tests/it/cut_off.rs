@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::support::*;
+use onlyonce_core::driver::*;
+use onlyonce_core::handler::*;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore};
 use onlyonce_core::*;
 use tokio::sync::Notify;

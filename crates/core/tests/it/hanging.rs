@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::support::*;
 use async_trait::async_trait;
+use onlyonce_core::driver::*;
+use onlyonce_core::handler::*;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
 use onlyonce_core::*;
 use tokio::time::{sleep, timeout};

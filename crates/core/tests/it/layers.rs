@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::support::*;
 use bytes::Bytes;
+use onlyonce_core::handler::*;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
 use onlyonce_core::*;
 use tokio::time::sleep;

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use onlyonce_core::handler::*;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore};
 use onlyonce_core::*;
 use serde::Deserialize;

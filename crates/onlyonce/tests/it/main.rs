@@ -1,6 +1,7 @@
 //! URLs: what they open, and what a wrong one says.
 
-use onlyonce::{Message, ReceiveLimits};
+use onlyonce::Message;
+use onlyonce::driver::ReceiveLimits;
 use std::time::Duration;
 
 async fn wrong_source(url: &str) -> String {

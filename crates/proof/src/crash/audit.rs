@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
-use onlyonce_core::{
-    DEAD_LETTER_REASON, Delivery, Disposition, Error, ReceiveLimits, Settlement, Source,
-};
+use onlyonce_core::Error;
+use onlyonce_core::attributes::DEAD_LETTER_REASON;
+use onlyonce_core::driver::{Delivery, Disposition, ReceiveLimits, Settlement, Source};
 use onlyonce_sqlite::rusqlite::{self, Connection};
 
 use super::broker::Broker;

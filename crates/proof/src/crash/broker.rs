@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use onlyonce_core::{Error, Sink, Source};
+use onlyonce_core::Error;
+use onlyonce_core::driver::{Sink, Source};
 use onlyonce_rabbitmq::lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use onlyonce_rabbitmq::lapin::types::{AMQPValue, FieldTable};
 use onlyonce_rabbitmq::{RabbitSink, RabbitSource};

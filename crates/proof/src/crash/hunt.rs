@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use onlyonce_core::{BoxError, Error, Message, Sink};
+use onlyonce_core::driver::Sink;
+use onlyonce_core::{BoxError, Error, Message};
 use tokio::runtime::Runtime;
 
 use super::audit::{self, Audit};

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::{
-    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, Error, Fenced, HeldClaim,
-    Message, Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo,
-    Source, Store, Transaction, TransactionalStore, Verdicts,
+use onlyonce_core::driver::{
+    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, Fenced, HeldClaim, Owner,
+    QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source, Store,
+    Transaction, TransactionalStore, Verdicts,
 };
+use onlyonce_core::{Error, Message};
 
 use super::instrument::Instrument;
 

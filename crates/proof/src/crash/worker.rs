@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use onlyonce_core::driver::Transaction;
 use onlyonce_core::{
     Builder, Context, DedupKey, Error, Failure, Json, Pipeline, Report, RetryPolicy, State,
-    Transaction,
 };
 use onlyonce_sqlite::{Config, SqliteStore, SqliteTx};
 use serde::{Deserialize, Serialize};

@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-use onlyonce_core::{
-    BoxError, Claim, ClaimResult, Error, Fingerprint, KeyDigest, Owner, Store as _,
-};
+use onlyonce_core::driver::{Claim, ClaimResult, Fingerprint, KeyDigest, Owner, Store as _};
+use onlyonce_core::{BoxError, Error};
 use onlyonce_sqlite::rusqlite::Connection;
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore};
 

@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::{
-    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, Error, Fenced, HeldClaim,
-    Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store, Transaction,
+use onlyonce_core::Error;
+use onlyonce_core::driver::{
+    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, Fenced, HeldClaim, Owner,
+    QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store, Transaction,
     TransactionalStore, Verdicts,
 };
 

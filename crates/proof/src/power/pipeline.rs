@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use onlyonce_core::driver::{KeyDigest, Scope, Transaction};
 use onlyonce_core::{
-    Builder, Context, DedupKey, Error, Failure, Json, KeyDigest, Message, Pipeline, Report,
-    RetryPolicy, Scope, State, Transaction,
+    Builder, Context, DedupKey, Error, Failure, Json, Message, Pipeline, Report, RetryPolicy, State,
 };
 use onlyonce_sqlite::rusqlite::{self, Connection, TransactionBehavior};
 use onlyonce_sqlite::{Config, Database, SqliteQueue, SqliteStore, SqliteTx};

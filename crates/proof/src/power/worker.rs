@@ -6,10 +6,10 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{
-    Claim, ClaimResult, Completion, Error, Fingerprint, HeldClaim, KeyDigest, Message, Owner, Sink,
-    Store,
+use onlyonce_core::driver::{
+    Claim, ClaimResult, Completion, Fingerprint, HeldClaim, KeyDigest, Owner, Sink, Store,
 };
+use onlyonce_core::{Error, Message};
 use onlyonce_sqlite::rusqlite::{self, Connection};
 use onlyonce_sqlite::{SqliteQueue, SqliteStore};
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{Context, DedupKey, Failure, KeyDigest, Message, Outcome, Scope, State};
+use onlyonce_core::driver::{KeyDigest, Scope};
+use onlyonce_core::{Context, DedupKey, Failure, Message, Outcome, State};
 use onlyonce_testkit::simulated::Tx;
 use tokio::time::{Instant, sleep};
 

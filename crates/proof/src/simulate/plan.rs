@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{Capabilities, Ordering};
+use onlyonce_core::driver::{Capabilities, Ordering};
 use onlyonce_testkit::simulated::{Fault, Mix};
 
 use super::cut::Cut;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
+use onlyonce_core::driver::Transaction;
 use onlyonce_core::{
-    Builder, ConfigRisk, Error, ErrorKind, InDoubt, Pipeline, Report, RetryPolicy, Transaction,
+    Builder, ConfigRisk, Error, ErrorKind, InDoubt, Pipeline, Report, RetryPolicy,
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;

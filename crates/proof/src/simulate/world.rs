@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use onlyonce_core::{DedupKey, Error, KeyDigest, Message, Ordering, Report, Scope};
+use onlyonce_core::driver::{KeyDigest, Ordering, Scope};
+use onlyonce_core::{DedupKey, Error, Message, Report};
 use onlyonce_testkit::simulated::{Broker, Fault, Faults, MALFORMED, Storage};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -328,7 +329,9 @@ impl World {
     /// What is in the dead-letter queues, with its reason.
     pub async fn dead(&self) -> Result<Vec<(usize, String)>, Error> {
         let reason = |message: &Message| {
-            let reason = message.attributes.get(onlyonce_core::DEAD_LETTER_REASON);
+            let reason = message
+                .attributes
+                .get(onlyonce_core::attributes::DEAD_LETTER_REASON);
             reason.unwrap_or_default().to_owned()
         };
         let letters = self.broker.dead_letters().take_all().await?;

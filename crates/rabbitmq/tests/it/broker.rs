@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::common::*;
 use lapin::options::{BasicConsumeOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use onlyonce_core::{
-    Delivery, Disposition, ErrorKind, Message, Ordering, Pipeline, QueueInfo, SettleResult,
-    Sink as _, Source as _,
+use onlyonce_core::driver::{
+    Delivery, Disposition, Ordering, QueueInfo, SettleResult, Sink as _, Source as _,
 };
+use onlyonce_core::{ErrorKind, Message, Pipeline};
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 use tokio::time::Instant;
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::common::{End, Kind, Proxy, Queue};
 use async_trait::async_trait;
-use onlyonce_core::{Message, Sink, Source};
+use onlyonce_core::Message;
+use onlyonce_core::driver::{Sink, Source};
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 use onlyonce_testkit::source::SourceHarness;
 use onlyonce_testkit::source_suite;

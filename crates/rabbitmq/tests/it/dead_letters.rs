@@ -7,10 +7,10 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::options::ConfirmSelectOptions;
 use lapin::types::{AMQPValue, ByteArray, FieldTable};
+use onlyonce_core::attributes::DEAD_LETTER_REASON;
+use onlyonce_core::driver::{Sink as _, Source as _};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
-use onlyonce_core::{
-    DEAD_LETTER_REASON, Failure, Message, Pipeline, Report, Sink as _, Source as _,
-};
+use onlyonce_core::{Failure, Message, Pipeline, Report};
 
 async fn apply_the_good(body: Bytes, tx: &mut MemoryTx) -> Result<(), Failure> {
     match &*body {

@@ -8,11 +8,9 @@ use std::time::Duration;
 use crate::common::*;
 use bytes::Bytes;
 use lapin::types::AMQPValue;
+use onlyonce_core::driver::{Disposition, SettleResult, Sink as _, Source as _};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
-use onlyonce_core::{
-    ConfigRisk, Counters, Disposition, Error, ErrorKind, Message, Pipeline, Report, SettleResult,
-    Sink as _, Source as _,
-};
+use onlyonce_core::{ConfigRisk, Counters, Error, ErrorKind, Message, Pipeline, Report};
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 use onlyonce_testkit::proxy::{Direction, Fault, Side, Storm};
 use tokio::sync::oneshot;

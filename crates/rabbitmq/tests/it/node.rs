@@ -8,11 +8,9 @@ use crate::common::*;
 use bytes::Bytes;
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Connection, ConnectionProperties};
+use onlyonce_core::driver::{Disposition, SettleResult, Sink as _, Source as _};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
-use onlyonce_core::{
-    ConfigRisk, Context, Counters, Disposition, ErrorKind, Failure, Pipeline, RetryPolicy,
-    SettleResult, Sink as _, Source as _,
-};
+use onlyonce_core::{ConfigRisk, Context, Counters, ErrorKind, Failure, Pipeline, RetryPolicy};
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 

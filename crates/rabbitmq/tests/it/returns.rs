@@ -8,11 +8,9 @@ use crate::common::*;
 use lapin::BasicProperties;
 use lapin::options::BasicPublishOptions;
 use lapin::types::{AMQPValue, FieldTable};
+use onlyonce_core::driver::{Disposition, Sink as _, Source as _};
 use onlyonce_core::memory::MemoryStore;
-use onlyonce_core::{
-    ConfigRisk, Disposition, ErrorKind, Failure, Message, Pipeline, RetryPolicy, Sink as _,
-    Source as _,
-};
+use onlyonce_core::{ConfigRisk, ErrorKind, Failure, Message, Pipeline, RetryPolicy};
 use onlyonce_rabbitmq::RabbitSource;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};

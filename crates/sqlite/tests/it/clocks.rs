@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{ClaimResult, Disposition, HeldClaim, Owner, Settlement, Sink, Source, Store};
+use onlyonce_core::driver::{
+    ClaimResult, Disposition, HeldClaim, Owner, Settlement, Sink, Source, Store,
+};
 use onlyonce_sqlite::{SqliteQueue, SqliteStore};
 
 use crate::support::*;

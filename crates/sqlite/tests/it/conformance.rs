@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::DEAD_LETTER_REASON;
-use onlyonce_core::{ReceiveLimits, Sink, Source, Store};
+use onlyonce_core::attributes::DEAD_LETTER_REASON;
+use onlyonce_core::driver::{ReceiveLimits, Sink, Source, Store};
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore, SqliteTx};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::store::StoreHarness;

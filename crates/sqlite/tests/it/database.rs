@@ -3,7 +3,8 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use onlyonce_core::{ErrorKind, Owner, Store, Transaction, TransactionalStore};
+use onlyonce_core::ErrorKind;
+use onlyonce_core::driver::{Owner, Store, Transaction, TransactionalStore};
 use onlyonce_sqlite::SqliteStore;
 
 use crate::support::*;

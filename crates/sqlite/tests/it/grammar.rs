@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use onlyonce_core::driver::Sink;
 use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{Error, Message, Pipeline, Report, RetryPolicy, Sink, State};
+use onlyonce_core::{Error, Message, Pipeline, Report, RetryPolicy, State};
 use onlyonce_sqlite::{Database, SqliteStore, SqliteTx};
 use rusqlite::Connection;
 

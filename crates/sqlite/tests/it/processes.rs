@@ -6,9 +6,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use onlyonce_core::{
-    ClaimResult, Disposition, Message, Owner, ReceiveLimits, Settlement, Sink, Source, Store,
-    Transaction, TransactionalStore,
+use onlyonce_core::Message;
+use onlyonce_core::driver::{
+    ClaimResult, Disposition, Owner, ReceiveLimits, Settlement, Sink, Source, Store, Transaction,
+    TransactionalStore,
 };
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore};
 
@@ -210,8 +211,9 @@ async fn what_was_acked_stays_acked_after_a_kill_and_the_rest_comes_again() {
             "{} of 300 are missing",
             300 - rest.len() - acked.len()
         );
-        let text =
-            |d: &onlyonce_core::Delivery| String::from_utf8(d.message.body.to_vec()).unwrap();
+        let text = |d: &onlyonce_core::driver::Delivery| {
+            String::from_utf8(d.message.body.to_vec()).unwrap()
+        };
         rest.extend(deliveries.iter().map(|d| text(d).parse::<u64>().unwrap()));
     }
     assert!(acked.is_disjoint(&rest));

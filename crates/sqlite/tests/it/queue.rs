@@ -1,11 +1,11 @@
 //! The embedded queue: order, leases, dead letters, many messages.
 
 use crate::support::*;
-use onlyonce_core::DEAD_LETTER_REASON;
-use onlyonce_core::{
-    Delivery, Disposition, ErrorKind, Message, Pipeline, Receipt, ReceiveLimits, SettleResult,
-    Settlement, Sink, Source,
+use onlyonce_core::attributes::DEAD_LETTER_REASON;
+use onlyonce_core::driver::{
+    Delivery, Disposition, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, Source,
 };
+use onlyonce_core::{ErrorKind, Message, Pipeline};
 use onlyonce_sqlite::{SqliteQueue, SqliteStore, rusqlite};
 use std::sync::Arc;
 use std::time::Duration;

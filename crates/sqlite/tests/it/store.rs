@@ -2,7 +2,9 @@
 
 use crate::support::*;
 use bytes::Bytes;
-use onlyonce_core::{Claim, ClaimResult, Fenced, Fingerprint, HeldClaim, Owner, Store, Token};
+use onlyonce_core::driver::{
+    Claim, ClaimResult, Fenced, Fingerprint, HeldClaim, Owner, Store, Token,
+};
 use onlyonce_sqlite::SqliteStore;
 use std::time::Duration;
 

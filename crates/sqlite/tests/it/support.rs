@@ -2,9 +2,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, UNIX_EPOCH};
 
-use onlyonce_core::{
-    Claim, ClaimResult, Completion, Fingerprint, HeldClaim, KeyDigest, Message, ReceiveLimits,
-    Token,
+use onlyonce_core::Message;
+use onlyonce_core::driver::{
+    Claim, ClaimResult, Completion, Fingerprint, HeldClaim, KeyDigest, ReceiveLimits, Token,
 };
 use onlyonce_sqlite::Config;
 use tempfile::TempDir;

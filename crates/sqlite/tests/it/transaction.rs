@@ -1,11 +1,11 @@
 //! Transactions: turns, shared commits, what is rolled back and what is not.
 
 use crate::support::*;
-use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{
-    ClaimResult, Error, ErrorKind, Fenced, HeldClaim, Message, Owner, Pipeline, RetryPolicy, Sink,
-    Source, State, Store, Transaction, TransactionalStore,
+use onlyonce_core::driver::{
+    ClaimResult, Fenced, HeldClaim, Owner, Sink, Source, Store, Transaction, TransactionalStore,
 };
+use onlyonce_core::memory::MemoryQueue;
+use onlyonce_core::{Error, ErrorKind, Message, Pipeline, RetryPolicy, State};
 use onlyonce_sqlite::{Database, SqliteQueue, SqliteStore, SqliteTx};
 use std::sync::Arc;
 use std::time::Duration;
@@ -273,7 +273,7 @@ async fn renewals_are_answered_during_a_turn_and_last() {
     effect(&mut tx, 1).await;
     // Both: the claim of the transaction itself, and a bystander's; a token that was never given is refused.
     let wrong = HeldClaim {
-        token: onlyonce_core::Token(held2.token.0 + 100),
+        token: onlyonce_core::driver::Token(held2.token.0 + 100),
         ..held2
     };
     stage.scene.pass(LEASE - Duration::from_secs(1));
@@ -389,7 +389,9 @@ async fn publishing_in_a_transaction_is_part_of_it() {
     let queue = SqliteQueue::open(&stage.scene.config()).await.unwrap();
     let held = stage.claim(1).await;
     let mut tx = stage.begin().await;
-    tx.publish(&queue, &[Message::new("rolled back")]).await.unwrap();
+    tx.publish(&queue, &[Message::new("rolled back")])
+        .await
+        .unwrap();
     tx.rollback().await.unwrap();
     tx.publish(&queue, &[Message::new("kept")]).await.unwrap();
     complete(&mut tx, held).await.unwrap();
@@ -451,7 +453,7 @@ async fn what_only_shared_a_refused_commit_is_done_again_and_the_refused_alone_f
     assert!(stage.is_done(2).await && !stage.is_done(1).await);
 }
 
-fn done(held: HeldClaim) -> onlyonce_core::Completion {
+fn done(held: HeldClaim) -> onlyonce_core::driver::Completion {
     let mut done = completion(0, held.token);
     done.held = held;
     done

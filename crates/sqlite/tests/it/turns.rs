@@ -4,11 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use onlyonce_core::driver::{Owner, Sink, Store, Transaction, TransactionalStore};
 use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{
-    Builder, Error, ErrorKind, Message, Owner, Pipeline, RetryPolicy, Sink, State, Store,
-    Transaction, TransactionalStore,
-};
+use onlyonce_core::{Builder, Error, ErrorKind, Message, Pipeline, RetryPolicy, State};
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore, SqliteTx};
 use rusqlite::Connection;
 use tokio::time::{sleep, timeout};

@@ -8,10 +8,11 @@ use std::time::Duration;
 use crate::common::*;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use bytes::Bytes;
+use onlyonce_core::attributes::DEAD_LETTER_REASON;
+use onlyonce_core::driver::{Delivery, Disposition, SettleResult, Settlement, Sink as _, Source};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
-    ConfigRisk, Counters, DEAD_LETTER_REASON, Delivery, Disposition, Error, ErrorKind, Failure,
-    Message, Pipeline, Report, SettleResult, Settlement, Sink as _, Source, State,
+    ConfigRisk, Counters, Error, ErrorKind, Failure, Message, Pipeline, Report, State,
 };
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use onlyonce_testkit::proxy::{Direction, Fault};

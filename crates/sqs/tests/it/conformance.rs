@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use crate::common::{Emulator, Kind, Queue};
 use async_trait::async_trait;
-use onlyonce_core::{DEAD_LETTER_REASON, Message, Sink, Source};
+use onlyonce_core::Message;
+use onlyonce_core::attributes::DEAD_LETTER_REASON;
+use onlyonce_core::driver::{Sink, Source};
 use onlyonce_sqs::{SqsSink, SqsSource};
 use onlyonce_testkit::Gap;
 use onlyonce_testkit::proxy::{End, Proxy};

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use onlyonce_core::{ErrorKind, Source as _};
+use onlyonce_core::ErrorKind;
+use onlyonce_core::driver::Source as _;
 use onlyonce_sqs::{Config, SqsSource};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};

@@ -2,8 +2,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use onlyonce_core::Message;
+use onlyonce_core::driver::{Capabilities, Ordering, Receipt, Sink as _, Source as _};
 use onlyonce_core::memory::{DeadLetter, MemoryQueue};
-use onlyonce_core::{Capabilities, Message, Ordering, Receipt, Sink as _, Source as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 

@@ -3,7 +3,7 @@
 //! They wrap [`MemoryQueue`](onlyonce_core::memory::MemoryQueue) and [`MemoryStore`](onlyonce_core::memory::MemoryStore)
 //! as a network and a crowd of workers would: requests are lost or come late (even after their sender has given up or
 //! crashed), replies are lost after the call took effect, entries of a batch fail, connections break, leases end,
-//! duplicates appear. [`Capabilities`](onlyonce_core::Capabilities) say which kind of broker it is.
+//! duplicates appear. [`Capabilities`](onlyonce_core::driver::Capabilities) say which kind of broker it is.
 //!
 //! Run them on tokio's current-thread runtime with a paused clock (`start_paused`): the same seed then gives the same
 //! history, and minutes pass in milliseconds.

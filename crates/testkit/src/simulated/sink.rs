@@ -1,8 +1,7 @@
 use async_trait::async_trait;
+use onlyonce_core::driver::{Disposition, ReceiveLimits, Settlement, Sink, SinkInfo, Source as _};
 use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{
-    Disposition, Error, Message, ReceiveLimits, Settlement, Sink, SinkInfo, Source as _,
-};
+use onlyonce_core::{Error, Message};
 use tokio::time::Duration;
 
 use super::faults::{Call, Faults};

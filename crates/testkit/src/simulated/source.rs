@@ -3,11 +3,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{
-    Capabilities, Delivery, Disposition, Error, ErrorKind, Lease, Message, Ordering, QueueInfo,
-    Receipt, ReceiveLimits, SettleResult, Settlement, Source,
+use onlyonce_core::driver::{
+    Capabilities, Delivery, Disposition, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits,
+    SettleResult, Settlement, Source,
 };
+use onlyonce_core::memory::MemoryQueue;
+use onlyonce_core::{Error, ErrorKind, Message};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;

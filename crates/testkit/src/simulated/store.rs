@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use onlyonce_core::memory::MemoryStore;
-use onlyonce_core::{
-    Claim, ClaimResult, Completion, Error, HeldClaim, KeyDigest, Owner, Store, Token,
-    TransactionalStore, Verdicts,
+use onlyonce_core::Error;
+use onlyonce_core::driver::{
+    Claim, ClaimResult, Completion, HeldClaim, KeyDigest, Owner, Store, Token, TransactionalStore,
+    Verdicts,
 };
+use onlyonce_core::memory::MemoryStore;
 
 use super::faults::{Call, Faults};
 use super::network::send;

@@ -1,7 +1,8 @@
 use async_trait::async_trait;
 use bytes::Bytes;
+use onlyonce_core::Error;
+use onlyonce_core::driver::{Completion, Fenced, HeldClaim, Transaction};
 use onlyonce_core::memory::MemoryTx;
-use onlyonce_core::{Completion, Error, Fenced, HeldClaim, Transaction};
 
 use super::faults::Call;
 use super::store::Connection;

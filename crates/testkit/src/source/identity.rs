@@ -1,9 +1,10 @@
 //! Which queue it is.
 
-use onlyonce_core::memory::MemoryStore;
-use onlyonce_core::{
-    Claim, ClaimResult, DedupKey, Fingerprint, KeyDigest, Owner, Scope, Source, Store as _,
+use onlyonce_core::DedupKey;
+use onlyonce_core::driver::{
+    Claim, ClaimResult, Fingerprint, KeyDigest, Owner, Scope, Source, Store as _,
 };
+use onlyonce_core::memory::MemoryStore;
 
 use super::SourceHarness;
 use super::tools::*;

@@ -1,6 +1,6 @@
 //! Who owns a delivery, and until when.
 
-use onlyonce_core::Disposition;
+use onlyonce_core::driver::Disposition;
 use tokio::time::{Instant, sleep};
 
 use super::SourceHarness;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onlyonce_core::{Disposition, ErrorKind, Ordering, SettleResult, Source};
+use onlyonce_core::ErrorKind;
+use onlyonce_core::driver::{Disposition, Ordering, SettleResult, Source};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::SourceHarness;

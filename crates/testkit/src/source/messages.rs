@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{Disposition, Message, Ordering};
+use onlyonce_core::Message;
+use onlyonce_core::driver::{Disposition, Ordering};
 use tokio::time::{Instant, sleep};
 
 use super::SourceHarness;

@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use onlyonce_core::{Message, Sink, Source};
+use onlyonce_core::Message;
+use onlyonce_core::driver::{Sink, Source};
 
 use crate::Gap;
 

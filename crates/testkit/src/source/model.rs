@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{Delivery, Disposition, Message, Ordering, SettleResult, Sink, Source};
+use onlyonce_core::Message;
+use onlyonce_core::driver::{Delivery, Disposition, Ordering, SettleResult, Sink, Source};
 use tokio::time::sleep;
 
 use super::SourceHarness;

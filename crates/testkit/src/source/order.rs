@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use onlyonce_core::{Disposition, Ordering};
+use onlyonce_core::driver::{Disposition, Ordering};
 use tokio::time::sleep;
 
 use super::SourceHarness;

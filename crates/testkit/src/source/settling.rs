@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{Disposition, Receipt, SettleResult, Settlement};
+use onlyonce_core::driver::{Disposition, Receipt, SettleResult, Settlement};
 use tokio::time::{Instant, sleep};
 
 use super::SourceHarness;

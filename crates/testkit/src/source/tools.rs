@@ -1,7 +1,8 @@
 use std::time::Duration;
 
-use onlyonce_core::{
-    Delivery, Disposition, Message, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
+use onlyonce_core::Message;
+use onlyonce_core::driver::{
+    Delivery, Disposition, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
 };
 use tokio::time::{Instant, sleep};
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onlyonce_core::{ClaimResult, Completion, HeldClaim, Owner, Store, Token};
+use onlyonce_core::driver::{ClaimResult, Completion, HeldClaim, Owner, Store, Token};
 
 use super::StoreHarness;
 use super::tools::*;

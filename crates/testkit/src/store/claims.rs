@@ -1,6 +1,6 @@
 //! The life of one key: claimed, started, renewed, taken over, released, done.
 
-use onlyonce_core::{ClaimResult, HeldClaim, Starts};
+use onlyonce_core::driver::{ClaimResult, HeldClaim, Starts};
 
 use super::StoreHarness;
 use super::tools::*;

@@ -1,7 +1,7 @@
 //! What outlives the store's own process.
 
 use bytes::Bytes;
-use onlyonce_core::{ClaimResult, Completion};
+use onlyonce_core::driver::{ClaimResult, Completion};
 
 use super::StoreHarness;
 use super::tools::*;

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::Store;
+use onlyonce_core::driver::Store;
 
 use crate::Gap;
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::{
+use onlyonce_core::driver::{
     Claim, ClaimResult, Completion, Fingerprint, HeldClaim, Owner, Starts, Store, Token,
 };
 use tokio::time::Instant;
@@ -83,7 +83,7 @@ impl Model {
     }
 
     /// What any call with this token should say.
-    fn holds(&self, n: usize, held: Token) -> Result<(), onlyonce_core::Fenced> {
+    fn holds(&self, n: usize, held: Token) -> Result<(), onlyonce_core::driver::Fenced> {
         match &self.keys[n] {
             Key::Claimed { token, .. } if *token == held => Ok(()),
             _ => FENCED,

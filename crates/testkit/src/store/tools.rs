@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use onlyonce_core::{
+use onlyonce_core::driver::{
     Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Starts,
     Store, Token, Verdicts,
 };

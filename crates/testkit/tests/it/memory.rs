@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use onlyonce_core::driver::{Sink, Source, Store};
 use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
-use onlyonce_core::{Sink, Source, Store};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;

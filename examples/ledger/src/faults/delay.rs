@@ -2,7 +2,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use onlyonce::Request;
+use onlyonce::handler::Request;
 use tokio::time::sleep;
 use tower_layer::Layer;
 use tower_service::Service;

@@ -1,9 +1,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce::{
-    Capabilities, Delivery, Error, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement,
-    Source,
+use onlyonce::Error;
+use onlyonce::driver::{
+    Capabilities, Delivery, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
 };
 
 use super::dice::{Dice, Fate, no_answer};

@@ -1,8 +1,9 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce::{
-    Claim, ClaimResult, Completion, Error, Fenced, HeldClaim, Owner, Store, Transaction,
+use onlyonce::Error;
+use onlyonce::driver::{
+    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Store, Transaction,
     TransactionalStore, Verdicts,
 };
 

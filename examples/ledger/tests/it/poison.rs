@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::common::{Folder, transfer};
-use onlyonce::DEAD_LETTER_REASON;
-use onlyonce::{Message, ReceiveLimits};
+use onlyonce::Message;
+use onlyonce::attributes::DEAD_LETTER_REASON;
+use onlyonce::driver::ReceiveLimits;
 
 const HUGE: usize = 10 << 20;
 

@@ -10,9 +10,9 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
-use onlyonce_core::{
-    Delivery, Disposition, Message, Receipt, ReceiveLimits, SettleResult, Settlement, Sink as _,
-    Source as _,
+use onlyonce_core::Message;
+use onlyonce_core::driver::{
+    Delivery, Disposition, Receipt, ReceiveLimits, SettleResult, Settlement, Sink as _, Source as _,
 };
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 pub(crate) use onlyonce_testkit::proxy::{End, Proxy};

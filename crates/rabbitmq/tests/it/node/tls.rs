@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{NODE, ctl};
 use crate::common::*;
-use onlyonce_core::{Sink as _, Source as _};
+use onlyonce_core::driver::{Sink as _, Source as _};
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 
 fn free_port() -> u16 {

@@ -8,7 +8,8 @@ use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_sqs::config::{ConfigBag, Intercept, RuntimeComponents};
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use onlyonce_core::{BoxError, Message, ReceiveLimits, Sink as _};
+use onlyonce_core::driver::{ReceiveLimits, Sink as _};
+use onlyonce_core::{BoxError, Message};
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use onlyonce_testkit::proxy::Proxy;
 

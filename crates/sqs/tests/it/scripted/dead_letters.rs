@@ -1,6 +1,7 @@
 //! Dead letters: published where the redrive policy says, and deleted only then.
 
-use onlyonce_core::{ErrorKind, Settlement, Source as _};
+use onlyonce_core::ErrorKind;
+use onlyonce_core::driver::{Settlement, Source as _};
 use serde_json::{Value, json};
 
 use super::script::*;

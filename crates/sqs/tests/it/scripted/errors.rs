@@ -4,7 +4,8 @@
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::future;
 use aws_sdk_sqs::config::ProvideCredentials;
-use onlyonce_core::{Disposition, Error, ErrorKind, SettleResult, Settlement, Source as _};
+use onlyonce_core::driver::{Disposition, SettleResult, Settlement, Source as _};
+use onlyonce_core::{Error, ErrorKind};
 use onlyonce_sqs::{SqsSource, aws_sdk_sqs};
 use serde_json::json;
 

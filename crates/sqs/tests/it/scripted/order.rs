@@ -1,6 +1,6 @@
 //! A poll that brings more of a group than a receive may return: nothing of it overtakes what was received.
 
-use onlyonce_core::{Delivery, Source as _};
+use onlyonce_core::driver::{Delivery, Source as _};
 use tokio::time::timeout;
 
 use super::script::*;

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use onlyonce_core::driver::{Receipt, ReceiveLimits, Source as _};
 use onlyonce_core::memory::MemoryStore;
-use onlyonce_core::{ConfigRisk, ErrorKind, Pipeline, Receipt, ReceiveLimits, Source as _};
+use onlyonce_core::{ConfigRisk, ErrorKind, Pipeline};
 use onlyonce_sqs::SqsSource;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};

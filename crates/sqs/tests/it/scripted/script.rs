@@ -24,8 +24,9 @@ use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use onlyonce_core::{
-    Delivery, Disposition, Error, Receipt, ReceiveLimits, SettleResult, Settlement, Source as _,
+use onlyonce_core::Error;
+use onlyonce_core::driver::{
+    Delivery, Disposition, Receipt, ReceiveLimits, SettleResult, Settlement, Source as _,
 };
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use serde_json::{Value, json};

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use onlyonce_core::driver::Sink as _;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore};
-use onlyonce_core::{Error, ErrorKind, Message, Pipeline, Sink as _};
+use onlyonce_core::{Error, ErrorKind, Message, Pipeline};
 use serde_json::{Value, json};
 
 use super::script::*;

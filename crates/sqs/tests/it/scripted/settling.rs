@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use onlyonce_core::{Delivery, ErrorKind, Receipt, SettleResult, Settlement, Source as _};
+use onlyonce_core::ErrorKind;
+use onlyonce_core::driver::{Delivery, Receipt, SettleResult, Settlement, Source as _};
 use serde_json::{Value, json};
 use tokio::time::{sleep, sleep_until};
 

@@ -3,11 +3,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::memory::MemoryQueue;
-use onlyonce_core::{
-    Capabilities, Delivery, Disposition, Error, ErrorKind, Message, QueueInfo, Receipt,
-    ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
+use onlyonce_core::driver::{
+    Capabilities, Delivery, Disposition, QueueInfo, Receipt, ReceiveLimits, SettleResult,
+    Settlement, Sink, SinkInfo, Source,
 };
+use onlyonce_core::memory::MemoryQueue;
+use onlyonce_core::{Error, ErrorKind, Message};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::source_suite;
 

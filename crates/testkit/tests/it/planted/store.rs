@@ -3,11 +3,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::memory::{MemoryStore, MemoryTx};
-use onlyonce_core::{
-    Claim, ClaimResult, Completion, Error, ErrorKind, Fenced, Fingerprint, HeldClaim, KeyDigest,
-    Owner, Starts, Store, Token, Transaction, TransactionalStore, Verdicts,
+use onlyonce_core::driver::{
+    Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Starts,
+    Store, Token, Transaction, TransactionalStore, Verdicts,
 };
+use onlyonce_core::memory::{MemoryStore, MemoryTx};
+use onlyonce_core::{Error, ErrorKind};
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
 use onlyonce_testkit::{store_suite, transactional_store_suite};

@@ -10,7 +10,7 @@ const MOST: usize = 1_000;
 /// backslashes stay, so that a text which was made printable before stays as it is.
 ///
 /// ```
-/// use onlyonce_core::Printable;
+/// use onlyonce_core::driver::Printable;
 ///
 /// assert_eq!(Printable("order-1\nERROR").to_string(), r"order-1\nERROR");
 /// ```

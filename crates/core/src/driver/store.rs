@@ -4,7 +4,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::{Error, Fingerprint, KeyDigest};
+use crate::Error;
+use crate::driver::{Fingerprint, KeyDigest};
 
 /// A fencing token: of two claims on one key, the later has the higher token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::{Delivery, Error, Receipt};
+use crate::Error;
+use crate::driver::{Delivery, Receipt};
 
 /// How much one [`Source::receive`] may return, and how long it may wait for the first.
 #[derive(Clone, Copy, Debug)]

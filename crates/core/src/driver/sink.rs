@@ -8,7 +8,7 @@ use crate::{Error, Message};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SinkInfo {
-    /// Which queue messages go to, in the words of [`QueueInfo::identity`](crate::QueueInfo::identity); `None` where the
+    /// Which queue messages go to, in the words of [`QueueInfo::identity`](crate::driver::QueueInfo::identity); `None` where the
     /// broker does not tell, or routes them.
     pub identity: Option<String>,
     /// What could not be found out, each with the reason, for people.

@@ -1,0 +1,26 @@
+//! What an adapter for a broker or a store implements, and what it is given for that.
+//!
+//! A broker is a [`Source`] and a [`Sink`], a store a [`Store`] and, where it has transactions, a [`TransactionalStore`]. The
+//! suites of `onlyonce-testkit` show whether they do what their documentation here asks of them.
+
+mod delivery;
+mod digest;
+mod params;
+mod printable;
+mod sink;
+mod source;
+mod store;
+
+pub use crate::handler::{Running, Waiting};
+pub use delivery::{Delivery, Lease, Receipt};
+pub use digest::{Fingerprint, KeyDigest, Scope};
+pub use params::Params;
+pub use printable::Printable;
+pub use sink::{Sink, SinkInfo};
+pub use source::{
+    Capabilities, Disposition, Ordering, QueueInfo, ReceiveLimits, SettleResult, Settlement, Source,
+};
+pub use store::{
+    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Starts, Store, Token, Transaction,
+    TransactionalStore, Verdicts,
+};
