@@ -44,7 +44,8 @@ pub enum ErrorKind {
 /// What happened, to which queue and message, and whether trying again can help.
 ///
 /// `Display` gives one line, whatever a message or a broker has put into it, of bounded length; only the settings that the
-/// start-up checks refuse have a line each. [`source`](StdError::source) gives the cause. No secret appears in either.
+/// start-up checks refuse have a line each. It ends with the [cause](Self::cause), so [`source`](StdError::source) gives what
+/// caused that: whoever prints the chain of sources prints nothing twice. No secret appears in either.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
@@ -120,6 +121,12 @@ impl Error {
         self.kind
     }
 
+    /// The error that caused this one, which [`Display`](fmt::Display) shows too.
+    #[must_use]
+    pub fn cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+
     /// Whether the same call may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
@@ -148,6 +155,6 @@ impl fmt::Display for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.cause.as_deref().map(|e| e as _)
+        self.cause()?.source()
     }
 }

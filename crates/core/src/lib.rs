@@ -14,4 +14,6 @@ pub use error::{BoxError, Error, ErrorKind};
 pub use handler::{Context, Failure, Json, Outcome, State};
 pub use key::{DedupKey, KeyPolicy};
 pub use message::{Attributes, Message};
-pub use pipeline::{Builder, ConfigRisk, Counters, InDoubt, Pipeline, Report, RetryPolicy};
+pub use pipeline::{
+    Builder, ConfigRisk, Counters, InDoubt, Pipeline, Report, RetryPolicy, RunError,
+};

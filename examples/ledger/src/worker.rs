@@ -53,7 +53,7 @@ pub async fn run_transactional(options: &Work) -> Result<Report, Error> {
     let source = onlyonce::source(&options.source).await?;
     let store = SqliteStore::open(&Config::parse(&options.store)?).await?;
     let pipeline = Pipeline::transactional(source, store);
-    settings(pipeline, options).await?.run(transfer).await
+    Ok(settings(pipeline, options).await?.run(transfer).await?)
 }
 
 /// Runs [`instruct`] for every message of the queue, with the store keeping nothing but the records.
@@ -61,7 +61,7 @@ pub async fn run_idempotent(options: &Work, bank: Bank) -> Result<Report, Error>
     let source = onlyonce::source(&options.source).await?;
     let store = onlyonce::store(&options.store).await?;
     let pipeline = Pipeline::idempotent(source, store).state(bank);
-    settings(pipeline, options).await?.run(instruct).await
+    Ok(settings(pipeline, options).await?.run(instruct).await?)
 }
 
 /// What both modes have in common.

@@ -1,6 +1,7 @@
 use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,6 +22,8 @@ impl fmt::Display for Rejection {
 }
 
 /// What the pipeline knows of the message that is being handled.
+///
+/// A unit test of a handler makes one with [`Context::new`] and sets what it needs.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Context {
@@ -36,14 +39,77 @@ pub struct Context {
     pub attempt: u32,
 }
 
-/// Everything that parameters are made of.
+impl Context {
+    /// A first attempt, without a key, at a message of this queue and consumer.
+    pub fn new(queue: impl Into<Arc<str>>, consumer: impl Into<Arc<str>>) -> Self {
+        Self {
+            queue: queue.into(),
+            consumer: consumer.into(),
+            key: None,
+            attempt: 1,
+        }
+    }
+
+    /// Sets [`key`](Self::key).
+    #[must_use]
+    pub fn with_key(mut self, key: DedupKey) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    /// Sets [`attempt`](Self::attempt).
+    #[must_use]
+    pub fn with_attempt(mut self, attempt: u32) -> Self {
+        self.attempt = attempt;
+        self
+    }
+}
+
+/// Everything that parameters are made of. A unit test of an extractor makes them itself:
+///
+/// ```
+/// use onlyonce_core::handler::{FromMessage, Parts};
+/// use onlyonce_core::{Json, Message, State};
+///
+/// let parts = Parts::new(Message::new("[1, 2]")).with_state("a client");
+/// assert_eq!(Json::<Vec<u32>>::from_message(&parts)?.0, [1, 2]);
+/// assert_eq!(State::<&str>::from_message(&parts)?.0, "a client");
+/// # Ok::<(), onlyonce_core::handler::Rejection>(())
+/// ```
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Parts {
     /// The message.
     pub message: Arc<Message>,
     /// What the pipeline knows of it.
     pub context: Context,
     pub(crate) states: States,
+}
+
+impl Parts {
+    /// A message of the queue `test` on its first attempt, without state.
+    #[must_use]
+    pub fn new(message: Message) -> Self {
+        Self {
+            message: Arc::new(message),
+            context: Context::new("test", "test"),
+            states: States::default(),
+        }
+    }
+
+    /// Sets [`context`](Self::context).
+    #[must_use]
+    pub fn with_context(mut self, context: Context) -> Self {
+        self.context = context;
+        self
+    }
+
+    /// Adds what [`State<T>`](State) finds.
+    #[must_use]
+    pub fn with_state<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.states.insert(value);
+        self
+    }
 }
 
 /// The values given with [`Builder::state`](crate::Builder::state), by type.
@@ -55,8 +121,8 @@ impl States {
         Arc::make_mut(&mut self.0).insert(TypeId::of::<T>(), Arc::new(value));
     }
 
-    fn get<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
-        self.0.get(&TypeId::of::<T>())?.clone().downcast().ok()
+    fn get<T: Send + Sync + 'static>(&self) -> Option<&T> {
+        self.0.get(&TypeId::of::<T>())?.downcast_ref()
     }
 }
 
@@ -67,6 +133,10 @@ impl fmt::Debug for States {
 }
 
 /// A handler's parameter.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be a handler's parameter",
+    note = "parameters are `Json<T>`, `String`, `Bytes`, `Attributes`, `Arc<Message>`, `Context`, `DedupKey`, `State<T>` with the type given to `Builder::state`, or a type of yours that implements `FromMessage`"
+)]
 pub trait FromMessage: Sized {
     /// Makes it.
     ///
@@ -149,15 +219,33 @@ impl FromMessage for DedupKey {
     }
 }
 
-/// A value given with [`Builder::state`](crate::Builder::state): a connection pool, a client, settings.
-#[derive(Clone, Debug)]
-pub struct State<T>(pub Arc<T>);
+/// A value given with [`Builder::state`](crate::Builder::state): a connection pool, a client, settings. Each run gets a clone;
+/// what is expensive to clone is given as an `Arc`.
+///
+/// The pipeline does not start if the handler asks for a type that was not given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct State<T>(pub T);
 
-impl<T: Send + Sync + 'static> FromMessage for State<T> {
+impl<T> Deref for State<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for State<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
+
+impl<T: Clone + Send + Sync + 'static> FromMessage for State<T> {
     fn from_message(parts: &Parts) -> Result<Self, Rejection> {
         parts
             .states
-            .get()
+            .get::<T>()
+            .cloned()
             .map(State)
             .ok_or_else(|| Rejection(format!("no state of type {}", std::any::type_name::<T>())))
     }

@@ -36,7 +36,23 @@ pub(crate) enum OnFailure {
 
 /// Why a handler failed, and what is to become of the message.
 ///
-/// Any error turns into one with `?` and is retried under the pipeline's [`RetryPolicy`](crate::RetryPolicy).
+/// Any error turns into one with `?` and is retried under the pipeline's [`RetryPolicy`](crate::RetryPolicy): a standard error,
+/// a boxed one, one of `anyhow`, a text.
+///
+/// ```
+/// use onlyonce_core::Failure;
+///
+/// async fn charge(body: String) -> Result<(), Failure> {
+///     let cents: i64 = body.trim().parse()?;
+///     if cents < 0 {
+///         return Err(Failure::dead_letter("a negative amount"));
+///     }
+///     let account = lookup(cents).ok_or("no such account yet")?;
+///     println!("{account}");
+///     Ok(())
+/// }
+/// # fn lookup(_: i64) -> Option<String> { None }
+/// ```
 #[derive(Debug)]
 pub struct Failure {
     pub(crate) then: OnFailure,
@@ -69,11 +85,10 @@ impl Failure {
     }
 }
 
-impl<E: std::error::Error + Send + Sync + 'static> From<E> for Failure {
+impl<E: Into<BoxError>> From<E> for Failure {
     fn from(error: E) -> Self {
         // A layer hands our own error back boxed or not; what the handler decided must survive it.
-        let error: BoxError = Box::new(error);
-        match error.downcast::<HandlerError>() {
+        match error.into().downcast::<HandlerError>() {
             Ok(ours) => ours.0,
             Err(other) => Self::retry(other),
         }
@@ -89,9 +104,21 @@ impl From<Rejection> for Failure {
     }
 }
 
+/// The error with its causes, each once: many errors tell their cause themselves.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
+        let mut shown = self.error.to_string();
+        f.write_str(&shown)?;
+        let mut cause = self.error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !shown.contains(&text) {
+                write!(f, ": {text}")?;
+                shown = text;
+            }
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 
@@ -108,6 +135,10 @@ impl fmt::Display for HandlerError {
 impl std::error::Error for HandlerError {}
 
 /// What a handler may return: `()`, an [`Outcome`], or a `Result` of either with any error.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not what a handler may return",
+    note = "a handler returns `()`, an `Outcome`, or a `Result` of either whose error turns into a `Failure`: any error, a boxed one, a text"
+)]
 pub trait IntoOutcome {
     /// Turns it into the one form.
     ///

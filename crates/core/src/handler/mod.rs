@@ -12,4 +12,7 @@ pub(crate) use failure::OnFailure;
 pub use failure::{Failure, HandlerError, IntoOutcome, Outcome};
 pub use running::{Running, Waiting};
 pub(crate) use service::{Callable, TxSlot, callable, within};
-pub use service::{Handler, HandlerService, NoTx, Request, TxFn, WithTx};
+pub use service::{
+    Handler, HandlerService, NoTx, Outside, OutsideTransaction, Request, TxFn, WithTx,
+    outside_transaction,
+};

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tower_service::Service;
 
+use crate::driver::Transaction;
 use crate::{BoxError, Error, ErrorKind};
 
 use super::{Failure, FromMessage, HandlerError, IntoOutcome, Outcome, Parts, Running};
@@ -18,7 +19,18 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) type TxSlot<Tx> = Arc<tokio::sync::Mutex<Tx>>;
 
 /// One message on its way to the handler; what `tower` layers see.
+///
+/// A unit test of a layer makes one from [`Parts`]:
+///
+/// ```
+/// use onlyonce_core::Message;
+/// use onlyonce_core::handler::{NoTx, Parts, Request};
+///
+/// let request = Request::<NoTx>::new(Parts::new(Message::new("{}")));
+/// assert_eq!(request.parts.context.attempt, 1);
+/// ```
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Request<Tx> {
     /// The message and its context.
     pub parts: Parts,
@@ -27,10 +39,49 @@ pub struct Request<Tx> {
     pub(crate) tx: Option<TxSlot<Tx>>,
 }
 
+impl<Tx> Request<Tx> {
+    /// A request without a transaction and without a time-out.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self {
+            parts,
+            limit: None,
+            tx: None,
+        }
+    }
+
+    /// Lends the handler this transaction.
+    #[must_use]
+    pub fn with_tx(mut self, tx: Arc<tokio::sync::Mutex<Tx>>) -> Self {
+        self.tx = Some(tx);
+        self
+    }
+}
+
 /// An async function that handles messages.
 ///
-/// Implemented for functions of up to six parameters that each are [`FromMessage`]; in transactional mode a last
-/// parameter `&mut Tx` is the store's transaction. `Args` keeps the implementations apart and is inferred.
+/// Implemented for functions of up to six parameters that each are [`FromMessage`]. In transactional mode one more, the last, is
+/// the store's transaction, `&mut Tx`. Without it no effect would be part of the transaction, so such a function is no handler
+/// there:
+///
+/// ```compile_fail
+/// # use onlyonce_core::{Pipeline, memory::{MemoryQueue, MemoryStore}};
+/// async fn pay(body: String) {}
+///
+/// # async fn run() {
+/// Pipeline::transactional(MemoryQueue::new("payments"), MemoryStore::new())
+///     .run(pay)
+///     .await;
+/// # }
+/// ```
+///
+/// [`outside_transaction`] says that this is meant. `Args` keeps the implementations apart and is inferred.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler for this pipeline",
+    note = "a handler is an async function of at most six parameters, each of which implements `FromMessage` (`Json<T>`, `State<T>`, `Context`, …)",
+    note = "in transactional mode its last parameter is the store's transaction, `&mut {Tx}`; in the other modes it has none",
+    note = "it returns `()`, an `Outcome`, or a `Result` of either"
+)]
 pub trait Handler<Tx, Args>: Send + Sync + 'static {
     /// Calls it for one message.
     fn call(
@@ -59,14 +110,13 @@ pub trait TxFn<'a, Tx: 'a, Args>: Send + Sync + 'static {
 
 macro_rules! handlers {
     ($($arg:ident),*) => {
-        impl<F, Fut, Tx, $($arg,)*> Handler<Tx, ($($arg,)*)> for F
+        impl<F, Fut, $($arg,)*> Handler<NoTx, ($($arg,)*)> for F
         where
             F: Fn($($arg),*) -> Fut + Send + Sync + 'static,
             Fut: Future<Output: IntoOutcome> + Send,
-            Tx: Send + 'static,
             $($arg: FromMessage + Send,)*
         {
-            async fn call(self: Arc<Self>, request: Request<Tx>) -> Result<Outcome, Failure> {
+            async fn call(self: Arc<Self>, request: Request<NoTx>) -> Result<Outcome, Failure> {
                 let _parts = &request.parts;
                 self($($arg::from_message(_parts)?),*).await.into_outcome()
             }
@@ -94,7 +144,7 @@ macro_rules! handlers {
         impl<F, Tx, $($arg,)*> Handler<Tx, WithTx<($($arg,)*)>> for F
         where
             F: for<'a> TxFn<'a, Tx, ($($arg,)*)>,
-            Tx: Send + 'static,
+            Tx: Transaction,
             $($arg: FromMessage + Send,)*
         {
             async fn call(self: Arc<Self>, request: Request<Tx>) -> Result<Outcome, Failure> {
@@ -120,6 +170,35 @@ handlers!(A, B, C, D);
 handlers!(A, B, C, D, E);
 handlers!(A, B, C, D, E, F6);
 
+/// A handler whose effects are not part of the transaction; see [`outside_transaction`].
+#[derive(Debug)]
+pub struct OutsideTransaction<H>(Arc<H>);
+
+/// Marks the [`Handler`] implementation of [`OutsideTransaction`].
+#[derive(Debug)]
+pub struct Outside<Args>(PhantomData<Args>);
+
+/// Lets a handler that takes no `&mut Tx` run in transactional mode. Its effects are not part of the transaction, so they
+/// happen at least once: none of them is rolled back with it.
+pub fn outside_transaction<H>(handler: H) -> OutsideTransaction<H> {
+    OutsideTransaction(Arc::new(handler))
+}
+
+impl<H, Tx, Args> Handler<Tx, Outside<Args>> for OutsideTransaction<H>
+where
+    H: Handler<NoTx, Args>,
+    Tx: Transaction,
+    Args: 'static,
+{
+    async fn call(self: Arc<Self>, request: Request<Tx>) -> Result<Outcome, Failure> {
+        self.0.clone().call(Request::new(request.parts)).await
+    }
+
+    fn missing(parts: &Parts) -> Option<&'static str> {
+        H::missing(parts)
+    }
+}
+
 /// A handler as the innermost `tower` service.
 pub struct HandlerService<H, Tx, Args> {
     handler: Arc<H>,
@@ -127,7 +206,8 @@ pub struct HandlerService<H, Tx, Args> {
 }
 
 impl<H, Tx, Args> HandlerService<H, Tx, Args> {
-    pub(crate) fn new(handler: H) -> Self {
+    /// The service that calls this handler.
+    pub fn new(handler: H) -> Self {
         Self {
             handler: Arc::new(handler),
             types: PhantomData,

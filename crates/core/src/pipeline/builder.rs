@@ -10,11 +10,11 @@ use tower_service::Service;
 use crate::driver::{Sink, Source, Store, Transaction, TransactionalStore};
 use crate::handler::{Handler, IntoOutcome, Request};
 use crate::handler::{HandlerService, States, callable};
-use crate::{BoxError, Context, Error, Failure, KeyPolicy, Outcome};
+use crate::{BoxError, Context, Failure, KeyPolicy, Outcome};
 
 use super::options::Options;
 use super::run::{About, Setup, run};
-use super::{ConfigRisk, Counters, InDoubt, Mode, Report, RetryPolicy};
+use super::{ConfigRisk, Counters, InDoubt, Mode, Report, RetryPolicy, RunError};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(crate) type OnDuplicate =
@@ -178,7 +178,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     }
 
     /// A value that handlers can ask for as [`State<T>`](crate::State).
-    pub fn state<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+    pub fn state<T: Clone + Send + Sync + 'static>(mut self, value: T) -> Self {
         self.setup.states.insert(value);
         self
     }
@@ -219,9 +219,9 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     /// Dropping the future loses no message: what is not settled comes again when its lease ends.
     ///
     /// # Errors
-    /// [`Unsafe`](crate::ErrorKind::Unsafe) settings; a source or store that fails in a way that no retry can mend.
-    /// What can be retried is retried here.
-    pub async fn run<H, Args>(self, handler: H) -> Result<Report, Error>
+    /// [`Unsafe`](crate::ErrorKind::Unsafe) settings; a source or store that fails in a way that no retry can fix.
+    /// What can be retried is retried here. The error has the report of what was done until then.
+    pub async fn run<H, Args>(self, handler: H) -> Result<Report, RunError>
     where
         H: Handler<Tx, Args>,
         Args: 'static,
@@ -235,6 +235,10 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
             name: std::any::type_name::<H>(),
             missing: H::missing,
         };
-        run(self.setup, (handler, about), self.shutdown).await
+        let counters = self.setup.counters.clone();
+        let ended = run(self.setup, (handler, about), self.shutdown).await;
+        let report = counters.report();
+        ended.map_err(|error| RunError { error, report })?;
+        Ok(report)
     }
 }

@@ -21,6 +21,7 @@ mod lease_renewer;
 mod options;
 mod retry;
 mod run;
+mod run_error;
 mod settle;
 mod suspects;
 mod transaction;
@@ -33,6 +34,7 @@ pub use checks::ConfigRisk;
 pub use counters::{Counters, Report};
 pub use options::InDoubt;
 pub use retry::RetryPolicy;
+pub use run_error::RunError;
 
 use crate::driver::{Source, Store, TransactionalStore};
 use crate::handler::NoTx;

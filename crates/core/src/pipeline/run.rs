@@ -24,7 +24,7 @@ use super::backoff::Backoff;
 use super::budget::Budget;
 use super::builder::OnDuplicate;
 use super::checks::check;
-use super::counters::{Counters, Report};
+use super::counters::Counters;
 use super::engine::{Confirm, Engine, Stages};
 use super::in_flight::InFlight;
 use super::keys::Keys;
@@ -82,11 +82,11 @@ pub(crate) async fn run<Tx: Transaction>(
     setup: Setup<Tx>,
     (handler, about): (Callable<Tx>, About),
     mut shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
-) -> Result<Report, Error> {
+) -> Result<(), Error> {
     let (info, sink) = tokio::select! {
         biased;
         found = look(&setup) => found?,
-        () = &mut shutdown => return Ok(setup.counters.report()),
+        () = &mut shutdown => return Ok(()),
     };
     check(
         setup.mode,
@@ -379,7 +379,7 @@ impl<Tx: Transaction> Engine<Tx> {
         }
     }
 
-    async fn close(&self) -> Result<Report, Error> {
+    async fn close(&self) -> Result<(), Error> {
         let closed = closed_in_time(self.source.name(), self.source.close()).await;
         if let Some(sink) = &self.sink {
             let _ = closed_in_time(sink.name(), sink.close()).await.inspect_err(
@@ -391,11 +391,7 @@ impl<Tx: Transaction> Engine<Tx> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(error) = fatal {
-            return Err(error);
-        }
-        closed?;
-        Ok(self.counters.report())
+        fatal.map_or(closed, Err)
     }
 }
 

@@ -183,7 +183,7 @@ impl Transaction for HangingTx {
 }
 
 /// One good message, one that took effect before, one that belongs into the dead-letter queue, and a group.
-async fn run_until_stopped(hang: Hang) -> Result<Report, Error> {
+async fn run_until_stopped(hang: Hang) -> Result<Report, RunError> {
     let all = Hanging {
         hang,
         queue: MemoryQueue::new("orders"),

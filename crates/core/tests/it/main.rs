@@ -6,6 +6,7 @@
 mod attempts;
 mod busy_keys;
 mod cut_off;
+mod handlers;
 mod hanging;
 mod layers;
 mod logs;

@@ -335,7 +335,7 @@ async fn unsafe_settings_are_refused_in_one_list() {
         .run(async || ())
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Unsafe);
+    assert_eq!(error.error.kind(), ErrorKind::Unsafe);
     let text = error.to_string();
     assert!(
         text.contains("ShortRetention") && text.contains("DeliveryLimit"),
@@ -349,7 +349,7 @@ async fn a_state_that_was_not_given_is_an_error_at_the_start() {
         .run(async |_: State<String>| ())
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(error.error.kind(), ErrorKind::Config);
 }
 
 #[tokio::test(start_paused = true)]
@@ -525,7 +525,7 @@ async fn a_dead_letter_queue_must_be_there_and_another() {
     let away = || Err(Error::new(ErrorKind::Connection, "away"));
     let answers = Mutex::new(vec![gone, away(), away()]);
     let error = run(Checked(dead.clone(), answers)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!(error.error.kind(), ErrorKind::NotFound, "{error}");
     assert_eq!(queue.depth(), 1, "it was not even received");
 
     let own = Pipeline::at_least_once(queue.clone())
@@ -534,7 +534,7 @@ async fn a_dead_letter_queue_must_be_there_and_another() {
         .run(async || Err::<(), _>(Failure::dead_letter("no")))
         .await
         .unwrap_err();
-    assert_eq!(own.kind(), ErrorKind::Unsafe, "{own}");
+    assert_eq!(own.error.kind(), ErrorKind::Unsafe, "{own}");
     assert_eq!(queue.depth(), 1, "it was not even received");
 
     let answers = Mutex::new(vec![Ok(SinkInfo::default()), away()]);

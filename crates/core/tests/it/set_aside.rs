@@ -109,7 +109,7 @@ async fn a_worker_whose_first_messages_have_no_key_stops_and_says_what_to_set() 
         .run(|| async {})
         .await
         .expect_err("it cannot work");
-    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(error.error.kind(), ErrorKind::Config);
     let text = error.to_string();
     for part in ["idempotency-key", "or_content", "orders"] {
         assert!(text.contains(part), "{text}");
@@ -131,9 +131,13 @@ async fn a_worker_that_cannot_read_its_first_messages_stops_and_says_why() {
         .run(|Json(_): Json<u32>| async {})
         .await
         .expect_err("it cannot work");
-    assert_eq!(error.kind(), ErrorKind::Config);
+    assert_eq!(error.error.kind(), ErrorKind::Config);
     let text = error.to_string();
     assert!(text.contains("JSON") && text.contains("orders"), "{text}");
+    assert!(
+        error.report.received >= 10,
+        "what was done until then is told: {error:?}"
+    );
     assert_eq!((queue.depth(), queue.dead_letters().len()), (191, 9));
 }
 

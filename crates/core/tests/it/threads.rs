@@ -192,7 +192,7 @@ impl Shared {
             .shutdown(self.stop.clone().cancelled_owned())
     }
 
-    fn start(&self, mode: Mode, concurrency: usize) -> JoinHandle<Result<Report, Error>> {
+    fn start(&self, mode: Mode, concurrency: usize) -> JoinHandle<Result<Report, RunError>> {
         let (source, store) = (self.queue.clone(), Distant(self.store.clone()));
         match mode {
             Mode::Transactional => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use onlyonce_core::driver::Transaction;
 use onlyonce_core::{
-    Builder, ConfigRisk, Error, ErrorKind, InDoubt, Pipeline, Report, RetryPolicy,
+    Builder, ConfigRisk, Error, ErrorKind, InDoubt, Pipeline, Report, RetryPolicy, RunError,
 };
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ pub async fn lives(world: Arc<World>, number: u64) -> Lives {
         let (report, ended) = life(&worker, fate(&world, &mut rng, born)).await;
         all.0 += report;
         if let Some(Err(error)) = ended
-            && !expected(&error)
+            && !expected(&error.error)
         {
             all.2.push(format!("worker {} ended: {error}", worker.id));
         }
@@ -73,7 +73,7 @@ fn expected(error: &Error) -> bool {
 }
 
 /// Runs a pipeline to its end, or drops it: a crash, after which only broker and store are left.
-async fn life(worker: &Worker, fate: Fate) -> (Report, Option<Result<Report, Error>>) {
+async fn life(worker: &Worker, fate: Fate) -> (Report, Option<Result<Report, RunError>>) {
     let stop = worker.world.end.child_token();
     let mut counters = None;
     let run = run(worker, stop.clone(), &mut counters);
@@ -125,7 +125,7 @@ async fn run(
     worker: &Worker,
     stop: CancellationToken,
     counters: &mut Counters,
-) -> Result<Report, Error> {
+) -> Result<Report, RunError> {
     let world = &worker.world;
     let second = world.plan.second(worker.id);
     let source = world.broker.connect(worker.id).with_second(second);

@@ -650,9 +650,9 @@ async fn a_dead_letter_queue_that_does_not_exist_is_found_at_the_start() {
     ] {
         let sink = RabbitSink::new(format!("{url}?{to}").parse().unwrap()).unwrap();
         let error = run(sink).await;
-        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        assert_eq!(error.error.kind(), ErrorKind::NotFound, "{error}");
         assert!(
-            !error.is_retryable() && error.to_string().contains("no.such"),
+            !error.error.is_retryable() && error.to_string().contains("no.such"),
             "{error}"
         );
     }

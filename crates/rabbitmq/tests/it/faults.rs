@@ -10,7 +10,7 @@ use bytes::Bytes;
 use lapin::types::AMQPValue;
 use onlyonce_core::driver::{Disposition, SettleResult, Sink as _, Source as _};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
-use onlyonce_core::{ConfigRisk, Counters, Error, ErrorKind, Message, Pipeline, Report};
+use onlyonce_core::{ConfigRisk, Counters, ErrorKind, Message, Pipeline, Report, RunError};
 use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 use onlyonce_testkit::proxy::{Direction, Fault, Side, Storm};
 use tokio::sync::oneshot;
@@ -30,7 +30,7 @@ struct Worker {
     store: MemoryStore,
     counters: Arc<Counters>,
     stop: oneshot::Sender<()>,
-    running: JoinHandle<Result<Report, Error>>,
+    running: JoinHandle<Result<Report, RunError>>,
 }
 
 impl Worker {

@@ -298,6 +298,9 @@ async fn connections_closed_by_the_operator_are_opened_again() {
     source.close().await.unwrap();
 }
 
+/// So many moments of a connection's opening are tried.
+const MOMENTS: u32 = 60;
+
 /// Whatever is dropped half-way, no connection stays, least of all one with a consumer that keeps messages to itself.
 #[tokio::test]
 #[ignore = "needs a RabbitMQ: ./tests/run rabbitmq"]
@@ -309,20 +312,21 @@ async fn nothing_stays_open() {
         let list = ctl(&["list_connections", "client_properties"]);
         list.matches(&queue.name).count()
     };
-    let source = queue.source("");
+    let (source, began) = (queue.source(""), Instant::now());
     receive(&source, 1).await;
+    let opening = began.elapsed();
     assert_eq!(connections(), 1, "it is seen");
     source.close().await.unwrap();
-    // At every moment of opening, until it has been open a few times. The heartbeat would close what was forgotten.
+    // At moments all through its opening, until it has been open a few times. The heartbeat would close what was forgotten.
     let (source, sink) = (
         || queue.source("&heartbeat=600s"),
         || queue.sink("&heartbeat=600s"),
     );
     let (mut opened, deadline) = (0, Instant::now() + 4 * PATIENCE);
-    for millis in 0.. {
+    for moment in 0.. {
         let why = "a consumer that was forgotten holds the messages";
         assert!(Instant::now() < deadline, "{why}");
-        let short = Duration::from_millis(millis);
+        let short = opening * moment / MOMENTS;
         let (closed, dropped) = (source(), source());
         let got = timeout(short, closed.receive(limit(1))).await;
         closed.close().await.unwrap();

@@ -152,7 +152,10 @@ async fn work(
     let _ = stop.send(());
     let report = timeout(PATIENCE, running).await.unwrap().unwrap();
     let handled = std::mem::take(&mut *handled.lock().unwrap());
-    (handled, report.map(|_| ()))
+    (
+        handled,
+        report.map(drop).map_err(onlyonce_core::Error::from),
+    )
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use onlyonce_core::attributes::DEAD_LETTER_REASON;
 use onlyonce_core::driver::{Delivery, Disposition, SettleResult, Settlement, Sink as _, Source};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{
-    ConfigRisk, Counters, Error, ErrorKind, Failure, Message, Pipeline, Report, State,
+    ConfigRisk, Counters, ErrorKind, Failure, Message, Pipeline, Report, RunError, State,
 };
 use onlyonce_sqs::{Config, SqsSink, SqsSource, aws_sdk_sqs};
 use onlyonce_testkit::proxy::{Direction, Fault};
@@ -188,7 +188,7 @@ struct Worker {
     store: MemoryStore,
     counters: Arc<Counters>,
     stop: oneshot::Sender<()>,
-    running: JoinHandle<Result<Report, Error>>,
+    running: JoinHandle<Result<Report, RunError>>,
 }
 
 /// How long each run of a handler takes, and how many began.

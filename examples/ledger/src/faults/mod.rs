@@ -33,13 +33,13 @@ pub async fn run(options: &Work, bank: Bank) -> Result<Report, Error> {
             let store = SqliteStore::open(&Config::parse(&options.store)?).await?;
             let pipeline = Pipeline::transactional(source, FaultyStore::new(store, dice.clone()));
             let pipeline = settings(pipeline, options).await?.retry(retry);
-            pipeline.state(dice).layer(delay).run(transfer).await
+            Ok(pipeline.state(dice).layer(delay).run(transfer).await?)
         }
         Mode::Idempotent => {
             let store = onlyonce::store(&options.store).await?;
             let pipeline = Pipeline::idempotent(source, FaultyStore::new(store, dice));
             let pipeline = settings(pipeline, options).await?.retry(retry);
-            pipeline.state(bank).layer(delay).run(instruct).await
+            Ok(pipeline.state(bank).layer(delay).run(instruct).await?)
         }
     }
 }

@@ -545,7 +545,7 @@ async fn a_dead_letter_queue_is_not_consumed_with_records_of_its_own() {
         .run(async || {})
         .await
         .unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::Unsafe);
+    assert_eq!(refused.error.kind(), ErrorKind::Unsafe);
     assert!(
         refused.to_string().contains("dead-letter queue of orders"),
         "{refused}"

@@ -372,5 +372,5 @@ async fn a_dead_letter_queue_that_does_not_exist_is_found_at_the_start() {
         .run(async || {})
         .await
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+    assert_eq!(error.error.kind(), ErrorKind::NotFound, "{error}");
 }
