@@ -201,4 +201,4 @@ pub use lapin;
 
 pub use config::Config;
 pub use sink::RabbitSink;
-pub use source::RabbitSource;
+pub use source::{RabbitReceipt, RabbitSource};

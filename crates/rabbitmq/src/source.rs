@@ -12,8 +12,8 @@ use futures_util::stream::ReadyChunks;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::{Channel, Consumer};
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits,
-    SettleResult, Settlement, Source,
+    Capabilities, Delivery, Disposition, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Source,
 };
 use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::{Notify, oneshot};
@@ -114,6 +114,22 @@ struct Unsettled {
     until: Option<Instant>,
 }
 
+/// RabbitMQ's own view of a delivery: what its receipt holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct RabbitReceipt {
+    /// The number of the source's channel, from 1.
+    pub channel: u64,
+    /// The delivery tag within the channel.
+    pub tag: u64,
+    /// Whether the broker has delivered it before.
+    pub redelivered: bool,
+    /// The exchange that it was published to; of a message that was delayed or renewed by this crate, the last one.
+    pub exchange: String,
+    /// The routing key that it was published with; likewise.
+    pub routing_key: String,
+}
+
 /// A delivery on its way to the first `receive`.
 struct Arrived {
     delivery: Delivery,
@@ -202,10 +218,10 @@ impl Source for RabbitSource {
         let mut now = Vec::with_capacity(batch.len());
         let mut later = Vec::new();
         for (at, settlement) in batch.iter().enumerate() {
-            let Receipt::Tag { epoch: number, tag } = settlement.receipt else {
+            let Some(&RabbitReceipt { channel, tag, .. }) = settlement.receipt.get() else {
                 continue;
             };
-            if number != epoch.number {
+            if channel != epoch.number {
                 continue;
             }
             match &settlement.disposition {
@@ -227,8 +243,8 @@ impl Source for RabbitSource {
         answers
     }
 
-    async fn extend(&self, batch: &[Receipt], _lease: Duration) -> Vec<SettleResult> {
-        let answer = |_| SettleResult::Unknown(self.shared.cannot("extend a lease"));
+    async fn extend(&self, batch: &[Receipt], _lease: Duration) -> Vec<ExtendResult> {
+        let answer = |_| ExtendResult::Unknown(self.shared.cannot("extend a lease"));
         batch.iter().map(answer).collect()
     }
 
@@ -512,10 +528,13 @@ impl Shared {
             in_group: message.group.is_some(),
             until: lease.until,
         });
-        let receipt = Receipt::Tag {
-            epoch: epoch.number,
+        let receipt = Receipt::new(RabbitReceipt {
+            channel: epoch.number,
             tag,
-        };
+            redelivered: delivery.redelivered,
+            exchange: delivery.exchange.into(),
+            routing_key: delivery.routing_key.into(),
+        });
         let mut delivery = Delivery::new(message, receipt, lease);
         delivery.attempt = (counted || self.config.quorum).then_some(attempt);
         delivery.malformed = malformed;

@@ -119,6 +119,7 @@ mod worker;
 
 pub use config::Config;
 pub use database::{Commits, Database};
+pub use messages::SqliteReceipt;
 pub use queue::SqliteQueue;
 pub use rusqlite;
 pub use store::SqliteStore;

@@ -39,11 +39,13 @@ const PUBLISH: &str = "INSERT INTO onlyonce_message VALUES (?1, ?2, ?3,
      ?3 IS NULL OR NOT EXISTS (SELECT 1 FROM onlyonce_message WHERE queue = ?2 AND grp = ?3),
      0, 0, 0, ?4, ?5, NULL)";
 
-/// A message's id and the token it is leased with: what a receipt holds.
+/// A leased message in the file: what its receipt holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct Leased {
-    pub(crate) id: i64,
-    pub(crate) token: i64,
+pub struct SqliteReceipt {
+    /// Its row in the table of messages.
+    pub id: i64,
+    /// The token of its lease: of two leases of one message, the later has the higher token.
+    pub token: i64,
 }
 
 /// What a queue needs to know in order to receive.
@@ -60,7 +62,7 @@ pub(crate) struct Rules {
 /// A message as it was received.
 #[derive(Debug)]
 pub(crate) struct Received {
-    pub(crate) leased: Leased,
+    pub(crate) leased: SqliteReceipt,
     pub(crate) message: Message,
     pub(crate) attempt: u32,
     pub(crate) malformed: Option<String>,
@@ -359,7 +361,7 @@ impl Taking<'_> {
             .ok()
             .and_then(|millis| UNIX_EPOCH.checked_add(Duration::from_millis(millis)));
         Ok(Received {
-            leased: Leased {
+            leased: SqliteReceipt {
                 id: candidate.id,
                 token: self.token,
             },
@@ -399,7 +401,7 @@ fn decode(attributes: Option<&Text>) -> Result<Attributes, serde_json::Error> {
 pub(crate) fn settle(
     session: &mut Session,
     rules: &Rules,
-    leased: Leased,
+    leased: SqliteReceipt,
     disposition: &Disposition,
 ) -> Result<bool, DbError> {
     let now = session.now();
@@ -418,7 +420,7 @@ pub(crate) fn settle(
     Ok(true)
 }
 
-fn give_back(conn: &Connection, leased: Leased, free_at: i64) -> Result<bool, DbError> {
+fn give_back(conn: &Connection, leased: SqliteReceipt, free_at: i64) -> Result<bool, DbError> {
     let changed = conn
         .prepare_cached(
             "UPDATE onlyonce_message SET lease = 0, free_at = ?3 WHERE id = ?1 AND lease = ?2",
@@ -427,7 +429,7 @@ fn give_back(conn: &Connection, leased: Leased, free_at: i64) -> Result<bool, Db
     Ok(changed == 1)
 }
 
-fn is_leased(conn: &Connection, leased: Leased) -> Result<bool, DbError> {
+fn is_leased(conn: &Connection, leased: SqliteReceipt) -> Result<bool, DbError> {
     let mut find =
         conn.prepare_cached("SELECT 1 FROM onlyonce_message WHERE id = ?1 AND lease = ?2")?;
     Ok(find.exists((leased.id, leased.token))?)
@@ -499,7 +501,7 @@ fn set_head(conn: &Connection, queue: i64, group: &Text) -> Result<(), DbError> 
 /// Promises to extend those leases that are still the newest of their message: see [`Promise`].
 pub(crate) fn extend(
     session: &mut Session,
-    batch: &[Option<Leased>],
+    batch: &[Option<SqliteReceipt>],
     lease: Duration,
 ) -> Result<Vec<bool>, DbError> {
     let until = session.now() + millis(lease);
@@ -521,7 +523,11 @@ pub(crate) fn extend(
 }
 
 /// Carries out a promised extension. Does nothing where the lease has ended since.
-pub(crate) fn extend_now(conn: &Connection, leased: &Leased, until: i64) -> Result<(), DbError> {
+pub(crate) fn extend_now(
+    conn: &Connection,
+    leased: &SqliteReceipt,
+    until: i64,
+) -> Result<(), DbError> {
     conn.prepare_cached("UPDATE onlyonce_message SET free_at = ?3 WHERE id = ?1 AND lease = ?2")?
         .execute((leased.id, leased.token, until))?;
     Ok(())

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use onlyonce_core::driver::{Delivery, Lease, Receipt, SettleResult, Settlement};
 use tokio::time::Instant;
 
-use crate::messages::{Leased, Received};
+use crate::messages::{Received, SqliteReceipt};
 
 /// The leases of one source that are not settled yet, so that closing it can give them back.
 #[derive(Debug, Default)]
@@ -15,7 +15,7 @@ pub(crate) struct OpenLeases(Mutex<Holding>);
 #[derive(Debug, Default)]
 struct Holding {
     /// Until when each lasts.
-    leases: BTreeMap<Leased, Instant>,
+    leases: BTreeMap<SqliteReceipt, Instant>,
     /// Received for a caller who went away: the next one gets them.
     unclaimed: Vec<Delivery>,
 }
@@ -36,7 +36,7 @@ impl OpenLeases {
     }
 
     /// Everything, in the order of publication.
-    pub(crate) fn take_all(&self) -> Vec<Leased> {
+    pub(crate) fn take_all(&self) -> Vec<SqliteReceipt> {
         let mut holding = self.lock();
         holding.unclaimed.clear();
         std::mem::take(&mut holding.leases).into_keys().collect()
@@ -56,7 +56,7 @@ impl OpenLeases {
 
     pub(crate) fn extend(
         &self,
-        batch: &[Option<Leased>],
+        batch: &[Option<SqliteReceipt>],
         answers: &[SettleResult],
         until: Instant,
     ) {
@@ -114,21 +114,12 @@ impl Drop for Arriving {
 }
 
 /// The lease that a receipt stands for, if it is one of ours.
-pub(crate) fn leased(receipt: &Receipt) -> Option<Leased> {
-    match receipt {
-        Receipt::Tag { epoch, tag } => Some(Leased {
-            id: i64::try_from(*tag).ok()?,
-            token: i64::try_from(*epoch).ok()?,
-        }),
-        Receipt::Handle(_) => None,
-    }
+pub(crate) fn leased(receipt: &Receipt) -> Option<SqliteReceipt> {
+    receipt.get().copied()
 }
 
 fn delivery(received: Received, until: Instant) -> Delivery {
-    let receipt = Receipt::Tag {
-        epoch: received.leased.token.unsigned_abs(),
-        tag: received.leased.id.unsigned_abs(),
-    };
+    let receipt = Receipt::new(received.leased);
     let delivery = Delivery::new(received.message, receipt, Lease::until(until))
         .with_attempt(received.attempt);
     match received.malformed {

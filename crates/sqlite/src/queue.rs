@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, Ordering, QueueInfo, Receipt, ReceiveLimits, SettleResult,
-    Settlement, Sink, SinkInfo, Source,
+    Capabilities, Delivery, Disposition, ExtendResult, Ordering, QueueInfo, Receipt, ReceiveLimits,
+    SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 use onlyonce_core::{Error, ErrorKind, Message};
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::config::{Config, DEAD, after};
 use crate::database::Database;
 use crate::error::DbError;
-use crate::messages::{self, Leased, Look, Rules};
+use crate::messages::{self, Look, Rules, SqliteReceipt};
 use crate::open_leases::{Arriving, OpenLeases, leased};
 
 /// How long an empty queue is left alone before it is looked at again, for what *other* processes publish; what this
@@ -196,7 +196,8 @@ impl Source for SqliteQueue {
             .map(|s| (leased(&s.receipt), s.disposition.clone()))
             .collect();
         let settled = self.database.work(durable, move |session| {
-            let settle = |(leased, disposition): &(Option<Leased>, Disposition)| match leased {
+            let settle = |(leased, disposition): &(Option<SqliteReceipt>, Disposition)| match leased
+            {
                 Some(leased) => messages::settle(session, &rules, *leased, disposition),
                 None => Ok(false),
             };
@@ -209,7 +210,7 @@ impl Source for SqliteQueue {
         answers
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         let until = after(lease);
         let leases: Vec<_> = batch.iter().map(leased).collect();
         let asked = leases.clone();
@@ -219,7 +220,8 @@ impl Source for SqliteQueue {
             .await;
         let answers = self.answers(batch.len(), extended);
         self.held.extend(&leases, &answers, until);
-        answers
+        let extended = answers.into_iter().map(|answer| answer.extended(until));
+        extended.collect()
     }
 
     async fn queue_info(&self) -> Result<QueueInfo, Error> {

@@ -59,7 +59,10 @@ pub(crate) enum Promise {
     /// A claim lasts until then.
     Renew { claim: claims::Row, until: i64 },
     /// A lease lasts until then.
-    Extend { lease: messages::Leased, until: i64 },
+    Extend {
+        lease: messages::SqliteReceipt,
+        until: i64,
+    },
 }
 
 #[derive(Debug, Default)]

@@ -10,6 +10,13 @@ use tokio::time::Instant;
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html>
 pub(crate) const LONGEST: Duration = Duration::from_secs(12 * 3_600);
 
+/// SQS's own view of a delivery: what its receipt holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SqsReceipt {
+    /// The receipt handle.
+    pub handle: Arc<str>,
+}
+
 /// What is received and not settled, by receipt handle. SQS lets a handle be used after its lease has ended, as long as
 /// nobody else got the message, and some say that it worked even then: so the deadlines are kept here.
 #[derive(Default)]
@@ -45,7 +52,8 @@ impl Leases {
         let now = Instant::now();
         self.held.retain(|_, lease| lease.until > now);
         for delivery in deliveries {
-            let (Receipt::Handle(handle), Some(until)) = (&delivery.receipt, delivery.lease.until)
+            let (Some(SqsReceipt { handle }), Some(until)) =
+                (delivery.receipt.get(), delivery.lease.until)
             else {
                 continue;
             };
@@ -64,7 +72,7 @@ impl Leases {
     /// Receives have returned these.
     pub(crate) fn are_out(&mut self, deliveries: &[Delivery]) {
         for delivery in deliveries {
-            if let Receipt::Handle(handle) = &delivery.receipt
+            if let Some(SqsReceipt { handle }) = delivery.receipt.get()
                 && let Some(lease) = self.held.get_mut(handle)
             {
                 lease.out = true;
@@ -85,9 +93,7 @@ impl Leases {
 
     /// The lease, if it lasts.
     pub(crate) fn lasting(&self, receipt: &Receipt) -> Option<(Arc<str>, Visibility)> {
-        let Receipt::Handle(handle) = receipt else {
-            return None;
-        };
+        let SqsReceipt { handle } = receipt.get()?;
         let lease = self.held.get(handle)?;
         (lease.until > Instant::now()).then(|| (handle.clone(), lease.clone()))
     }

@@ -212,5 +212,6 @@ mod source;
 pub use aws_sdk_sqs;
 
 pub use config::Config;
+pub use leases::SqsReceipt;
 pub use sink::SqsSink;
 pub use source::SqsSource;

@@ -9,17 +9,19 @@ use aws_sdk_sqs::types::{
 };
 use futures_util::future::join3;
 use onlyonce_core::attributes::{DEAD_LETTER_QUEUE, DEAD_LETTER_REASON};
-use onlyonce_core::driver::{Disposition, Receipt, SettleResult, Settlement, Sink as _};
+use onlyonce_core::driver::{
+    Disposition, ExtendResult, Receipt, SettleResult, Settlement, Sink as _,
+};
 use onlyonce_core::{Error, ErrorKind, Message};
 use tokio::time::Instant;
 
-use crate::SqsSink;
 use crate::batch::{Outcome, entries, outcomes};
 use crate::error::{self, impossible};
 use crate::leases::{self, Leases};
 use crate::queue::{BATCH, all_of};
 use crate::settings::Settings;
 use crate::source::{Shared, whole};
+use crate::{SqsReceipt, SqsSink};
 
 impl Shared {
     pub(crate) async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
@@ -132,11 +134,15 @@ impl Shared {
         answers
     }
 
-    pub(crate) async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    pub(crate) async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
+        let sent = Instant::now();
         let wanted = batch.iter().enumerate();
         let wanted = wanted.map(|(at, receipt)| (at, receipt, lease)).collect();
         let answers = all_of(requests(wanted, |chunk| self.extend_chunk(chunk)), true).await;
-        in_places(batch.len(), answers)
+        let answers = in_places(batch.len(), answers).into_iter();
+        answers
+            .map(|answer| answer.extended(sent + lease))
+            .collect()
     }
 
     async fn extend_chunk(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, SettleResult)> {
@@ -261,14 +267,19 @@ impl Shared {
                 .map(|letter| Err(error.clone().on_message(letter)))
                 .collect(),
         };
-        let mut buried = Vec::new();
+        let mut moved = Vec::new();
         for (held, published) in held.into_iter().zip(published) {
             match published {
-                Ok(()) => buried.push((held.at, Receipt::Handle(held.handle))),
+                Ok(()) => {
+                    let receipt = SqsReceipt {
+                        handle: held.handle,
+                    };
+                    moved.push((held.at, Receipt::new(receipt)));
+                }
                 Err(error) => answers.push((held.at, SettleResult::Unknown(error))),
             }
         }
-        let acks = buried.iter().map(|(at, receipt)| (*at, receipt, ()));
+        let acks = moved.iter().map(|(at, receipt)| (*at, receipt, ()));
         answers.extend(self.delete(acks.collect()).await);
         answers
     }

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::MessageSystemAttributeName as System;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits,
-    SettleResult, Settlement, Source,
+    Capabilities, Delivery, Disposition, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Source,
 };
 use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::{Notify, OnceCell};
@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use crate::leases::Leases;
+use crate::leases::{Leases, SqsReceipt};
 use crate::polls::{Poll, Polls};
 use crate::queue::{BATCH, Queue};
 use crate::settings::Settings;
@@ -135,7 +135,7 @@ impl Source for SqsSource {
         self.shared.settle(batch).await
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         self.shared.extend(batch, lease).await
     }
 
@@ -262,7 +262,10 @@ impl Shared {
             };
             let read = message::read(message, self.queue.is_fifo());
             let lease = Lease::until(sent + visibility);
-            let mut delivery = Delivery::new(read.message, Receipt::Handle(handle.into()), lease);
+            let receipt = Receipt::new(SqsReceipt {
+                handle: handle.into(),
+            });
+            let mut delivery = Delivery::new(read.message, receipt, lease);
             delivery.attempt = read.attempt;
             delivery.malformed = read.malformed;
             received.push(delivery);
@@ -290,7 +293,7 @@ impl Shared {
             state.leases.handles()
         };
         let nacks = held.into_iter().map(|handle| Settlement {
-            receipt: Receipt::Handle(handle),
+            receipt: Receipt::new(SqsReceipt { handle }),
             disposition: Disposition::Nack {
                 delay: Duration::ZERO,
             },

@@ -14,8 +14,8 @@
 //! ```
 //! use std::{sync::Arc, time::Duration};
 //!
-//! use onlyonce_core::driver::{Sink, Source};
-//! use onlyonce_core::memory::MemoryQueue;
+//! use onlyonce_core::driver::{Receipt, Sink, Source};
+//! use onlyonce_core::memory::{MemoryQueue, MemoryReceipt};
 //! use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 //!
 //! struct Orders(MemoryQueue);
@@ -38,6 +38,10 @@
 //!     async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
 //!         let other = MemoryQueue::new("orders");
 //!         (Arc::new(other.clone()), Arc::new(other))
+//!     }
+//!     fn made_up(&self, receipt: &Receipt) -> Vec<Receipt> {
+//!         let real = receipt.get::<MemoryReceipt>().expect("it is of a queue in memory");
+//!         vec![Receipt::new(MemoryReceipt { tag: real.tag + 1_000_000, ..*real })]
 //!     }
 //!     fn lease(&self) -> Duration {
 //!         Duration::from_secs(1)

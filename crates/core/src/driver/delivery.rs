@@ -3,21 +3,8 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Receipt;
 use crate::Message;
-
-/// What a source needs in order to settle or extend one delivery; opaque to everyone else.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Receipt {
-    /// A number that is valid within one epoch of the source: a channel, a link, a row's lease.
-    Tag {
-        /// The channel, link or lease that the tag belongs to.
-        epoch: u64,
-        /// The number within the epoch.
-        tag: u64,
-    },
-    /// Text that the broker gave: a receipt handle, an ack id.
-    Handle(Arc<str>),
-}
 
 /// The broker's promise not to give a delivery to anyone else for now.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +15,13 @@ pub struct Lease {
     pub until: Option<Instant>,
     /// Cancelled when the source learns that the lease is gone (a channel that died, a session lock that was lost).
     pub lost: Option<CancellationToken>,
+    /// Cancelled when the lease will soon be taken away: a partition that is assigned to another consumer, a session that must
+    /// close. What runs may finish and be settled until then; nothing else starts, and the rest is given back. The
+    /// source delivers nothing more under this lease.
+    pub revoked: Option<CancellationToken>,
+    /// Deliveries with the same number here have one lease: all messages of a session, of a partition. It is extended once for
+    /// all of them, by the receipt of any.
+    pub shared: Option<u64>,
 }
 
 impl Lease {
@@ -36,7 +30,7 @@ impl Lease {
     pub fn until(until: Instant) -> Self {
         Self {
             until: Some(until),
-            lost: None,
+            ..Self::default()
         }
     }
 
@@ -44,6 +38,20 @@ impl Lease {
     #[must_use]
     pub fn tied_to(mut self, lost: CancellationToken) -> Self {
         self.lost = Some(lost);
+        self
+    }
+
+    /// Tells by `notice` that the lease will soon be taken away.
+    #[must_use]
+    pub fn revoked_by(mut self, notice: CancellationToken) -> Self {
+        self.revoked = Some(notice);
+        self
+    }
+
+    /// Shares it with all deliveries of this number.
+    #[must_use]
+    pub fn shared_as(mut self, number: u64) -> Self {
+        self.shared = Some(number);
         self
     }
 }

@@ -7,18 +7,21 @@ mod delivery;
 mod digest;
 mod params;
 mod printable;
+mod receipt;
 mod sink;
 mod source;
 mod store;
 
 pub use crate::handler::{Running, Waiting};
-pub use delivery::{Delivery, Lease, Receipt};
+pub use delivery::{Delivery, Lease};
 pub use digest::{Fingerprint, KeyDigest, Scope};
 pub use params::Params;
 pub use printable::Printable;
+pub use receipt::Receipt;
 pub use sink::{Sink, SinkInfo};
 pub use source::{
-    Capabilities, Disposition, Ordering, QueueInfo, ReceiveLimits, SettleResult, Settlement, Source,
+    Capabilities, Disposition, ExtendResult, Ordering, QueueInfo, ReceiveLimits, SettleResult,
+    Settlement, Source,
 };
 pub use store::{
     Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Starts, Store, Token, Transaction,

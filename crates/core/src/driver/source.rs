@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use crate::Error;
 use crate::driver::{Delivery, Receipt};
@@ -56,7 +57,7 @@ pub struct Settlement {
     pub disposition: Disposition,
 }
 
-/// A source's answer for one delivery, to a settlement or an extension.
+/// A source's answer to one settlement.
 #[derive(Debug)]
 pub enum SettleResult {
     /// It was done: confirmed by the broker where [`Capabilities::confirms_settle`] says so, otherwise handed to the
@@ -73,6 +74,47 @@ impl SettleResult {
     #[must_use]
     pub fn is_applied(&self) -> bool {
         matches!(self, Self::Applied)
+    }
+
+    /// The same answer to an extension until `until`.
+    #[must_use]
+    pub fn extended(self, until: Instant) -> ExtendResult {
+        match self {
+            Self::Applied => ExtendResult::Extended(until),
+            Self::LeaseLost => ExtendResult::LeaseLost,
+            Self::Unknown(error) => ExtendResult::Unknown(error),
+        }
+    }
+}
+
+/// A source's answer to one wish to extend a lease.
+#[derive(Debug)]
+pub enum ExtendResult {
+    /// It lasts until then, on the local monotonic clock, counted from *before* the request. The broker may have granted less
+    /// than was asked for.
+    Extended(Instant),
+    /// It had ended; nothing was done and the message is or will be delivered again.
+    LeaseLost,
+    /// It may or may not have been extended. Asking again is harmless.
+    Unknown(Error),
+}
+
+impl ExtendResult {
+    /// Whether the lease lasts longer now.
+    #[must_use]
+    pub fn is_extended(&self) -> bool {
+        matches!(self, Self::Extended(_))
+    }
+}
+
+/// What it says, without until when.
+impl From<ExtendResult> for SettleResult {
+    fn from(result: ExtendResult) -> Self {
+        match result {
+            ExtendResult::Extended(_) => Self::Applied,
+            ExtendResult::LeaseLost => Self::LeaseLost,
+            ExtendResult::Unknown(error) => Self::Unknown(error),
+        }
     }
 }
 
@@ -180,9 +222,9 @@ pub trait Source: Send + Sync + 'static {
     /// Idempotent. Dropping the future leaves each settlement either made or not made.
     async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult>;
 
-    /// Extends leases so that they end `lease` from now; one answer per receipt, in the same order.
-    /// Without [`Capabilities::extend`] every answer is a non-retryable [`SettleResult::Unknown`].
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult>;
+    /// Extends leases by `lease` from now, or by what the broker grants; one answer per receipt, in the same order, each of which
+    /// says until when. Without [`Capabilities::extend`] every answer is a non-retryable [`ExtendResult::Unknown`].
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult>;
 
     /// Reads the live queue's settings.
     ///
@@ -212,7 +254,7 @@ impl<S: Source + ?Sized> Source for Arc<S> {
     async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         (**self).settle(batch).await
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         (**self).extend(batch, lease).await
     }
     async fn queue_info(&self) -> Result<QueueInfo, Error> {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use super::content::{decoded, guess, without_bom};
+use crate::driver::Receipt;
 use crate::{Attributes, DedupKey, Message};
 
 /// Why a handler's parameter could not be made of a message. Such a message can never be handled: it is dead-lettered
@@ -83,6 +84,8 @@ pub struct Parts {
     pub message: Arc<Message>,
     /// What the pipeline knows of it.
     pub context: Context,
+    /// The broker's own view of it, by the adapter.
+    pub native: Option<Receipt>,
     pub(crate) states: States,
 }
 
@@ -93,6 +96,7 @@ impl Parts {
         Self {
             message: Arc::new(message),
             context: Context::new("test", "test"),
+            native: None,
             states: States::default(),
         }
     }
@@ -101,6 +105,13 @@ impl Parts {
     #[must_use]
     pub fn with_context(mut self, context: Context) -> Self {
         self.context = context;
+        self
+    }
+
+    /// Sets [`native`](Self::native).
+    #[must_use]
+    pub fn with_native(mut self, receipt: Receipt) -> Self {
+        self.native = Some(receipt);
         self
     }
 
@@ -216,6 +227,40 @@ impl FromMessage for DedupKey {
             .key
             .clone()
             .ok_or_else(|| Rejection("the message has no dedup key".into()))
+    }
+}
+
+/// The broker's own view of the message: a type of the adapter's, such as its receipt's with what no other broker has. A handler
+/// that asks for it works with this broker alone; on another one its messages are rejected.
+///
+/// ```
+/// use onlyonce_core::handler::Native;
+/// use onlyonce_core::memory::MemoryReceipt;
+///
+/// async fn handle(body: String, delivery: Native<MemoryReceipt>) {
+///     println!("{body} is delivery {} of consumer {}", delivery.tag, delivery.consumer);
+/// }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Native<T>(pub Arc<T>);
+
+impl<T> Deref for Native<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Send + Sync + 'static> FromMessage for Native<T> {
+    fn from_message(parts: &Parts) -> Result<Self, Rejection> {
+        let receipt = parts.native.as_ref();
+        receipt.and_then(Receipt::shared).map(Self).ok_or_else(|| {
+            let wanted = std::any::type_name::<T>();
+            Rejection(format!(
+                "the message is not of the broker whose view is {wanted}"
+            ))
+        })
     }
 }
 

@@ -7,7 +7,7 @@ mod running;
 mod service;
 
 pub(crate) use extract::States;
-pub use extract::{Context, FromMessage, Json, Parts, Rejection, State};
+pub use extract::{Context, FromMessage, Json, Native, Parts, Rejection, State};
 pub(crate) use failure::OnFailure;
 pub use failure::{Failure, HandlerError, IntoOutcome, Outcome};
 pub use running::{Running, Waiting};

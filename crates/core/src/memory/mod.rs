@@ -9,7 +9,7 @@ mod store;
 mod tx;
 
 pub use queue::MemoryQueue;
-pub use state::DeadLetter;
+pub use state::{DeadLetter, MemoryReceipt};
 pub use store::MemoryStore;
 pub use tx::MemoryTx;
 

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::later;
 use super::state::{DeadLetter, State, Taken};
 use crate::driver::{
-    Capabilities, Delivery, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits, SettleResult,
-    Settlement, Sink, SinkInfo, Source,
+    Capabilities, Delivery, ExtendResult, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits,
+    SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 use crate::{Error, ErrorKind, Message};
 
@@ -230,7 +230,7 @@ impl Source for MemoryQueue {
         answers
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         let (now, mut state) = self.now();
         let answers = batch
             .iter()

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::later;
 use crate::Message;
-use crate::driver::{Disposition, Receipt, ReceiveLimits, SettleResult};
+use crate::driver::{Disposition, ExtendResult, Receipt, ReceiveLimits, SettleResult};
 
 /// A message that will not be delivered again, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +24,15 @@ pub(super) struct Options {
     pub(super) lease: Duration,
     pub(super) max_deliveries: Option<u32>,
     pub(super) retention: Option<Duration>,
+}
+
+/// A delivery from memory: which consumer has it, and its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MemoryReceipt {
+    /// The consumer's number.
+    pub consumer: u64,
+    /// The delivery's number.
+    pub tag: u64,
 }
 
 /// What [`State::take`] hands out: one leased message.
@@ -236,10 +245,7 @@ impl State {
         }
         Taken {
             message: Arc::clone(&entry.message),
-            receipt: Receipt::Tag {
-                epoch: consumer,
-                tag,
-            },
+            receipt: Receipt::new(MemoryReceipt { consumer, tag }),
             until,
             attempt: entry.attempts,
         }
@@ -275,15 +281,15 @@ impl State {
         now: Instant,
         receipt: &Receipt,
         lease: Duration,
-    ) -> SettleResult {
+    ) -> ExtendResult {
         let Some(tag) = self.find(receipt) else {
-            return SettleResult::LeaseLost;
+            return ExtendResult::LeaseLost;
         };
         let leased = self.leases.get_mut(&tag).expect("found just now");
         self.timers.remove(&(leased.until, Timer::Lease(tag)));
         leased.until = later(now, lease);
         self.timers.insert((leased.until, Timer::Lease(tag)));
-        SettleResult::Applied
+        ExtendResult::Extended(leased.until)
     }
 
     /// Gives back, in order, what `consumer` holds.
@@ -298,20 +304,15 @@ impl State {
             delay: Duration::ZERO,
         };
         for tag in held {
-            let receipt = Receipt::Tag {
-                epoch: consumer,
-                tag,
-            };
+            let receipt = Receipt::new(MemoryReceipt { consumer, tag });
             self.settle(now, &receipt, &nack);
         }
     }
 
     /// The tag of a receipt whose lease lasts.
     fn find(&self, receipt: &Receipt) -> Option<u64> {
-        match receipt {
-            Receipt::Tag { epoch, tag } if self.leases.get(tag)?.consumer == *epoch => Some(*tag),
-            _ => None,
-        }
+        let MemoryReceipt { consumer, tag } = *receipt.get()?;
+        (self.leases.get(&tag)?.consumer == consumer).then_some(tag)
     }
 
     /// A delivery that is over, without having taken effect.

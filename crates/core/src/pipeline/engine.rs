@@ -172,6 +172,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 key: in_flight.key.clone(),
                 attempt: in_flight.attempt(),
             },
+            native: Some(in_flight.delivery.receipt.clone()),
             states: self.states.clone(),
         }
     }

@@ -116,9 +116,10 @@ impl InFlight {
 /// How long a delivery and its claim are ours, on the local monotonic clock.
 pub(crate) struct LeaseState {
     pub(crate) receipt: Receipt,
-    /// The lease's length when the delivery came.
-    pub(crate) length: Option<Duration>,
     lost: Option<CancellationToken>,
+    revoked: Option<CancellationToken>,
+    /// Which others have the same lease.
+    pub(crate) shared: Option<u64>,
     deadlines: Mutex<Deadlines>,
     changed: Notify,
 }
@@ -126,6 +127,8 @@ pub(crate) struct LeaseState {
 #[derive(Clone, Copy)]
 struct Deadlines {
     source: Option<Instant>,
+    /// For how long the lease was given, when the delivery came or by its last extension.
+    length: Option<Duration>,
     claim: Option<(HeldClaim, Instant)>,
 }
 
@@ -134,10 +137,12 @@ impl LeaseState {
         let until = delivery.lease.until;
         Arc::new(Self {
             receipt: delivery.receipt.clone(),
-            length: until.map(|until| until.saturating_duration_since(Instant::now())),
             lost: delivery.lease.lost.clone(),
+            revoked: delivery.lease.revoked.clone(),
+            shared: delivery.lease.shared,
             deadlines: Mutex::new(Deadlines {
                 source: until,
+                length: until.map(|until| until.saturating_duration_since(Instant::now())),
                 claim: None,
             }),
             changed: Notify::new(),
@@ -165,7 +170,10 @@ impl LeaseState {
 
     /// The lease at the broker now ends at `until`, or has ended.
     pub(crate) fn extended(&self, until: Instant) {
-        self.deadlines().source = Some(until);
+        let mut deadlines = self.deadlines();
+        deadlines.source = Some(until);
+        deadlines.length = Some(until.saturating_duration_since(Instant::now()));
+        drop(deadlines);
         self.changed.notify_waiters();
     }
 
@@ -181,9 +189,10 @@ impl LeaseState {
         self.changed.notify_waiters();
     }
 
-    /// When the lease at the broker ends, for the renewer.
-    pub(crate) fn source_deadline(&self) -> Option<Instant> {
-        self.deadlines().source
+    /// When the lease at the broker ends and for how long it was given, for the lease renewer.
+    pub(crate) fn source_deadline(&self) -> Option<(Instant, Duration)> {
+        let Deadlines { source, length, .. } = *self.deadlines();
+        source.zip(length)
     }
 
     /// The claim and when it ends, for the renewer.
@@ -193,8 +202,7 @@ impl LeaseState {
 
     /// Whether what the lease was tied to has died.
     pub(crate) fn connection_is_lost(&self) -> bool {
-        let lost = self.lost.as_ref();
-        lost.is_some_and(CancellationToken::is_cancelled)
+        is_cancelled(self.lost.as_ref())
     }
 
     /// Whether the broker may still be told anything about this delivery.
@@ -203,7 +211,7 @@ impl LeaseState {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let Deadlines { source, claim } = *self.deadlines();
+        let Deadlines { source, claim, .. } = *self.deadlines();
         match (source, claim.map(|(_, until)| until)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
@@ -213,6 +221,10 @@ impl LeaseState {
     /// Whether lease and claim are both still ours.
     pub(crate) fn lasts(&self) -> bool {
         self.leased() && self.claim_lasts(Duration::ZERO)
+    }
+
+    fn length(&self) -> Duration {
+        self.deadlines().length.unwrap_or_default()
     }
 
     /// Whether the lease lasts for `more`.
@@ -233,7 +245,7 @@ impl LeaseState {
 
     /// Whether there will be, once it is claimed again.
     pub(crate) fn can_start_again(&self) -> bool {
-        self.lease_lasts(self.length.unwrap_or_default() / 8)
+        !is_cancelled(self.revoked.as_ref()) && self.lease_lasts(self.length() / 8)
     }
 
     /// Resolves when lease or claim has ended without having been renewed.
@@ -252,6 +264,10 @@ impl LeaseState {
             }
         }
     }
+}
+
+fn is_cancelled(token: Option<&CancellationToken>) -> bool {
+    token.is_some_and(CancellationToken::is_cancelled)
 }
 
 async fn sleep_until_some(deadline: Option<Instant>) {

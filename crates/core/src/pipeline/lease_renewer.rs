@@ -1,10 +1,10 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 
-use crate::driver::{HeldClaim, Receipt, SettleResult, Source, Store};
+use crate::driver::{ExtendResult, HeldClaim, Receipt, Source, Store};
 
 use super::in_flight::LeaseState;
 
@@ -58,21 +58,33 @@ impl LeaseRenewer {
 
     /// Extends the leases at the broker; runs for as long as the pipeline.
     pub(crate) async fn extend_leases(&self, source: &dyn Source, lease: Duration) {
-        let mut ticks = ticks(lease);
+        let mut shortest = lease;
         loop {
-            ticks.tick().await;
-            let leases = self.due_leases(lease);
+            sleep(between_tries(shortest)).await;
+            let leases = self.due_leases();
             if !leases.is_empty() {
                 extend(source, &leases, lease).await;
             }
+            shortest = self.shortest_lease(lease);
         }
     }
 
-    fn due_leases(&self, lease: Duration) -> Vec<Arc<LeaseState>> {
+    fn due_leases(&self) -> Vec<Arc<LeaseState>> {
         let is_due = |state: &&Arc<LeaseState>| {
-            state.leased() && state.source_deadline().is_some_and(|d| due(d, lease))
+            let deadline = state.source_deadline();
+            state.leased() && deadline.is_some_and(|(until, length)| due(until, length))
         };
         self.kept().values().filter(is_due).cloned().collect()
+    }
+
+    /// The shortest lease that the broker has given, where it gives less than what it is asked for.
+    fn shortest_lease(&self, asked: Duration) -> Duration {
+        let kept = self.kept();
+        let lengths = kept.values().filter_map(|state| {
+            let (_, length) = state.source_deadline()?;
+            state.leased().then_some(length)
+        });
+        lengths.fold(asked, Duration::min)
     }
 
     /// Renews the claims in the store; runs for as long as the pipeline.
@@ -97,22 +109,41 @@ impl LeaseRenewer {
 }
 
 async fn extend(source: &dyn Source, leases: &[Arc<LeaseState>], lease: Duration) {
-    let receipts: Vec<Receipt> = leases.iter().map(|s| s.receipt.clone()).collect();
-    // The new deadline is counted from before the request: the broker began to count no earlier.
+    let leases = by_lease(leases);
+    let receipts: Vec<Receipt> = leases.iter().map(|same| same[0].receipt.clone()).collect();
     let sent = Instant::now();
     let Ok(answers) = timeout(lease / 3, source.extend(&receipts, lease)).await else {
         tracing::warn!(queue = source.name(), "extending leases timed out");
         return;
     };
-    for (state, answer) in leases.iter().zip(answers) {
-        match answer {
-            SettleResult::Applied => state.extended(sent + lease),
-            SettleResult::LeaseLost => state.extended(sent),
-            SettleResult::Unknown(error) => {
+    for (same, answer) in leases.iter().zip(answers) {
+        let until = match answer {
+            ExtendResult::Extended(until) => until,
+            ExtendResult::LeaseLost => sent,
+            ExtendResult::Unknown(error) => {
                 tracing::warn!(queue = source.name(), %error, "a lease was not extended");
+                continue;
             }
+        };
+        same.iter().for_each(|state| state.extended(until));
+    }
+}
+
+/// Those that share a lease together, the others alone.
+fn by_lease(leases: &[Arc<LeaseState>]) -> Vec<Vec<&LeaseState>> {
+    let mut sorted: Vec<Vec<&LeaseState>> = Vec::with_capacity(leases.len());
+    let mut places = HashMap::new();
+    for state in leases {
+        let place = match state.shared {
+            Some(number) => *places.entry(number).or_insert(sorted.len()),
+            None => sorted.len(),
+        };
+        match sorted.get_mut(place) {
+            Some(same) => same.push(state),
+            None => sorted.push(vec![state]),
         }
     }
+    sorted
 }
 
 async fn renew(store: &dyn Store, claims: &[(Arc<LeaseState>, HeldClaim)], lease: Duration) {
@@ -130,8 +161,12 @@ async fn renew(store: &dyn Store, claims: &[(Arc<LeaseState>, HeldClaim)], lease
 }
 
 /// Ninths of the lease: several tries between the first and the deadline.
+fn between_tries(lease: Duration) -> Duration {
+    (lease / 9).max(Duration::from_millis(1))
+}
+
 fn ticks(lease: Duration) -> Interval {
-    let mut ticks = interval((lease / 9).max(Duration::from_millis(1)));
+    let mut ticks = interval(between_tries(lease));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
 }

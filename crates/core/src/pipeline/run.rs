@@ -341,6 +341,7 @@ impl<Tx: Transaction> Engine<Tx> {
                 key: None,
                 attempt: 1,
             },
+            native: None,
             states: self.states.clone(),
         };
         match missing(&probe) {

@@ -207,7 +207,7 @@ impl Source for OneId {
     async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         self.queue.settle(batch).await
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         self.queue.extend(batch, lease).await
     }
     async fn queue_info(&self) -> Result<QueueInfo, Error> {

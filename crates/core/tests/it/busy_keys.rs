@@ -45,8 +45,8 @@ impl Source for Scripted {
         self.settled.lock().unwrap().extend_from_slice(batch);
         batch.iter().map(|_| SettleResult::Applied).collect()
     }
-    async fn extend(&self, batch: &[Receipt], _: Duration) -> Vec<SettleResult> {
-        batch.iter().map(|_| SettleResult::LeaseLost).collect()
+    async fn extend(&self, batch: &[Receipt], _: Duration) -> Vec<ExtendResult> {
+        batch.iter().map(|_| ExtendResult::LeaseLost).collect()
     }
     async fn queue_info(&self) -> Result<QueueInfo, Error> {
         let mut info = QueueInfo::default();
@@ -63,7 +63,7 @@ fn deliver(script: &UnboundedSender<Delivery>, tag: u64, id: &str) {
     let message = Message::new(id.to_owned())
         .with_dedup_id(id)
         .with_group("g");
-    let receipt = Receipt::Tag { epoch: 1, tag };
+    let receipt = Receipt::new(tag);
     script
         .send(Delivery::new(message, receipt, Lease::default()))
         .unwrap();
@@ -157,7 +157,7 @@ async fn nobody_overtakes_in_the_queue_for_a_key() {
         let message = Message::new(body.to_owned())
             .with_dedup_id(id)
             .with_group(group);
-        let receipt = Receipt::Tag { epoch: 1, tag };
+        let receipt = Receipt::new(tag);
         script
             .send(Delivery::new(message, receipt, Lease::default()))
             .unwrap();

@@ -81,7 +81,7 @@ impl Source for Hanging {
         self.at(Hang::Settle).await;
         self.queue.settle(batch).await
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         self.at(Hang::Extend).await;
         self.queue.extend(batch, lease).await
     }

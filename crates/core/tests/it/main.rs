@@ -9,6 +9,7 @@ mod cut_off;
 mod handlers;
 mod hanging;
 mod layers;
+mod leases;
 mod logs;
 mod pipeline;
 mod prefetch;

@@ -94,7 +94,7 @@ impl Source for Billed {
         }
         answers
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         self.queue.extend(batch, lease).await
     }
     async fn queue_info(&self) -> Result<QueueInfo, Error> {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, Fenced, HeldClaim, Owner,
-    QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source, Store,
-    Transaction, TransactionalStore, Verdicts,
+    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced,
+    HeldClaim, Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo,
+    Source, Store, Transaction, TransactionalStore, Verdicts,
 };
 use onlyonce_core::{Error, Message};
 
@@ -55,7 +55,7 @@ impl<S: Source> Source for Watched<S> {
         let call = self.inner.settle(batch);
         self.instrument.watch(settling(batch), call).await
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         let call = self.inner.extend(batch, lease);
         self.instrument.watch("extend", call).await
     }

@@ -9,10 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::Error;
 use onlyonce_core::driver::{
-    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, Fenced, HeldClaim, Owner,
-    QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store, Transaction,
-    TransactionalStore, Verdicts,
+    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced,
+    HeldClaim, Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store,
+    Transaction, TransactionalStore, Verdicts,
 };
+
+use onlyonce_sqlite::SqliteReceipt;
 
 use super::trace::{NOTES, Note};
 
@@ -57,10 +59,7 @@ impl<T> Watched<T> {
 
 /// The queue's own id of the message that this delivers.
 fn id(receipt: &Receipt) -> Option<i64> {
-    match receipt {
-        Receipt::Tag { tag, .. } => i64::try_from(*tag).ok(),
-        Receipt::Handle(_) => None,
-    }
+    receipt.get().map(|&SqliteReceipt { id, .. }| id)
 }
 
 #[async_trait]
@@ -84,7 +83,7 @@ impl<S: Source> Source for Watched<S> {
         self.notebook.note(&Note::Acked(acked.collect()));
         answers
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         self.inner.extend(batch, lease).await
     }
     async fn queue_info(&self) -> Result<QueueInfo, Error> {

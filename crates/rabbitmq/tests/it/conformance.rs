@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::common::{End, Kind, Proxy, Queue};
 use async_trait::async_trait;
 use onlyonce_core::Message;
-use onlyonce_core::driver::{Sink, Source};
-use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
+use onlyonce_core::driver::{Receipt, Sink, Source};
+use onlyonce_rabbitmq::{Config, RabbitReceipt, RabbitSink, RabbitSource};
 use onlyonce_testkit::source::SourceHarness;
 use onlyonce_testkit::source_suite;
 
@@ -54,6 +54,14 @@ impl SourceHarness for Harness {
             .await;
         let sink = RabbitSink::new(config.clone()).unwrap();
         (Arc::new(RabbitSource::new(config).unwrap()), Arc::new(sink))
+    }
+
+    fn made_up(&self, receipt: &Receipt) -> Vec<Receipt> {
+        let real = receipt.get::<RabbitReceipt>().expect("it is RabbitMQ's");
+        let (mut tag, mut channel) = (real.clone(), real.clone());
+        tag.tag += 1_000_000;
+        channel.channel += 1_000_000;
+        vec![Receipt::new(tag), Receipt::new(channel)]
     }
 
     fn lease(&self) -> Duration {

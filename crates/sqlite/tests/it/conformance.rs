@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::attributes::DEAD_LETTER_REASON;
-use onlyonce_core::driver::{ReceiveLimits, Sink, Source, Store};
-use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore, SqliteTx};
+use onlyonce_core::driver::{Receipt, ReceiveLimits, Sink, Source, Store};
+use onlyonce_sqlite::{Config, SqliteQueue, SqliteReceipt, SqliteStore, SqliteTx};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
@@ -50,6 +50,12 @@ impl SourceHarness for Queue {
     async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
         let other = self.open_in("other.db", "orders").await;
         (other.clone(), other)
+    }
+
+    fn made_up(&self, receipt: &Receipt) -> Vec<Receipt> {
+        let SqliteReceipt { id, token } = *receipt.get().expect("it is SQLite's");
+        let other = |id, token| Receipt::new(SqliteReceipt { id, token });
+        vec![other(id + 1_000_000, token), other(id, token + 1_000_000)]
     }
 
     fn lease(&self) -> Duration {

@@ -3,7 +3,8 @@
 use crate::support::*;
 use onlyonce_core::attributes::DEAD_LETTER_REASON;
 use onlyonce_core::driver::{
-    Delivery, Disposition, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, Source,
+    Delivery, Disposition, ExtendResult, Receipt, ReceiveLimits, SettleResult, Settlement, Sink,
+    Source,
 };
 use onlyonce_core::{ErrorKind, Message, Pipeline};
 use onlyonce_sqlite::{SqliteQueue, SqliteStore, rusqlite};
@@ -136,7 +137,7 @@ async fn a_lease_that_ends_makes_the_old_receipt_worthless() {
         assert!(matches!(answers[0], SettleResult::LeaseLost), "{answers:?}");
     }
     let answers = queue.extend(&[old[0].receipt.clone()], LEASE).await;
-    assert!(matches!(answers[0], SettleResult::LeaseLost), "{answers:?}");
+    assert!(matches!(answers[0], ExtendResult::LeaseLost), "{answers:?}");
     assert!(receive(&queue, 1).await.is_empty(), "the new lease stands");
     applied(&queue, &new, Disposition::Ack).await;
 }
@@ -148,12 +149,12 @@ async fn an_extended_lease_lasts() {
     publish(&queue, &messages(&["x"], None)).await;
     let got = receive(&queue, 1).await;
     scene.pass(Duration::from_secs(29));
-    assert!(queue.extend(&[got[0].receipt.clone()], LEASE).await[0].is_applied());
+    assert!(queue.extend(&[got[0].receipt.clone()], LEASE).await[0].is_extended());
     scene.pass(Duration::from_secs(29));
     assert!(receive(&queue, 1).await.is_empty());
-    let foreign = Receipt::Handle("of another broker".into());
+    let foreign = Receipt::new("of another broker");
     let answers = queue.extend(&[foreign], LEASE).await;
-    assert!(matches!(answers[0], SettleResult::LeaseLost));
+    assert!(matches!(answers[0], ExtendResult::LeaseLost));
     applied(&queue, &got, Disposition::Ack).await;
 }
 
@@ -378,7 +379,7 @@ async fn the_longest_times_are_times() {
     ever.wait = Duration::MAX;
     let got = queue.receive(ever).await.unwrap();
     let receipts = [got[0].receipt.clone()];
-    assert!(queue.extend(&receipts, Duration::MAX).await[0].is_applied());
+    assert!(queue.extend(&receipts, Duration::MAX).await[0].is_extended());
     applied(&queue, &got, nack(Duration::MAX)).await;
     assert!(receive(&queue, 1).await.is_empty());
 }

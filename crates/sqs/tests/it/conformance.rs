@@ -7,8 +7,8 @@ use crate::common::{Emulator, Kind, Queue};
 use async_trait::async_trait;
 use onlyonce_core::Message;
 use onlyonce_core::attributes::DEAD_LETTER_REASON;
-use onlyonce_core::driver::{Sink, Source};
-use onlyonce_sqs::{SqsSink, SqsSource};
+use onlyonce_core::driver::{Receipt, Sink, Source};
+use onlyonce_sqs::{SqsReceipt, SqsSink, SqsSource};
 use onlyonce_testkit::Gap;
 use onlyonce_testkit::proxy::{End, Proxy};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
@@ -45,6 +45,11 @@ impl SourceHarness for Harness {
         let config = self.queue.in_another_region().await;
         let sink = SqsSink::new(config.clone()).unwrap();
         (Arc::new(SqsSource::new(config).unwrap()), Arc::new(sink))
+    }
+
+    fn made_up(&self, _: &Receipt) -> Vec<Receipt> {
+        let handle = "no-such-handle".into();
+        vec![Receipt::new(SqsReceipt { handle })]
     }
 
     fn lease(&self) -> Duration {

@@ -43,6 +43,6 @@ mod tx;
 pub use broker::{Broker, MALFORMED};
 pub use faults::{Call, Fault, Faults, Mix};
 pub use sink::{DeadLetters, Sender};
-pub use source::Consumer;
+pub use source::{Consumer, SimulatedReceipt};
 pub use store::{Connection, Storage};
 pub use tx::Tx;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits,
-    SettleResult, Settlement, Source,
+    Capabilities, Delivery, Disposition, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Source,
 };
 use onlyonce_core::memory::MemoryQueue;
 use onlyonce_core::{Error, ErrorKind, Message};
@@ -44,6 +44,15 @@ struct Channel {
     received: Vec<Delivery>,
     lost: CancellationToken,
     closed: bool,
+}
+
+/// A delivery of the simulated broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SimulatedReceipt {
+    /// Which of the consumer's channels it came by.
+    pub channel: u64,
+    /// Its number within the channel.
+    pub tag: u64,
 }
 
 /// A delivery that was handed out.
@@ -142,8 +151,9 @@ impl Consumer {
             }
             _ => Lease::default().tied_to(channel.lost.clone()),
         };
-        let (epoch, tag) = place;
-        let mut handed = Delivery::new(Message::default(), Receipt::Tag { epoch, tag }, lease);
+        let (channel, tag) = place;
+        let receipt = Receipt::new(SimulatedReceipt { channel, tag });
+        let mut handed = Delivery::new(Message::default(), receipt, lease);
         handed.malformed = message.attributes.get(MALFORMED).map(str::to_owned);
         handed.message = message;
         handed.attempt = delivery.attempt.filter(|_| self.able().counts_attempts);
@@ -158,13 +168,13 @@ impl Consumer {
     }
 
     fn find(&self, receipt: &Receipt) -> Option<Out> {
+        let SimulatedReceipt {
+            channel: number,
+            tag,
+        } = *receipt.get()?;
         let channel = self.channel();
-        match receipt {
-            Receipt::Tag { epoch, tag } if !channel.closed => {
-                channel.out.get(&(*epoch, *tag)).cloned()
-            }
-            _ => None,
-        }
+        let out = channel.out.get(&(number, tag)).cloned();
+        out.filter(|_| !channel.closed)
     }
 
     fn too_late(&self, out: &Out) -> bool {
@@ -348,13 +358,14 @@ impl Source for Consumer {
         merge(answers, replies)
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         if !self.able().extend {
             return batch
                 .iter()
-                .map(|_| SettleResult::Unknown(refused()))
+                .map(|_| ExtendResult::Unknown(refused()))
                 .collect();
         }
+        let asked = Instant::now();
         let mut disturbance = self.broker.faults.on(self.worker, Call::Extend);
         let mut partial = disturbance.partial.take();
         let mut answers = Vec::with_capacity(batch.len());
@@ -372,16 +383,19 @@ impl Source for Consumer {
             });
         }
         let (queue, broker) = (self.channel().queue.clone(), self.broker.clone());
-        let lease = lease.div_f64(self.second);
+        let granted = lease.div_f64(self.second);
         let replies = send(&disturbance, async move {
-            let until = Instant::now() + lease;
-            let answers = queue.extend(&sent, lease).await;
-            let extended = sent.iter().zip(&answers).filter(|(_, a)| a.is_applied());
+            let until = Instant::now() + granted;
+            let answers = queue.extend(&sent, granted).await;
+            let extended = sent.iter().zip(&answers).filter(|(_, a)| a.is_extended());
             extended.for_each(|(receipt, _)| broker.lease(receipt, until));
-            answers
+            answers.into_iter().map(SettleResult::from).collect()
         })
         .await;
-        merge(answers, replies)
+        let answers = merge(answers, replies).into_iter();
+        answers
+            .map(|answer| answer.extended(asked + lease))
+            .collect()
     }
 
     async fn queue_info(&self) -> Result<QueueInfo, Error> {

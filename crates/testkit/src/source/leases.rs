@@ -1,6 +1,6 @@
 //! Who owns a delivery, and until when.
 
-use onlyonce_core::driver::Disposition;
+use onlyonce_core::driver::{Disposition, ExtendResult};
 use tokio::time::{Instant, sleep};
 
 use super::SourceHarness;
@@ -54,7 +54,7 @@ pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
     let held = [collect_one(harness, &*first).await];
     let longer = harness.lease() * 2;
     if !first.capabilities().extend {
-        unsupported(&first.extend(&receipts(&held), longer).await);
+        not_extended(&first.extend(&receipts(&held), longer).await);
         return applied(&*first, &held, &Disposition::Ack).await;
     }
     let mut until = Instant::now() + harness.lease();
@@ -63,9 +63,18 @@ pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
         sleep(until.saturating_duration_since(Instant::now()) / 2).await;
         until = Instant::now() + longer;
         let answers = first.extend(&receipts(&held), longer).await;
-        assert!(answers[0].is_applied(), "{answers:?}");
+        let ExtendResult::Extended(granted) = answers[0] else {
+            panic!("{answers:?}");
+        };
+        let asked = until + CLOCKS;
+        assert!(
+            granted <= asked,
+            "it says {:?} more than it was asked for",
+            granted - asked
+        );
+        until = granted;
     }
-    sleep(harness.lease()).await;
+    sleep(until.saturating_duration_since(Instant::now()) / 2).await;
     nothing(harness, &*second).await;
     let again = [collect_one(harness, &*second).await];
     assert!(Instant::now() + CLOCKS >= until, "it came again too soon");
@@ -86,7 +95,8 @@ pub async fn late_settlement_disturbs_nobody(harness: &dyn SourceHarness) {
     }
     if first.capabilities().extend {
         let answers = first.extend(&receipts(&lost), harness.lease()).await;
-        lease_lost(&*first, &answers);
+        let lost = matches!(answers[..], [ExtendResult::LeaseLost]);
+        assert!(lost, "the lease had ended, got {answers:?}");
     }
     nothing(harness, &*first).await;
     // Had the late ack removed it, it would not come back.

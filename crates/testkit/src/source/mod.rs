@@ -24,7 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::Message;
-use onlyonce_core::driver::{Sink, Source};
+use onlyonce_core::driver::{Receipt, Sink, Source};
 
 use crate::Gap;
 
@@ -59,6 +59,9 @@ pub trait SourceHarness: Send + Sync {
     fn large_body(&self) -> usize {
         1 << 20
     }
+
+    /// Receipts that look like this one of the source's and belong to no delivery.
+    fn made_up(&self, receipt: &Receipt) -> Vec<Receipt>;
 
     /// A message that the sink must refuse: too large, say.
     fn refused_message(&self) -> Option<Message> {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use onlyonce_core::Message;
 use onlyonce_core::driver::{
-    Delivery, Disposition, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
+    Delivery, Disposition, ExtendResult, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
 };
 use tokio::time::{Instant, sleep};
 
@@ -171,6 +171,17 @@ pub(super) async fn applied(
 pub(super) fn unsupported(answers: &[SettleResult]) {
     for answer in answers {
         let refused = matches!(answer, SettleResult::Unknown(error) if !error.is_retryable());
+        assert!(
+            refused,
+            "a missing capability must be refused, got {answer:?}"
+        );
+    }
+}
+
+/// The same of an extension.
+pub(super) fn not_extended(answers: &[ExtendResult]) {
+    for answer in answers {
+        let refused = matches!(answer, ExtendResult::Unknown(error) if !error.is_retryable());
         assert!(
             refused,
             "a missing capability must be refused, got {answer:?}"

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::driver::{Sink, Source, Store};
-use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
+use onlyonce_core::driver::{Receipt, Sink, Source, Store};
+use onlyonce_core::memory::{MemoryQueue, MemoryReceipt, MemoryStore, MemoryTx};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
@@ -35,6 +35,15 @@ impl SourceHarness for Queue {
     async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
         let other = MemoryQueue::new("orders");
         (Arc::new(other.clone()), Arc::new(other))
+    }
+
+    fn made_up(&self, receipt: &Receipt) -> Vec<Receipt> {
+        let MemoryReceipt { consumer, tag } = *receipt.get().expect("it is of a queue in memory");
+        let other = |consumer, tag| Receipt::new(MemoryReceipt { consumer, tag });
+        vec![
+            other(consumer, tag + 1_000_000),
+            other(consumer + 1_000_000, tag),
+        ]
     }
 
     fn lease(&self) -> Duration {

@@ -3,7 +3,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce::Error;
 use onlyonce::driver::{
-    Capabilities, Delivery, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
+    Capabilities, Delivery, ExtendResult, QueueInfo, Receipt, ReceiveLimits, SettleResult,
+    Settlement, Source,
 };
 
 use super::dice::{Dice, Fate, no_answer};
@@ -68,9 +69,9 @@ impl<S: Source> Source for FaultySource<S> {
             .collect()
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         if self.dice.hits(50) {
-            let lost = |_| SettleResult::Unknown(no_answer(Fate::NotMade));
+            let lost = |_| ExtendResult::Unknown(no_answer(Fate::NotMade));
             return batch.iter().map(lost).collect();
         }
         self.inner.extend(batch, lease).await

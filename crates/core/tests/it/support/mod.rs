@@ -152,13 +152,13 @@ impl Source for FaultyQueue {
         }
         answers
     }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
         self.extensions.fetch_add(batch.len(), Ordering::SeqCst);
         match self.extend {
             true => self.queue.extend(batch, lease).await,
             false => batch
                 .iter()
-                .map(|_| SettleResult::Unknown(lost(false)))
+                .map(|_| ExtendResult::Unknown(lost(false)))
                 .collect(),
         }
     }

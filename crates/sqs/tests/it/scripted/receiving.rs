@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use onlyonce_core::driver::{Receipt, ReceiveLimits, Source as _};
 use onlyonce_core::memory::MemoryStore;
 use onlyonce_core::{ConfigRisk, ErrorKind, Pipeline};
-use onlyonce_sqs::SqsSource;
+use onlyonce_sqs::{SqsReceipt, SqsSource};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -69,7 +69,12 @@ async fn what_is_delivered_is_what_sqs_says() {
     );
     let published = UNIX_EPOCH + Duration::from_millis(1_700_000_000_123);
     assert_eq!(message.published_at, Some(published));
-    assert_eq!(delivery.receipt, Receipt::Handle("MbZj6wDWli".into()));
+    assert_eq!(
+        delivery.receipt,
+        Receipt::new(SqsReceipt {
+            handle: "MbZj6wDWli".into()
+        })
+    );
     assert_eq!(delivery.attempt, Some(3));
     assert_eq!(delivery.malformed, None);
     assert_eq!(delivery.lease.until, Some(begun + seconds(30)));

@@ -544,6 +544,16 @@ pub(crate) fn names(received: &[Delivery]) -> Vec<&str> {
 }
 
 /// What became of each settlement, in a word.
+/// What an extension is answered, without until when.
+pub(crate) async fn extend(
+    source: &SqsSource,
+    receipts: &[Receipt],
+    lease: Duration,
+) -> Vec<SettleResult> {
+    let answers = source.extend(receipts, lease).await.into_iter();
+    answers.map(SettleResult::from).collect()
+}
+
 pub(crate) fn words(answers: &[SettleResult]) -> Vec<&'static str> {
     let word = |answer: &SettleResult| match answer {
         SettleResult::Applied => "applied",

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use onlyonce_core::ErrorKind;
 use onlyonce_core::driver::{Delivery, Receipt, SettleResult, Settlement, Source as _};
+use onlyonce_sqs::SqsReceipt;
 use serde_json::{Value, json};
 use tokio::time::{sleep, sleep_until};
 
@@ -167,7 +168,7 @@ async fn nothing_is_sent_once_the_lease_has_ended() {
         dead(&held[1], "poison"),
     ];
     assert_eq!(words(&source.settle(&batch).await), ["lost"; 3]);
-    let extended = source.extend(&receipts(&held), seconds(30)).await;
+    let extended = extend(&source, &receipts(&held), seconds(30)).await;
     assert_eq!(words(&extended), ["lost"; 2]);
 }
 
@@ -176,13 +177,15 @@ async fn nothing_is_sent_for_what_was_never_received() {
     let (_script, source, held) = holding(FIFO, &["a"], []).await;
     let mut strange = held[0].clone();
     for receipt in [
-        Receipt::Handle("somebody else's".into()),
-        Receipt::Tag { epoch: 1, tag: 1 },
+        Receipt::new(SqsReceipt {
+            handle: "somebody else's".into(),
+        }),
+        Receipt::new(1),
     ] {
         strange.receipt = receipt.clone();
         assert_eq!(words(&source.settle(&[ack(&strange)]).await), ["lost"]);
         assert_eq!(
-            words(&source.extend(&[receipt], seconds(1)).await),
+            words(&extend(&source, &[receipt], seconds(1)).await),
             ["lost"]
         );
     }
@@ -195,7 +198,7 @@ async fn nothing_is_sent_after_close() {
     source.close().await.unwrap();
     let batch: Vec<Settlement> = held.iter().map(ack).collect();
     assert_eq!(words(&source.settle(&batch).await), ["lost"; 2]);
-    let extended = source.extend(&receipts(&held), seconds(30)).await;
+    let extended = extend(&source, &receipts(&held), seconds(30)).await;
     assert_eq!(words(&extended), ["lost"; 2]);
     source.close().await.unwrap();
     assert_eq!(script.sent("ReceiveMessage").len(), 1);
@@ -226,10 +229,10 @@ async fn an_extension_may_take_a_third_of_what_is_left() {
     let begun = held[0].lease.until.unwrap() - seconds(30);
     sleep_until(begun + seconds(21)).await;
     let held = receipts(&held);
-    let extend = || source.extend(&held, seconds(30));
-    assert_eq!(words(&extend().await), ["again"]);
+    let again = || extend(&source, &held, seconds(30));
+    assert_eq!(words(&again().await), ["again"]);
     assert_eq!(begun.elapsed(), seconds(24));
-    assert_eq!(words(&extend().await), ["applied"]);
+    assert_eq!(words(&again().await), ["applied"]);
 }
 
 /// Counted from before the request, like the first lease.
@@ -262,7 +265,7 @@ async fn an_extension_moves_the_deadline() {
     .await;
     let begun = held[0].lease.until.unwrap() - seconds(30);
     sleep_until(begun + seconds(20)).await;
-    let extended = source.extend(&receipts(&held), seconds(30)).await;
+    let extended = extend(&source, &receipts(&held), seconds(30)).await;
     assert_eq!(words(&extended), ["applied", "again", "lost"]);
     let acks: Vec<Settlement> = held.iter().map(ack).collect();
     for (at, expected) in [
@@ -296,14 +299,14 @@ async fn a_lease_ends_12_hours_after_the_receive() {
         seconds(11 * HOUR) - Duration::from_millis(600),
         Duration::MAX,
     ] {
-        let answers = source.extend(&receipts, refused).await;
+        let answers = extend(&source, &receipts, refused).await;
         let error = error_in(&answers);
         assert!(!error.is_retryable(), "{error}");
         for part in ["12 hours", "[queue orders.fifo]", "[message dedup-a]"] {
             assert!(error.to_string().contains(part), "{error}");
         }
     }
-    let answers = source.extend(&receipts, seconds(11 * HOUR - 1)).await;
+    let answers = extend(&source, &receipts, seconds(11 * HOUR - 1)).await;
     assert_eq!(words(&answers), ["applied"]);
 }
 

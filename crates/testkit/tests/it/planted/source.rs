@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, QueueInfo, Receipt, ReceiveLimits, SettleResult,
-    Settlement, Sink, SinkInfo, Source,
+    Capabilities, Delivery, Disposition, ExtendResult, QueueInfo, Receipt, ReceiveLimits,
+    SettleResult, Settlement, Sink, SinkInfo, Source,
 };
-use onlyonce_core::memory::MemoryQueue;
+use onlyonce_core::memory::{MemoryQueue, MemoryReceipt};
 use onlyonce_core::{Error, ErrorKind, Message};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::source_suite;
+use tokio::time::Instant;
 
 use super::{Gaps, noticed_by};
 
@@ -48,6 +49,8 @@ enum Bug {
     ReasonIsLost,
     /// Extending answers without doing anything.
     ExtendDoesNothing,
+    /// It says that a lease was extended for longer than it was.
+    ExtensionIsOverstated,
     /// The lease is counted longer than it is.
     LeaseIsOverstated,
     /// Groups are a mere label.
@@ -163,12 +166,12 @@ impl Buggy {
     }
 
     async fn settle_lower(&self, receipt: &Receipt) {
-        let Receipt::Tag { epoch, tag } = *receipt else {
+        let Some(&MemoryReceipt { consumer, tag }) = receipt.get() else {
             return;
         };
         for tag in 1..tag {
-            self.one(&Receipt::Tag { epoch, tag }, Disposition::Ack)
-                .await;
+            let lower = Receipt::new(MemoryReceipt { consumer, tag });
+            self.one(&lower, Disposition::Ack).await;
         }
     }
 
@@ -301,10 +304,25 @@ impl Source for Buggy {
         answers
     }
 
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<SettleResult> {
+    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
+        let asked = Instant::now() + lease;
         match self.bug {
-            _ if self.is_limited() => batch.iter().map(|_| refused()).collect(),
-            Bug::ExtendDoesNothing => batch.iter().map(|_| SettleResult::Applied).collect(),
+            _ if self.is_limited() => {
+                let refused = batch.iter().map(|_| refused().extended(asked));
+                refused.collect()
+            }
+            Bug::ExtendDoesNothing => {
+                let extended = batch.iter().map(|_| ExtendResult::Extended(asked));
+                extended.collect()
+            }
+            Bug::ExtensionIsOverstated => {
+                let granted = self.queue().extend(batch, lease / 2).await.into_iter();
+                let overstated = granted.map(|answer| match answer {
+                    ExtendResult::Extended(until) => ExtendResult::Extended(until + lease / 2),
+                    other => other,
+                });
+                overstated.collect()
+            }
             _ => self.queue().extend(batch, lease).await,
         }
     }
@@ -418,6 +436,15 @@ impl SourceHarness for Planted {
         (other.clone(), other)
     }
 
+    fn made_up(&self, receipt: &Receipt) -> Vec<Receipt> {
+        let MemoryReceipt { consumer, tag } = *receipt.get().expect("it is of a queue in memory");
+        let other = |consumer, tag| Receipt::new(MemoryReceipt { consumer, tag });
+        vec![
+            other(consumer, tag + 1_000_000),
+            other(consumer + 1_000_000, tag),
+        ]
+    }
+
     fn lease(&self) -> Duration {
         LEASE
     }
@@ -520,6 +547,9 @@ plant! {
         bad_receipt_affects_only_itself
         extend_keeps_the_lease
         late_settlement_disturbs_nobody
+    ]
+    extension_is_overstated: ExtensionIsOverstated [
+        extend_keeps_the_lease
     ]
     lease_is_overstated: LeaseIsOverstated [
         expired_lease_redelivers
