@@ -135,7 +135,7 @@ fn insert(
     let inserted = session
         .conn
         .prepare_cached(
-            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0) ON PAYLOAD_MISMATCH DO NOTHING",
+            "INSERT INTO onlyonce_claim VALUES (?1, ?2, ?3, ?4, ?5, 0, 0, 0) ON CONFLICT DO NOTHING",
         )?
         .execute((
             claim.key.0,

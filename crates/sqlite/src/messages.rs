@@ -81,7 +81,7 @@ pub(crate) fn queue(session: &mut Session, name: &str) -> Result<(i64, String), 
     let conn = &session.conn;
     conn.execute(
         "INSERT INTO onlyonce_queue (name, identity) VALUES (?1, lower(hex(randomblob(16))))
-         ON PAYLOAD_MISMATCH DO NOTHING",
+         ON CONFLICT DO NOTHING",
         [name],
     )?;
     let queue = conn.query_row(

@@ -120,11 +120,11 @@ impl Session {
         self.conn.execute_batch(include_str!("schema.sql"))?;
         self.conn.execute(
             "INSERT INTO onlyonce_meta VALUES ('token', ?1)
-             ON PAYLOAD_MISMATCH DO UPDATE SET value = ((value >> ?2) + 1) << ?2",
+             ON CONFLICT DO UPDATE SET value = ((value >> ?2) + 1) << ?2",
             (1_i64 << COUNT_BITS, COUNT_BITS),
         )?;
         self.conn.execute(
-            "INSERT INTO onlyonce_meta VALUES ('rewrites', 0) ON PAYLOAD_MISMATCH DO NOTHING",
+            "INSERT INTO onlyonce_meta VALUES ('rewrites', 0) ON CONFLICT DO NOTHING",
             [],
         )?;
         self.conn.execute(
@@ -387,7 +387,7 @@ fn rolled_back_by(error: Option<rusqlite::Error>) -> DbError {
         Some(error) if is_of_the_system(&error) => error.into(),
         error => {
             let failure = DbError::refused(
-                "SQL in the transaction rolled all of it back (OR ROLLBACK, ON PAYLOAD_MISMATCH ROLLBACK or RAISE(ROLLBACK)); \
+                "SQL in the transaction rolled all of it back (OR ROLLBACK, ON CONFLICT ROLLBACK or RAISE(ROLLBACK)); \
                  use ABORT in its place",
             );
             error.into_iter().fold(failure, DbError::caused_by)

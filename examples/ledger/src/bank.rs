@@ -41,11 +41,7 @@ impl Bank {
             "INSERT INTO calls VALUES (?1, ?2)",
             (key, std::process::id()),
         )?;
-        if tx.execute(
-            "INSERT INTO keys VALUES (?1) ON PAYLOAD_MISMATCH DO NOTHING",
-            [key],
-        )? == 1
-        {
+        if tx.execute("INSERT INTO keys VALUES (?1) ON CONFLICT DO NOTHING", [key])? == 1 {
             book::post(&tx, transfer)?;
         }
         tx.commit()

@@ -28,7 +28,7 @@ pub fn post(db: &Connection, transfer: &Transfer) -> rusqlite::Result<()> {
     let mut entry = db.prepare_cached("INSERT INTO entries VALUES (?1, ?2, ?3)")?;
     let mut balance = db.prepare_cached(
         "INSERT INTO balances VALUES (?1, ?2)
-         ON PAYLOAD_MISMATCH DO UPDATE SET balance = balance + excluded.balance",
+         ON CONFLICT DO UPDATE SET balance = balance + excluded.balance",
     )?;
     let Transfer {
         transfer_id,

@@ -30,7 +30,7 @@ pub fn post(db: &Connection, transfer: &Transfer) -> rusqlite::Result<()> {
     let mut entry = db.prepare_cached("INSERT INTO entries VALUES (?1, ?2, ?3)")?;
     let mut balance = db.prepare_cached(
         "INSERT INTO balances VALUES (?1, ?2)
-         ON PAYLOAD_MISMATCH DO UPDATE SET balance = balance + excluded.balance",
+         ON CONFLICT DO UPDATE SET balance = balance + excluded.balance",
     )?;
     let booked = [
         (transfer.from, -transfer.amount),
@@ -63,11 +63,7 @@ impl Bank {
         let mut db = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         tx.execute("INSERT INTO calls VALUES (?1, ?2)", (key, transfer.id))?;
-        if tx.execute(
-            "INSERT INTO keys VALUES (?1) ON PAYLOAD_MISMATCH DO NOTHING",
-            [key],
-        )? == 1
-        {
+        if tx.execute("INSERT INTO keys VALUES (?1) ON CONFLICT DO NOTHING", [key])? == 1 {
             post(&tx, transfer)?;
         }
         tx.commit()

@@ -20,7 +20,7 @@ const SCHEMA: &str = "
     CREATE TABLE effect (message INTEGER, step INTEGER);
     CREATE TABLE taken (id INTEGER PRIMARY KEY, message INTEGER);
     INSERT INTO taken VALUES (1, 0), (2, 0);
-    CREATE TABLE rolling (id INTEGER PRIMARY KEY ON PAYLOAD_MISMATCH ROLLBACK, message INTEGER);
+    CREATE TABLE rolling (id INTEGER PRIMARY KEY ON CONFLICT ROLLBACK, message INTEGER);
     INSERT INTO rolling VALUES (1, 0);
     CREATE TABLE positive (n INTEGER CHECK (n > 0), message INTEGER);
     CREATE TABLE parent (id INTEGER PRIMARY KEY);
@@ -64,11 +64,11 @@ const STATEMENTS: &[(Does, &str)] = &[
     (Does::Work, "INSERT OR IGNORE INTO taken VALUES (1, ?)"),
     (
         Does::Work,
-        "INSERT INTO taken VALUES (1, ?) ON PAYLOAD_MISMATCH DO NOTHING",
+        "INSERT INTO taken VALUES (1, ?) ON CONFLICT DO NOTHING",
     ),
     (
         Does::Work,
-        "INSERT OR ROLLBACK INTO taken VALUES (2000 + ?, ?) ON PAYLOAD_MISMATCH DO NOTHING",
+        "INSERT OR ROLLBACK INTO taken VALUES (2000 + ?, ?) ON CONFLICT DO NOTHING",
     ),
     (
         Does::Work,
