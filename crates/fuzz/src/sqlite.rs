@@ -228,7 +228,7 @@ pub fn sqlite_settings(data: &[u8]) {
     let mut url = url::Url::from_file_path(&file).expect("an absolute path");
     url.set_query(Some(query));
     let text = url.as_str().replacen("file:", "sqlite:", 1);
-    let Ok(config) = Config::parse(&text) else {
+    let Ok(config) = text.parse::<Config>() else {
         return;
     };
     assert_eq!(config.path, file);

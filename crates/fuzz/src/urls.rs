@@ -2,9 +2,10 @@ use std::fmt::Write as _;
 use std::sync::LazyLock;
 
 use arbitrary::{Result, Unstructured};
+use onlyonce::ErrorKind;
 use onlyonce::rabbitmq::{Config as Rabbit, RabbitSink, RabbitSource};
+use onlyonce::sqlite::Config as Sqlite;
 use onlyonce::sqs::{Config as Sqs, SqsSink, SqsSource};
-use onlyonce::{ErrorKind, sqlite};
 use tokio::runtime::Runtime;
 
 /// Nothing here waits for anything.
@@ -52,7 +53,7 @@ pub fn urls(data: &[u8]) {
         }
     }
     check(rabbit.map(|config| format!("{config:?} {}", config.endpoint())));
-    check(sqlite::Config::parse(url).map(|config| format!("{config:?}")));
+    check(url.parse::<Sqlite>().map(|config| format!("{config:?}")));
 }
 
 fn check(parsed: std::result::Result<String, onlyonce::Error>) {
@@ -78,7 +79,7 @@ pub fn secrets(data: &[u8]) {
         RUNTIME.block_on(onlyonce::source(&url)).map(drop),
         RUNTIME.block_on(onlyonce::sink(&url)).map(drop),
         RUNTIME.block_on(onlyonce::store(&url)).map(drop),
-        sqlite::Config::parse(&url).map(drop),
+        url.parse::<Sqlite>().map(drop),
     ];
     for made in made {
         let _ = write!(shown, "{made:?} ");

@@ -63,7 +63,7 @@ async fn embedded(url: &Url) -> Result<Arc<dyn Queue>, Error> {
         "memory" => Ok(Arc::new(memory_queue(url)?)),
         #[cfg(feature = "sqlite")]
         "sqlite" => {
-            let config = crate::sqlite::Config::from_url(url)?;
+            let config = crate::sqlite::Config::try_from(url)?;
             Ok(Arc::new(crate::sqlite::SqliteQueue::open(&config).await?))
         }
         other => Err(unknown(other, "queue")),
@@ -81,7 +81,7 @@ pub async fn store(url: &str) -> Result<Arc<dyn Store>, Error> {
         "memory" => Ok(Arc::new(memory_store(&url)?)),
         #[cfg(feature = "sqlite")]
         "sqlite" => Ok(Arc::new(
-            crate::sqlite::SqliteStore::open(&crate::sqlite::Config::from_url(&url)?).await?,
+            crate::sqlite::SqliteStore::open(&crate::sqlite::Config::try_from(&url)?).await?,
         )),
         other => Err(unknown(other, "store")),
     }

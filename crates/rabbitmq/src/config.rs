@@ -9,6 +9,8 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri, SASLMechanism};
 use onlyonce_core::Error;
 use onlyonce_core::driver::Params;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use url::Url;
 
 use crate::connection;
@@ -18,9 +20,27 @@ const MAX_NAME: usize = 255;
 /// What delay queues append to the queue's name needs this much room.
 const MAX_QUEUE: usize = MAX_NAME - 24;
 
-/// Where the broker is, which queue is meant, and how to use it. Read from a URL, then changed field by field.
+/// Where the broker is, which queue is meant, and how to use it. Read from a URL, which may stand in a file that serde
+/// reads, then changed field by field.
 ///
 /// `Debug` shows no password.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use onlyonce_rabbitmq::Config;
+///
+/// let config: Config = "amqp://localhost/shop?queue=orders".parse()?;
+/// assert_eq!(config.endpoint(), "amqp://localhost:5672/shop");
+///
+/// #[derive(serde::Deserialize)]
+/// struct Settings {
+///     orders: Config,
+/// }
+/// let settings: Settings = serde_json::from_str(r#"{"orders": "amqp://localhost/shop?queue=orders"}"#)?;
+/// assert_eq!(settings.orders.queue, config.queue);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Config {
@@ -332,6 +352,14 @@ impl TryFrom<&Url> for Config {
     }
 }
 
+impl<'de> Deserialize<'de> for Config {
+    /// From the URL as a string; see [`from_str`](Self::from_str).
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let url = String::deserialize(deserializer)?;
+        url.parse().map_err(D::Error::custom)
+    }
+}
+
 fn address(url: &Url) -> Result<AMQPUri, Error> {
     let form = || {
         Error::config(
@@ -617,6 +645,28 @@ mod tests {
         assert!(target("amqp://h/?queue=q&exchange=e").is_err());
         assert!(target("amqp://h/?queue=q&routing_key=k").is_err());
         assert!(target("amqp://h/").is_err());
+    }
+
+    #[test]
+    fn serde_reads_the_same_from_a_string() {
+        let url = "amqps://user:s3cr3t@h/v?queue=q&prefetch=7&timeout=2s";
+        let read: Config = serde_json::from_value(url.into()).unwrap();
+        assert_eq!(read.uri(), parse(url).uri());
+        assert_eq!(format!("{read:?}"), format!("{:?}", parse(url)));
+        assert!(!format!("{read:?}").contains("s3cr3t"));
+
+        for (rest, hint) in [
+            ("?queue=q&nope=1", "known here: queue"),
+            (":port?queue=q", "not a URL"),
+        ] {
+            let bad = format!("amqp://user:s3cr3t@h{rest}");
+            let error = serde_json::from_value::<Config>(bad.into()).unwrap_err();
+            assert!(error.to_string().contains(hint), "{error}");
+            assert!(
+                !format!("{error} {error:?}").contains("s3cr3t"),
+                "{error:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,9 +1,12 @@
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use onlyonce_core::Error;
 use onlyonce_core::driver::Params;
 use percent_encoding::percent_decode_str;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use tokio::time::Instant;
 use url::Url;
 
@@ -17,13 +20,24 @@ const MAX_DELIVERIES: u32 = 100;
 const RETENTION: Duration = Duration::from_secs(14 * 86_400);
 const TURN: Duration = Duration::from_secs(30);
 
-/// Which file, which queue in it, and their settings.
+/// Which file, which queue in it, and their settings. Read from a URL, which may stand in a file that serde reads, then
+/// changed field by field; or made by [`new`](Self::new) for a path.
+///
+/// It holds no secret.
 ///
 /// ```
-/// # fn main() -> Result<(), onlyonce_core::Error> {
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// use onlyonce_sqlite::Config;
-/// let config = Config::parse("sqlite:data/app.db?queue=orders&lease=1m")?;
+///
+/// let config: Config = "sqlite:data/app.db?queue=orders&lease=1m".parse()?;
 /// assert_eq!(config.queue.as_deref(), Some("orders"));
+///
+/// #[derive(serde::Deserialize)]
+/// struct Settings {
+///     orders: Config,
+/// }
+/// let settings: Settings = serde_json::from_str(r#"{"orders": "sqlite:data/app.db?queue=orders"}"#)?;
+/// assert_eq!(settings.orders.queue, config.queue);
 /// # Ok(())
 /// # }
 /// ```
@@ -63,48 +77,6 @@ impl Config {
             durable_acks: false,
             clock: Clock::default(),
         }
-    }
-
-    /// Reads a URL: `sqlite:relative/path`, `sqlite:/absolute/path` or `sqlite:///absolute/path`, with the parameters
-    /// `queue`, `lease`, `max_deliveries`, `retention`, `turn` and `durable_acks`.
-    ///
-    /// # Errors
-    /// [`Config`](onlyonce_core::ErrorKind::Config): another scheme, no path, a host, `:memory:`, or a parameter that is
-    /// unknown or does not parse.
-    pub fn parse(url: &str) -> Result<Self, Error> {
-        let url = Url::parse(url)
-            .map_err(|error| Error::config("not a URL; write `sqlite:path`").caused_by(error))?;
-        Self::from_url(&url)
-    }
-
-    /// As [`parse`](Self::parse), from a URL that is parsed already.
-    ///
-    /// # Errors
-    /// As [`parse`](Self::parse).
-    pub fn from_url(url: &Url) -> Result<Self, Error> {
-        let mut config = Self::new(path_of(url)?);
-        let mut params = Params::of(url)?;
-        if let Some(queue) = params.text("queue") {
-            config = config.queue(queue);
-        }
-        if let Some(lease) = params.duration("lease")? {
-            config.lease = lease;
-        }
-        if let Some(most) = params.parsed("max_deliveries", "a whole number")? {
-            config.max_deliveries = Some(most);
-        }
-        if let Some(retention) = params.duration("retention")? {
-            config.retention = Some(retention);
-        }
-        if let Some(turn) = params.duration("turn")? {
-            config.turn = turn;
-        }
-        if let Some(durable) = params.parsed("durable_acks", "true or false")? {
-            config.durable_acks = durable;
-        }
-        params.finish()?;
-        config.check()?;
-        Ok(config)
     }
 
     /// Names the queue. A dead-letter queue (`….dead`) gets no [`max_deliveries`](Self::max_deliveries) and no
@@ -151,6 +123,62 @@ impl Config {
     }
 }
 
+impl FromStr for Config {
+    type Err = Error;
+
+    /// Reads `sqlite:relative/path`, `sqlite:/absolute/path` or `sqlite:///absolute/path`, with the parameters `queue`,
+    /// `lease`, `max_deliveries`, `retention`, `turn` and `durable_acks`.
+    ///
+    /// # Errors
+    /// [`Config`](onlyonce_core::ErrorKind::Config): another scheme, no path, a host, `:memory:`, or a parameter that is
+    /// unknown or does not parse.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        // The text is not repeated: it may be another kind's, with a password in it.
+        let url = Url::parse(text)
+            .map_err(|error| Error::config("not a URL; write `sqlite:path`").caused_by(error))?;
+        Self::try_from(&url)
+    }
+}
+
+impl TryFrom<&Url> for Config {
+    type Error = Error;
+
+    /// As [`from_str`](Self::from_str).
+    fn try_from(url: &Url) -> Result<Self, Error> {
+        let mut config = Self::new(path_of(url)?);
+        let mut params = Params::of(url)?;
+        if let Some(queue) = params.text("queue") {
+            config = config.queue(queue);
+        }
+        if let Some(lease) = params.duration("lease")? {
+            config.lease = lease;
+        }
+        if let Some(most) = params.parsed("max_deliveries", "a whole number")? {
+            config.max_deliveries = Some(most);
+        }
+        if let Some(retention) = params.duration("retention")? {
+            config.retention = Some(retention);
+        }
+        if let Some(turn) = params.duration("turn")? {
+            config.turn = turn;
+        }
+        if let Some(durable) = params.parsed("durable_acks", "true or false")? {
+            config.durable_acks = durable;
+        }
+        params.finish()?;
+        config.check()?;
+        Ok(config)
+    }
+}
+
+impl<'de> Deserialize<'de> for Config {
+    /// From the URL as a string; see [`from_str`](Self::from_str).
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let url = String::deserialize(deserializer)?;
+        url.parse().map_err(D::Error::custom)
+    }
+}
+
 fn path_of(url: &Url) -> Result<PathBuf, Error> {
     if url.scheme() != "sqlite" {
         return Err(Error::config(format!(
@@ -194,6 +222,10 @@ pub(crate) fn after(duration: Duration) -> Instant {
 mod tests {
     use super::*;
 
+    fn config(url: &str) -> Config {
+        url.parse().unwrap()
+    }
+
     #[test]
     fn paths_are_relative_or_absolute() {
         for (url, path) in [
@@ -203,7 +235,7 @@ mod tests {
             ("sqlite:/var/lib/app.db", "/var/lib/app.db"),
             ("sqlite:///var/lib/my%20app.db", "/var/lib/my app.db"),
         ] {
-            assert_eq!(Config::parse(url).unwrap().path, Path::new(path), "{url}");
+            assert_eq!(config(url).path, Path::new(path), "{url}");
         }
     }
 
@@ -219,20 +251,48 @@ mod tests {
             ("sqlite:a.db?max_deliveries=0", "at least 1"),
             ("sqlite:a.db?queue=", "empty"),
         ] {
-            let error = Config::parse(url).unwrap_err().to_string();
+            let error = url.parse::<Config>().unwrap_err().to_string();
             assert!(error.contains(hint), "{url}: {error}");
         }
     }
 
     #[test]
     fn nothing_leaves_a_dead_letter_queue_by_itself() {
-        let config = Config::parse("sqlite:a.db?queue=orders.dead").unwrap();
-        assert_eq!((config.max_deliveries, config.retention), (None, None));
-        let config =
-            Config::parse("sqlite:a.db?queue=orders.dead&max_deliveries=3&lease=2m&retention=1h")
-                .unwrap();
-        assert_eq!(config.max_deliveries, Some(3));
-        assert_eq!(config.lease, Duration::from_secs(120));
-        assert_eq!(config.retention, Some(Duration::from_secs(3600)));
+        let dead = config("sqlite:a.db?queue=orders.dead");
+        assert_eq!((dead.max_deliveries, dead.retention), (None, None));
+        let set = config("sqlite:a.db?queue=orders.dead&max_deliveries=3&lease=2m&retention=1h");
+        assert_eq!(set.max_deliveries, Some(3));
+        assert_eq!(set.lease, Duration::from_secs(120));
+        assert_eq!(set.retention, Some(Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn serde_reads_the_same_from_a_string() {
+        for url in [
+            "sqlite:data/app.db",
+            "sqlite:/var/lib/app.db?queue=q&lease=1m&max_deliveries=3&retention=1h&turn=2s&durable_acks=true",
+        ] {
+            let read: Config = serde_json::from_value(url.into()).unwrap();
+            assert_eq!(format!("{read:?}"), format!("{:?}", config(url)), "{url}");
+        }
+    }
+
+    #[test]
+    fn secrets_of_other_urls_are_hidden() {
+        for (url, hint) in [
+            ("sqlite://u:s3cr3t@host/app.db", "no host"),
+            ("sqlite:a.db?s3cr3t@host", "%40"),
+            ("amqp://u:s3cr3t@host/?queue=q", "scheme"),
+            ("s3cr3t", "not a URL"),
+        ] {
+            let parsed = url.parse::<Config>().unwrap_err();
+            let read = serde_json::from_value::<Config>(url.into()).unwrap_err();
+            let shown = read.to_string();
+            assert!(shown.contains(hint), "{shown}");
+            assert!(
+                !format!("{parsed} {parsed:?} {read:?} {shown}").contains("s3cr3t"),
+                "{shown}"
+            );
+        }
     }
 }

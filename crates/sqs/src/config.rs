@@ -8,6 +8,8 @@ use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{IdentityCache, SharedHttpClient, StalledStreamProtectionConfig};
 use onlyonce_core::Error;
 use onlyonce_core::driver::Params;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use url::{Host, Url};
 
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-queues.html>
@@ -15,9 +17,27 @@ const MAX_NAME: usize = 80;
 const CONNECT: Duration = Duration::from_secs(3);
 const MAX_VISIBILITY: Duration = Duration::from_secs(12 * 3_600);
 
-/// Which queue is meant, and how to use it. Read from a URL or an ARN, then changed field by field.
+/// Which queue is meant, and how to use it. Read from a URL or an ARN, which may stand in a file that serde reads, then
+/// changed field by field.
 ///
 /// It holds no secret: credentials come from where AWS's own tools have them.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use onlyonce_sqs::Config;
+///
+/// let config: Config = "sqs://orders.fifo?region=eu-central-1".parse()?;
+/// assert!(config.is_fifo());
+///
+/// #[derive(serde::Deserialize)]
+/// struct Settings {
+///     orders: Config,
+/// }
+/// let settings: Settings = serde_json::from_str(r#"{"orders": "sqs://orders.fifo?region=eu-central-1"}"#)?;
+/// assert_eq!(settings.orders.name(), config.name());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
@@ -163,22 +183,35 @@ impl FromStr for Config {
     type Err = Error;
 
     /// Reads a queue URL, `sqs://NAME` or an ARN; see the [crate's page](crate#urls).
+    ///
+    /// # Errors
+    /// [`Config`](onlyonce_core::ErrorKind::Config): another form, credentials, an unknown parameter, a value that does not
+    /// parse.
     fn from_str(text: &str) -> Result<Self, Error> {
         // The text is not repeated: it may hold a secret.
         let url = Url::parse(text).map_err(|error| {
             Error::config("not a queue's address; write its URL, `sqs://NAME?region=…` or its ARN")
                 .caused_by(error)
         })?;
-        if has_credentials(&url) {
+        Self::try_from(&url)
+    }
+}
+
+impl TryFrom<&Url> for Config {
+    type Error = Error;
+
+    /// As [`from_str`](Self::from_str).
+    fn try_from(url: &Url) -> Result<Self, Error> {
+        if has_credentials(url) {
             return Err(Error::config(
                 "no credentials in a queue's URL: they come from the environment or the profile",
             ));
         }
-        let mut params = Params::of(&url)?;
+        let mut params = Params::of(url)?;
         let (address, region, endpoint) = match url.scheme() {
-            "https" | "http" => of_queue_url(&url)?,
-            "sqs" => (of_name(&url, params.text("account"))?, None, None),
-            "arn" => of_arn(&url)?,
+            "https" | "http" => of_queue_url(url)?,
+            "sqs" => (of_name(url, params.text("account"))?, None, None),
+            "arn" => of_arn(url)?,
             _ => {
                 return Err(Error::config(
                     "an SQS queue is named by its URL (https:), sqs://NAME or arn:aws:sqs:…",
@@ -202,6 +235,14 @@ impl FromStr for Config {
         }
         config.check()?;
         Ok(config)
+    }
+}
+
+impl<'de> Deserialize<'de> for Config {
+    /// From the URL as a string; see [`from_str`](Self::from_str).
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let url = String::deserialize(deserializer)?;
+        url.parse().map_err(D::Error::custom)
     }
 }
 
@@ -452,6 +493,20 @@ mod tests {
         ] {
             let error = refused(text);
             assert!(!error.contains("s3cr3t"), "{error}");
+            let read = serde_json::from_value::<Config>(text.into()).unwrap_err();
+            assert_eq!(read.to_string(), error);
+        }
+    }
+
+    #[test]
+    fn serde_reads_the_same_from_a_string() {
+        for text in [
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/orders.fifo?polls=3&timeout=5s",
+            "sqs://orders?region=eu-central-1&visibility_timeout=30s",
+            "arn:aws:sqs:eu-central-1:123456789012:orders",
+        ] {
+            let read: Config = serde_json::from_value(text.into()).unwrap();
+            assert_eq!(format!("{read:?}"), format!("{:?}", config(text)), "{text}");
         }
     }
 }

@@ -53,7 +53,7 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             true
         }
         Some(Command::Audit(options)) => {
-            let audit = audit::of(&Config::parse(&options.store)?.path)?;
+            let audit = audit::of(&options.store.parse::<Config>()?.path)?;
             println!("{}", serde_json::to_string(&audit)?);
             audit.is_sound() && audit.has(options.transfers)
         }
@@ -71,7 +71,7 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
 }
 
 async fn work(options: &Work) -> Result<Report, BoxError> {
-    let bank = bank::open(Config::parse(&options.store)?.path).await?;
+    let bank = bank::open(options.store.parse::<Config>()?.path).await?;
     let report = match options.mode {
         _ if options.faults.any() => faults::run(options, bank).await?,
         Mode::Transactional => worker::run_transactional(options).await?,

@@ -1,7 +1,7 @@
 //! The worker: a handler and the pipeline around it. This is the file to copy from.
 
 use onlyonce::driver::Transaction;
-use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
+use onlyonce::sqlite::{SqliteStore, SqliteTx};
 use onlyonce::{Builder, DedupKey, Error, Failure, Json, Pipeline, Report, State};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +51,7 @@ pub async fn instruct(
 /// Runs [`transfer`] for every message of the queue, in transactions of the store's database.
 pub async fn run_transactional(options: &Work) -> Result<Report, Error> {
     let source = onlyonce::source(&options.source).await?;
-    let store = SqliteStore::open(&Config::parse(&options.store)?).await?;
+    let store = SqliteStore::open(&options.store.parse()?).await?;
     let pipeline = Pipeline::transactional(source, store);
     Ok(settings(pipeline, options).await?.run(transfer).await?)
 }
