@@ -1,12 +1,104 @@
 //! Which URL scheme is which kind.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use onlyonce_core::Error;
 use onlyonce_core::driver::{Params, Sink, Source, Store};
 use onlyonce_core::memory::{MemoryQueue, MemoryStore};
 use url::Url;
+
+/// A kind of queue or store: an entry of [`KINDS`].
+struct Kind {
+    /// How its URLs begin.
+    schemes: &'static [&'static str],
+    source: Option<Opener<dyn Source>>,
+    sink: Option<Opener<dyn Sink>>,
+    store: Option<Opener<dyn Store>>,
+}
+
+/// What opens a URL, or the cargo feature that has it.
+type Opener<T> = Result<fn(Url) -> Opening<T>, &'static str>;
+
+type Opening<T> = Pin<Box<dyn Future<Output = Result<Arc<T>, Error>> + Send>>;
+
+/// The opener of a kind that is there with a cargo feature only.
+macro_rules! with {
+    ($feature:literal, $open:expr) => {{
+        #[cfg(feature = $feature)]
+        {
+            Some(Ok($open))
+        }
+        #[cfg(not(feature = $feature))]
+        {
+            Some(Err($feature))
+        }
+    }};
+}
+
+/// All kinds. To add one, write an entry here; its cargo feature stands in `Cargo.toml`, its crate's name in `lib.rs`.
+static KINDS: [Kind; 4] = [
+    Kind {
+        schemes: &["memory"],
+        source: Some(Ok(|url| {
+            Box::pin(async move { Ok(Arc::new(memory_queue(&url)?) as Arc<dyn Source>) })
+        })),
+        sink: Some(Ok(|url| {
+            Box::pin(async move { Ok(Arc::new(memory_queue(&url)?) as Arc<dyn Sink>) })
+        })),
+        store: Some(Ok(|url| {
+            Box::pin(async move { Ok(Arc::new(memory_store(&url)?) as Arc<dyn Store>) })
+        })),
+    },
+    Kind {
+        schemes: &["sqlite"],
+        source: with!("sqlite", |url| Box::pin(async move {
+            let config = crate::sqlite::Config::try_from(&url)?;
+            let queue = crate::sqlite::SqliteQueue::open(&config).await?;
+            Ok(Arc::new(queue) as Arc<dyn Source>)
+        })),
+        sink: with!("sqlite", |url| Box::pin(async move {
+            let config = crate::sqlite::Config::try_from(&url)?;
+            let queue = crate::sqlite::SqliteQueue::open(&config).await?;
+            Ok(Arc::new(queue) as Arc<dyn Sink>)
+        })),
+        store: with!("sqlite", |url| Box::pin(async move {
+            let config = crate::sqlite::Config::try_from(&url)?;
+            let store = crate::sqlite::SqliteStore::open(&config).await?;
+            Ok(Arc::new(store) as Arc<dyn Store>)
+        })),
+    },
+    Kind {
+        schemes: &["amqp", "amqps"],
+        source: with!("rabbitmq", |url| Box::pin(async move {
+            let config = crate::rabbitmq::Config::try_from(&url)?;
+            let source = crate::rabbitmq::RabbitSource::new(config)?;
+            Ok(Arc::new(source) as Arc<dyn Source>)
+        })),
+        sink: with!("rabbitmq", |url| Box::pin(async move {
+            let config = crate::rabbitmq::Config::try_from(&url)?;
+            let sink = crate::rabbitmq::RabbitSink::new(config)?;
+            Ok(Arc::new(sink) as Arc<dyn Sink>)
+        })),
+        store: None,
+    },
+    Kind {
+        schemes: &["sqs", "arn", "https", "http"],
+        source: with!("sqs", |url| Box::pin(async move {
+            let config = crate::sqs::Config::try_from(&url)?;
+            let source = crate::sqs::SqsSource::new(config)?;
+            Ok(Arc::new(source) as Arc<dyn Source>)
+        })),
+        sink: with!("sqs", |url| Box::pin(async move {
+            let config = crate::sqs::Config::try_from(&url)?;
+            let sink = crate::sqs::SqsSink::new(config)?;
+            Ok(Arc::new(sink) as Arc<dyn Sink>)
+        })),
+        store: None,
+    },
+];
 
 /// The queue that `url` names, to take messages from.
 ///
@@ -17,19 +109,7 @@ use url::Url;
 /// [`Config`](crate::ErrorKind::Config): the URL does not parse, names an unknown scheme or parameter, or its kind needs
 /// a cargo feature; the text says what to write instead. What opening a local file can say.
 pub async fn source(url: &str) -> Result<Arc<dyn Source>, Error> {
-    let url = parse(url)?;
-    match url.scheme() {
-        #[cfg(feature = "rabbitmq")]
-        "amqp" | "amqps" => Ok(Arc::new(crate::rabbitmq::RabbitSource::new(
-            url.as_str().parse()?,
-        )?)),
-        #[cfg(feature = "sqs")]
-        "sqs" | "arn" | "https" | "http" => {
-            let config = url.as_str().parse()?;
-            Ok(Arc::new(crate::sqs::SqsSource::new(config)?))
-        }
-        _ => Ok(embedded(&url).await?),
-    }
+    open(url, "queue", |kind| kind.source).await
 }
 
 /// The queue that `url` names, to publish to.
@@ -37,37 +117,7 @@ pub async fn source(url: &str) -> Result<Arc<dyn Source>, Error> {
 /// # Errors
 /// As [`source`].
 pub async fn sink(url: &str) -> Result<Arc<dyn Sink>, Error> {
-    let url = parse(url)?;
-    match url.scheme() {
-        #[cfg(feature = "rabbitmq")]
-        "amqp" | "amqps" => Ok(Arc::new(crate::rabbitmq::RabbitSink::new(
-            url.as_str().parse()?,
-        )?)),
-        #[cfg(feature = "sqs")]
-        "sqs" | "arn" | "https" | "http" => {
-            let config = url.as_str().parse()?;
-            Ok(Arc::new(crate::sqs::SqsSink::new(config)?))
-        }
-        _ => Ok(embedded(&url).await?),
-    }
-}
-
-/// A queue that is a source and a sink at once.
-trait Queue: Source + Sink {}
-
-impl<Q: Source + Sink> Queue for Q {}
-
-/// The queues that need no broker.
-async fn embedded(url: &Url) -> Result<Arc<dyn Queue>, Error> {
-    match url.scheme() {
-        "memory" => Ok(Arc::new(memory_queue(url)?)),
-        #[cfg(feature = "sqlite")]
-        "sqlite" => {
-            let config = crate::sqlite::Config::try_from(url)?;
-            Ok(Arc::new(crate::sqlite::SqliteQueue::open(&config).await?))
-        }
-        other => Err(unknown(other, "queue")),
-    }
+    open(url, "queue", |kind| kind.sink).await
 }
 
 /// The store that `url` names. For [`transactional`](crate::Pipeline::transactional) mode open the store by its type,
@@ -76,15 +126,37 @@ async fn embedded(url: &Url) -> Result<Arc<dyn Queue>, Error> {
 /// # Errors
 /// As [`source`].
 pub async fn store(url: &str) -> Result<Arc<dyn Store>, Error> {
+    open(url, "store", |kind| kind.store).await
+}
+
+/// Opens `url` as `what`, by the opener of the kind that has its scheme.
+async fn open<T: ?Sized>(
+    url: &str,
+    what: &str,
+    opener: fn(&Kind) -> Option<Opener<T>>,
+) -> Result<Arc<T>, Error> {
     let url = parse(url)?;
-    match url.scheme() {
-        "memory" => Ok(Arc::new(memory_store(&url)?)),
-        #[cfg(feature = "sqlite")]
-        "sqlite" => Ok(Arc::new(
-            crate::sqlite::SqliteStore::open(&crate::sqlite::Config::try_from(&url)?).await?,
-        )),
-        other => Err(unknown(other, "store")),
+    let scheme = url.scheme();
+    let found = KINDS.iter().find(|kind| kind.schemes.contains(&scheme));
+    match found.and_then(opener) {
+        Some(Ok(open)) => open(url).await,
+        Some(Err(feature)) => Err(Error::config(format!(
+            "`{scheme}:` needs the cargo feature `{feature}`: cargo add onlyonce --features {feature}"
+        ))),
+        None => Err(unknown(scheme, what, opener)),
     }
+}
+
+fn unknown<T: ?Sized>(scheme: &str, what: &str, opener: fn(&Kind) -> Option<Opener<T>>) -> Error {
+    let known = KINDS.iter().filter(|kind| opener(kind).is_some());
+    let schemes: Vec<_> = known
+        .flat_map(|kind| kind.schemes)
+        .map(|scheme| format!("{scheme}:"))
+        .collect();
+    Error::config(format!(
+        "no {what} has the scheme `{scheme}:`; there are {}",
+        schemes.join(", ")
+    ))
 }
 
 fn parse(url: &str) -> Result<Url, Error> {
@@ -93,34 +165,6 @@ fn parse(url: &str) -> Result<Url, Error> {
         Error::config("not a URL; write one like `memory:orders` or `sqlite:app.db?queue=orders`")
             .caused_by(error)
     })
-}
-
-/// Schemes and the features they need; `None`: always there.
-const SCHEMES: [(&str, &str, Option<&str>); 8] = [
-    ("queue", "memory", None),
-    ("queue", "sqlite", Some("sqlite")),
-    ("queue", "amqp", Some("rabbitmq")),
-    ("queue", "sqs", Some("sqs")),
-    ("queue", "arn", Some("sqs")),
-    ("queue", "http", Some("sqs")),
-    ("store", "memory", None),
-    ("store", "sqlite", Some("sqlite")),
-];
-
-fn unknown(scheme: &str, what: &str) -> Error {
-    let bare = scheme.trim_end_matches('s');
-    let known = SCHEMES.iter().filter(|(kind, ..)| *kind == what);
-    let same = |s: &str| s == scheme || s == bare;
-    if let Some((.., Some(feature))) = known.clone().find(|(_, s, _)| same(s)) {
-        return Error::config(format!(
-            "`{scheme}:` needs the cargo feature `{feature}`: cargo add onlyonce --features {feature}"
-        ));
-    }
-    let known: Vec<_> = known.map(|(_, scheme, _)| format!("{scheme}:")).collect();
-    Error::config(format!(
-        "no {what} has the scheme `{scheme}:`; there are {}",
-        known.join(", ")
-    ))
 }
 
 static QUEUES: LazyLock<Mutex<HashMap<String, MemoryQueue>>> = LazyLock::new(Mutex::default);
@@ -151,4 +195,18 @@ fn memory_store(url: &Url) -> Result<MemoryStore, Error> {
     let name = memory_name(url)?;
     let mut stores = STORES.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(stores.entry(name).or_default().clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scheme_stands_in_one_entry() {
+        let mut schemes: Vec<_> = KINDS.iter().flat_map(|kind| kind.schemes).collect();
+        let all = schemes.len();
+        schemes.sort_unstable();
+        schemes.dedup();
+        assert_eq!(schemes.len(), all);
+    }
 }
