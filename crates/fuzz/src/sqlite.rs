@@ -46,7 +46,7 @@ pub fn sqlite_rows(data: &[u8]) {
     };
     let (_directory, file) = directory();
     RUNTIME.block_on(async {
-        let queue = SqliteQueue::open(&config(&file)).await.expect("a new file");
+        let queue = SqliteQueue::open(config(&file)).await.expect("a new file");
         let message = Message::new("spoilt").with_attribute("a", "b");
         for message in [
             message.clone(),
@@ -103,14 +103,14 @@ pub fn sqlite_records(data: &[u8]) {
     };
     let (_directory, file) = directory();
     RUNTIME.block_on(async {
-        let store = SqliteStore::open(&config(&file)).await.expect("a new file");
+        let store = SqliteStore::open(config(&file)).await.expect("a new file");
         use_store(&store).await.expect("a sound file");
         drop(store);
         let seal = Connection::open(&file).and_then(|conn| conn.execute_batch(SEAL));
         seal.expect("a segment of one record, as nobody has sealed one so far");
         spoil(&file, &changes, "true");
         // Opened anew, so that all of it is read; any answer will do.
-        if let Ok(store) = SqliteStore::open(&config(&file)).await {
+        if let Ok(store) = SqliteStore::open(config(&file)).await {
             let _ = use_store(&store).await;
             let _ = store.prune(10).await;
         }
@@ -171,10 +171,10 @@ pub fn sqlite_files(data: &[u8]) {
     let (_directory, file) = directory();
     std::fs::write(&file, content).expect("the directory is ours");
     RUNTIME.block_on(async {
-        if let Ok(store) = SqliteStore::open(&config(&file)).await {
+        if let Ok(store) = SqliteStore::open(config(&file)).await {
             let _ = use_store(&store).await;
         }
-        let Ok(queue) = SqliteQueue::open(&config(&file)).await else {
+        let Ok(queue) = SqliteQueue::open(config(&file)).await else {
             return;
         };
         let _ = queue.publish(&[Message::new("x").with_group("g")]).await;
@@ -188,9 +188,9 @@ pub fn sqlite_files(data: &[u8]) {
 static SOUND: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let (_directory, file) = directory();
     RUNTIME.block_on(async {
-        let store = SqliteStore::open(&config(&file)).await.expect("a new file");
+        let store = SqliteStore::open(config(&file)).await.expect("a new file");
         use_store(&store).await.expect("a sound file");
-        let queue = SqliteQueue::open(&config(&file))
+        let queue = SqliteQueue::open(config(&file))
             .await
             .expect("a sound file");
         for n in 0..4 {
@@ -234,7 +234,7 @@ pub fn sqlite_settings(data: &[u8]) {
     assert_eq!(config.path, file);
     RUNTIME.block_on(async {
         let config = config.queue("orders");
-        let queue = SqliteQueue::open(&config).await.expect("a new file");
+        let queue = SqliteQueue::open(config.clone()).await.expect("a new file");
         queue
             .publish(std::slice::from_ref(&message))
             .await

@@ -56,17 +56,17 @@ static KINDS: [Kind; 4] = [
         schemes: &["sqlite"],
         source: with!("sqlite", |url| Box::pin(async move {
             let config = crate::sqlite::Config::try_from(&url)?;
-            let queue = crate::sqlite::SqliteQueue::open(&config).await?;
+            let queue = crate::sqlite::SqliteQueue::open(config).await?;
             Ok(Arc::new(queue) as Arc<dyn Source>)
         })),
         sink: with!("sqlite", |url| Box::pin(async move {
             let config = crate::sqlite::Config::try_from(&url)?;
-            let queue = crate::sqlite::SqliteQueue::open(&config).await?;
+            let queue = crate::sqlite::SqliteQueue::open(config).await?;
             Ok(Arc::new(queue) as Arc<dyn Sink>)
         })),
         store: with!("sqlite", |url| Box::pin(async move {
             let config = crate::sqlite::Config::try_from(&url)?;
-            let store = crate::sqlite::SqliteStore::open(&config).await?;
+            let store = crate::sqlite::SqliteStore::open(config).await?;
             Ok(Arc::new(store) as Arc<dyn Store>)
         })),
     },

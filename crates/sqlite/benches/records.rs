@@ -27,7 +27,7 @@ async fn main() -> Result<(), Error> {
     let config = Config::new(dir.path().join("bench.db")).queue("bench");
 
     println!("random keys, claim and complete, 4 callers with batches of 128:");
-    let store = SqliteStore::open(&config).await?;
+    let store = SqliteStore::open(config.clone()).await?;
     for _ in 0..5 {
         records(&store, keys / 5, 4, 128).await?;
     }
@@ -148,7 +148,7 @@ async fn transactions(store: &SqliteStore, total: usize, callers: usize) -> Resu
 }
 
 async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
-    let queue = Arc::new(SqliteQueue::open(config).await?);
+    let queue = Arc::new(SqliteQueue::open(config.clone()).await?);
     let meter = Meter::start(queue.database());
     for start in (0..QUEUED).step_by(1_000) {
         let message = |n: usize| {

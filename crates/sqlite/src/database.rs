@@ -55,7 +55,7 @@ impl Database {
     ///
     /// # Errors
     /// The directory does not exist or may not be written to; the file is no database, or cannot be in WAL mode.
-    pub async fn open(config: &Config) -> Result<Self, Error> {
+    pub async fn open(config: Config) -> Result<Self, Error> {
         config.check()?;
         let path = canonical(&config.path)?;
         let inner = {
@@ -65,7 +65,7 @@ impl Database {
             match running.filter(|inner| !inner.inbox.is_closed()) {
                 Some(inner) => inner,
                 None => {
-                    let inner = Inner::spawn(&path, config.clock.clone())?;
+                    let inner = Inner::spawn(&path, config.clock)?;
                     open.insert(path, Arc::downgrade(&inner));
                     inner
                 }

@@ -48,13 +48,13 @@ impl SqliteQueue {
     ///
     /// # Errors
     /// `config` names no queue; otherwise as [`Database::open`].
-    pub async fn open(config: &Config) -> Result<Self, Error> {
+    pub async fn open(config: Config) -> Result<Self, Error> {
         let Some(name) = config.queue.clone() else {
             return Err(Error::config(
                 "the SQLite URL names no queue: write `sqlite:path?queue=name`",
             ));
         };
-        let database = Database::open(config).await?;
+        let database = Database::open(config.clone()).await?;
         let dead = format!("{name}{DEAD}");
         let names = (name.clone(), dead.clone());
         let queues = database.work(true, move |session| {

@@ -33,11 +33,10 @@ impl SqliteStore {
     ///
     /// # Errors
     /// As [`Database::open`].
-    pub async fn open(config: &Config) -> Result<Self, Error> {
-        Ok(Self {
-            database: Database::open(config).await?,
-            turn: config.turn,
-        })
+    pub async fn open(config: Config) -> Result<Self, Error> {
+        let turn = config.turn;
+        let database = Database::open(config).await?;
+        Ok(Self { database, turn })
     }
 
     /// The file it is in.

@@ -51,7 +51,7 @@ pub async fn instruct(
 /// Runs [`transfer`] for every message of the queue, in transactions of the store's database.
 pub async fn run_transactional(options: &Work) -> Result<Report, Error> {
     let source = onlyonce::source(&options.source).await?;
-    let store = SqliteStore::open(&options.store.parse()?).await?;
+    let store = SqliteStore::open(options.store.parse()?).await?;
     let pipeline = Pipeline::transactional(source, store);
     Ok(settings(pipeline, options).await?.run(transfer).await?)
 }

@@ -78,7 +78,7 @@ async fn until(
 /// From the publisher's confirm to the commit and to the ack, on a pipeline with nothing else to do.
 pub(crate) async fn lone_message(queue: &Queue) -> Result<Lone, Error> {
     let dir = tempfile::tempdir()?;
-    let store = SqliteStore::open(&Config::new(dir.path().join("lone.db"))).await?;
+    let store = SqliteStore::open(Config::new(dir.path().join("lone.db"))).await?;
     let source = RabbitSource::new(queue.url().parse()?)?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let builder = Pipeline::transactional(source, store)

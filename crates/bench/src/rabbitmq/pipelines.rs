@@ -55,7 +55,7 @@ pub(crate) async fn idempotent_memory(queue: &Queue, count: usize) -> Result<Don
 }
 
 async fn open(dir: &Path) -> Result<SqliteStore, Error> {
-    Ok(SqliteStore::open(&Config::new(dir.join("bench.db"))).await?)
+    Ok(SqliteStore::open(Config::new(dir.join("bench.db"))).await?)
 }
 
 pub(crate) async fn idempotent_sqlite(queue: &Queue, count: usize) -> Result<Done, Error> {

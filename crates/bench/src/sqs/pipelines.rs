@@ -34,7 +34,7 @@ pub(crate) async fn at_least_once(queue: &Queue, count: usize) -> Result<Duratio
 
 pub(crate) async fn transactional(queue: &Queue, count: usize) -> Result<Duration, Error> {
     let dir = tempfile::tempdir()?;
-    let store = SqliteStore::open(&Config::new(dir.path().join("bench.db"))).await?;
+    let store = SqliteStore::open(Config::new(dir.path().join("bench.db"))).await?;
     let stop = StopAfter::new(count);
     let builder =
         settings(Pipeline::transactional(queue.source()?, store), &stop).state(stop.clone());

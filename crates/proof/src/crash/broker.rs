@@ -117,5 +117,5 @@ impl Broker {
 async fn embedded(file: &PathBuf, queue: &str) -> Result<SqliteQueue, Error> {
     let mut config = Config::new(file).queue(queue);
     config.lease = LEASE;
-    SqliteQueue::open(&config).await
+    SqliteQueue::open(config).await
 }

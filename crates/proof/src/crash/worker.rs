@@ -45,7 +45,7 @@ pub struct Work {
 pub async fn run(work: &Work) -> Result<(), Error> {
     let instrument = Instrument::new(work.trap.clone());
     let source = Watched::new(work.broker.source().await?, &instrument);
-    let store = SqliteStore::open(&Config::new(&work.file)).await?;
+    let store = SqliteStore::open(Config::new(&work.file)).await?;
     let store = Watched::new(store, &instrument);
     let ended = match work.mode {
         Mode::Transactional => {

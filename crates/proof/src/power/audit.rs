@@ -99,8 +99,8 @@ async fn look(
     config: &Config,
     audit: &mut Audit,
 ) -> Result<(), BoxError> {
-    let _queue = SqliteQueue::open(config).await?;
-    let store = SqliteStore::open(config).await?;
+    let _queue = SqliteQueue::open(config.clone()).await?;
+    let store = SqliteStore::open(config.clone()).await?;
     let db = Connection::open(&config.path)?;
     let intact: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
     if intact != "ok" {
@@ -137,7 +137,7 @@ async fn finish(
     folder: &Path,
 ) -> Result<bool, BoxError> {
     let config = clock.config(&folder.join(FILE), scene);
-    let queue = SqliteQueue::open(&config).await?;
+    let queue = SqliteQueue::open(config.clone()).await?;
     pipeline::prepare(queue.database()).await?;
     let notebook = Notebook::open(folder)?;
     let mut found = Found::default();

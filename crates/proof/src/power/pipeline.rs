@@ -100,11 +100,11 @@ pub async fn run(
     idle: Duration,
     notebook: &Notebook,
 ) -> Result<(), Error> {
-    let source = Watched::new(SqliteQueue::open(config).await?, notebook);
-    let store = Watched::new(SqliteStore::open(config).await?, notebook);
+    let source = Watched::new(SqliteQueue::open(config.clone()).await?, notebook);
+    let store = Watched::new(SqliteStore::open(config.clone()).await?, notebook);
     let ended = match mode {
         Mode::Transactional => {
-            let outbox = SqliteQueue::open(&config.clone().queue(OUTBOX)).await?;
+            let outbox = SqliteQueue::open(config.clone().queue(OUTBOX)).await?;
             let builder = Pipeline::transactional(source, store).state(Arc::new(outbox));
             settings(builder, idle).run(in_transaction).await
         }

@@ -54,10 +54,10 @@ pub async fn run(work: &Work) -> Result<(), Error> {
     let notebook = notebook.map_err(|error| failed("no notes", error))?;
     let config = pipeline::config(&file, work.durable_acks);
     notebook.note(&Note::Opening);
-    let queue = SqliteQueue::open(&config).await?;
+    let queue = SqliteQueue::open(config.clone()).await?;
     notebook.note(&Note::Opened);
     pipeline::prepare(queue.database()).await?;
-    let store = Watched::new(SqliteStore::open(&config).await?, &notebook);
+    let store = Watched::new(SqliteStore::open(config.clone()).await?, &notebook);
     take_token(&store).await?;
     load(&store.inner, 0..work.ballast, KEPT).await?;
 

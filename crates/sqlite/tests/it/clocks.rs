@@ -40,7 +40,7 @@ fn is_busy(claimed: &ClaimResult) -> bool {
 async fn a_claim_ends_one_lease_from_now_whatever_the_clock_does() {
     for step in STEPS {
         let scene = Scene::new();
-        let store = SqliteStore::open(&scene.config()).await.unwrap();
+        let store = SqliteStore::open(scene.config()).await.unwrap();
         let first = token(&claim_one(&store, 1).await);
         scene.step(step);
         let held = HeldClaim {
@@ -63,7 +63,7 @@ async fn a_claim_ends_one_lease_from_now_whatever_the_clock_does() {
 async fn a_record_is_kept_for_its_retention_whatever_the_clock_does() {
     for step in STEPS {
         let scene = Scene::new();
-        let store = SqliteStore::open(&scene.config()).await.unwrap();
+        let store = SqliteStore::open(scene.config()).await.unwrap();
         let claimed = claim_one(&store, 1).await;
         let done = completion(1, token(&claimed));
         assert_eq!(store.complete(&[done]).await.unwrap(), [Ok(())]);
@@ -87,7 +87,7 @@ async fn a_record_is_kept_for_its_retention_whatever_the_clock_does() {
 async fn the_queue_keeps_its_leases_delays_and_retention_whatever_the_clock_does() {
     for step in STEPS {
         let scene = Scene::new();
-        let queue = SqliteQueue::open(&scene.config()).await.unwrap();
+        let queue = SqliteQueue::open(scene.config()).await.unwrap();
         let published = queue.publish(&messages(&["one"], None)).await;
         published.into_iter().for_each(Result::unwrap);
         scene.step(step);
@@ -120,7 +120,7 @@ async fn the_queue_keeps_its_leases_delays_and_retention_whatever_the_clock_does
 async fn time_goes_on_where_it_was_after_a_restart_of_the_machine() {
     for step in STEPS {
         let scene = Scene::new();
-        let open = || async { SqliteStore::open(&scene.config()).await.unwrap() };
+        let open = || async { SqliteStore::open(scene.config()).await.unwrap() };
         let store = open().await;
         let done = completion(1, token(&claim_one(&store, 1).await));
         assert_eq!(store.complete(&[done]).await.unwrap(), [Ok(())]);

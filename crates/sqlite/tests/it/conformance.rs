@@ -33,7 +33,7 @@ impl Queue {
     async fn open_in(&self, file: &str, name: &str) -> Arc<SqliteQueue> {
         let mut config = Config::new(self.dir.path().join(file)).queue(name);
         config.lease = LEASE;
-        Arc::new(SqliteQueue::open(&config).await.unwrap())
+        Arc::new(SqliteQueue::open(config).await.unwrap())
     }
 }
 
@@ -103,7 +103,7 @@ impl TransactionalStoreHarness for Scene {
     type Store = SqliteStore;
 
     async fn transactional(&self) -> SqliteStore {
-        let store = SqliteStore::open(&self.config()).await.unwrap();
+        let store = SqliteStore::open(self.config()).await.unwrap();
         let create = |conn: &rusqlite::Connection| {
             conn.execute_batch(
                 "CREATE TABLE IF NOT EXISTS effect (text);

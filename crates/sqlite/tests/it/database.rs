@@ -12,7 +12,7 @@ use crate::support::*;
 #[tokio::test]
 async fn the_files_are_their_owners_alone() {
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let claimed = store.claim(Owner::random(), &[claim(1)], LEASE).await;
     claimed.unwrap();
     for end in ["", "-wal", "-shm"] {
@@ -28,7 +28,7 @@ async fn a_file_that_exists_keeps_its_mode() {
     let path = scene.config().path;
     std::fs::write(&path, "").unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o640)).unwrap();
-    let _store = SqliteStore::open(&scene.config()).await.unwrap();
+    let _store = SqliteStore::open(scene.config()).await.unwrap();
     let mode = std::fs::metadata(&path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o640);
 }
@@ -38,7 +38,7 @@ async fn a_file_that_is_deleted_or_replaced_is_noticed_and_nothing_more_is_done(
     for replaced in [false, true] {
         let scene = Scene::new();
         let path = scene.config().path;
-        let store = SqliteStore::open(&scene.config()).await.unwrap();
+        let store = SqliteStore::open(scene.config()).await.unwrap();
         let create = |conn: &rusqlite::Connection| conn.execute_batch("CREATE TABLE effect (n)");
         store.database().with(create).await.unwrap();
         let claimed = store.claim(Owner::random(), &[claim(1)], LEASE).await;
@@ -63,7 +63,7 @@ async fn a_file_that_is_deleted_or_replaced_is_noticed_and_nothing_more_is_done(
         let later = store.claim(Owner::random(), &[claim(2)], LEASE).await;
         assert_eq!(later.unwrap_err().to_string(), error.to_string());
         // Opened anew, it is the file that is there now.
-        let store = SqliteStore::open(&scene.config()).await.unwrap();
+        let store = SqliteStore::open(scene.config()).await.unwrap();
         let claimed = store.claim(Owner::random(), &[claim(1)], LEASE).await;
         crate::support::token(&claimed.unwrap()[0]);
     }

@@ -290,7 +290,7 @@ async fn written_by(database: &Database) -> BTreeSet<u32> {
 async fn follow_seed(seed: u64) {
     let random = &mut fastrand::Rng::with_seed(seed);
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let create = |conn: &Connection| conn.execute_batch(SCHEMA);
     store.database().with(create).await.unwrap();
     let mut scripts = |messages: std::ops::Range<u32>, may_fail| -> Scripts {

@@ -47,11 +47,11 @@ async fn child() {
     let file = std::env::var(FILE).expect("only the other tests run this");
     let config = config(Path::new(&file));
     match std::env::var(ROLE).unwrap().as_str() {
-        "work" => work(&config).await,
-        "race" => race(&config).await,
-        "consume" => consume(&config).await,
+        "work" => work(config).await,
+        "race" => race(config).await,
+        "consume" => consume(config).await,
         "publish" => {
-            let queue = SqliteQueue::open(&config).await.unwrap();
+            let queue = SqliteQueue::open(config).await.unwrap();
             queue
                 .publish(&[Message::new("hello")])
                 .await
@@ -70,7 +70,7 @@ fn config(file: &Path) -> Config {
 }
 
 /// Does one message after another, as long as it lives.
-async fn work(config: &Config) {
+async fn work(config: Config) {
     let store = SqliteStore::open(config).await.unwrap();
     for n in 0.. {
         assert!(take_effect(&store, Owner::random(), n).await);
@@ -79,7 +79,7 @@ async fn work(config: &Config) {
 }
 
 /// Does what nobody else has done.
-async fn race(config: &Config) {
+async fn race(config: Config) {
     let store = SqliteStore::open(config).await.unwrap();
     let owner = Owner::random();
     for n in 0..KEYS {
@@ -114,7 +114,7 @@ async fn effect(store: &SqliteStore, n: u64, claimed: &ClaimResult) -> bool {
 }
 
 /// Receives and acknowledges, as long as it lives.
-async fn consume(config: &Config) {
+async fn consume(config: Config) {
     let queue = SqliteQueue::open(config).await.unwrap();
     loop {
         let deliveries = queue.receive(limit(3)).await.unwrap();
@@ -131,7 +131,7 @@ async fn consume(config: &Config) {
 }
 
 async fn stage(file: &Path) -> SqliteStore {
-    let store = SqliteStore::open(&config(file)).await.unwrap();
+    let store = SqliteStore::open(config(file)).await.unwrap();
     let create = |conn: &rusqlite::Connection| conn.execute_batch("CREATE TABLE effect (n)");
     store.database().with(create).await.unwrap();
     store
@@ -187,7 +187,7 @@ async fn what_was_answered_survives_a_kill_with_its_effect() {
 async fn what_was_acked_stays_acked_after_a_kill_and_the_rest_comes_again() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("kill.db");
-    let queue = SqliteQueue::open(&config(&file)).await.unwrap();
+    let queue = SqliteQueue::open(config(&file)).await.unwrap();
     let all: Vec<Message> = (0..300).map(|n| Message::new(n.to_string())).collect();
     for result in queue.publish(&all).await {
         result.unwrap();
@@ -223,7 +223,7 @@ async fn what_was_acked_stays_acked_after_a_kill_and_the_rest_comes_again() {
 async fn a_waiting_receive_notices_what_another_process_publishes() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("wait.db");
-    let queue = SqliteQueue::open(&config(&file)).await.unwrap();
+    let queue = SqliteQueue::open(config(&file)).await.unwrap();
     let mut publisher = spawn("publish", &file);
     let waiting = ReceiveLimits {
         wait: Duration::from_secs(60),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 async fn open(scene: &Scene) -> SqliteQueue {
-    SqliteQueue::open(&scene.config()).await.unwrap()
+    SqliteQueue::open(scene.config()).await.unwrap()
 }
 
 async fn publish(queue: &SqliteQueue, batch: &[Message]) {
@@ -169,7 +169,7 @@ async fn dead_letters_keep_group_order_and_their_reason() {
         let reason = format!("no. {i}");
         applied(&queue, &got[i..=i], Disposition::DeadLetter { reason }).await;
     }
-    let dead = SqliteQueue::open(&scene.config().queue("orders.dead"))
+    let dead = SqliteQueue::open(scene.config().queue("orders.dead"))
         .await
         .unwrap();
     let letters = receive(&dead, 10).await;
@@ -191,16 +191,16 @@ async fn a_pipeline_does_not_start_on_dead_letters() {
     let refused = own.run(async || {}).await.unwrap_err();
     assert!(refused.to_string().contains("OwnDeadLetters"), "{refused}");
 
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let dead = scene.config().queue("orders.dead");
-    let dead = SqliteQueue::open(&dead).await.unwrap();
+    let dead = SqliteQueue::open(dead).await.unwrap();
     let with_records = Pipeline::idempotent(dead, store);
     let refused = with_records.run(async || {}).await.unwrap_err();
     assert!(refused.to_string().contains("DeadLetterQueue"), "{refused}");
 
     // Nobody's dead letters, whatever its name.
     let alone = scene.config().queue("alone.dead");
-    let alone = SqliteQueue::open(&alone).await.unwrap();
+    let alone = SqliteQueue::open(alone).await.unwrap();
     let info = alone.queue_info().await.unwrap();
     assert_eq!(info.dead_letters_of, [""; 0]);
 }
@@ -211,7 +211,7 @@ async fn too_many_deliveries_or_too_much_age_make_a_dead_letter() {
     let mut config = scene.config();
     config.max_deliveries = Some(2);
     config.retention = Some(DAY);
-    let queue = SqliteQueue::open(&config).await.unwrap();
+    let queue = SqliteQueue::open(config).await.unwrap();
     publish(&queue, &messages(&["poison"], None)).await;
     for attempt in 1..=2 {
         assert_eq!(receive(&queue, 1).await[0].attempt, Some(attempt));
@@ -221,7 +221,7 @@ async fn too_many_deliveries_or_too_much_age_make_a_dead_letter() {
     assert_eq!(texts(&receive(&queue, 10).await), ["old"]);
     scene.pass(DAY);
     assert!(receive(&queue, 10).await.is_empty());
-    let dead = SqliteQueue::open(&scene.config().queue("orders.dead"))
+    let dead = SqliteQueue::open(scene.config().queue("orders.dead"))
         .await
         .unwrap();
     let letters = receive(&dead, 10).await;
@@ -373,7 +373,7 @@ async fn the_longest_times_are_times() {
     let mut config = scene.config();
     (config.lease, config.turn) = (Duration::MAX, Duration::MAX);
     config.retention = Some(Duration::MAX);
-    let queue = SqliteQueue::open(&config).await.unwrap();
+    let queue = SqliteQueue::open(config).await.unwrap();
     publish(&queue, &messages(&["x"], None)).await;
     let mut ever = limit(1);
     ever.wait = Duration::MAX;

@@ -11,7 +11,7 @@ use std::time::Duration;
 #[tokio::test]
 async fn a_key_is_claimed_busy_then_done() {
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let (a, b) = (Owner::random(), Owner::random());
     let claimed = store.claim(a, &[claim(1)], LEASE).await.unwrap();
     let held = token(&claimed[0]);
@@ -37,7 +37,7 @@ async fn a_key_is_claimed_busy_then_done() {
 #[tokio::test]
 async fn a_batch_is_answered_as_if_one_by_one() {
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let owner = Owner::random();
     let answers = store
         .claim(owner, &[claim(1), claim(1), claim(2)], LEASE)
@@ -58,7 +58,7 @@ async fn a_batch_is_answered_as_if_one_by_one() {
 #[tokio::test]
 async fn another_payload_is_a_conflict_whether_claimed_or_done() {
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let owner = Owner::random();
     let other = Claim {
         key: key(1),
@@ -75,7 +75,7 @@ async fn another_payload_is_a_conflict_whether_claimed_or_done() {
 #[tokio::test]
 async fn only_a_started_claim_that_expires_is_uncertain_and_stays_so() {
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let (a, b, c) = (Owner::random(), Owner::random(), Owner::random());
     let answers = store.claim(a, &[claim(1), claim(2)], LEASE).await.unwrap();
     let started = HeldClaim {
@@ -112,7 +112,7 @@ async fn only_a_started_claim_that_expires_is_uncertain_and_stays_so() {
 #[tokio::test]
 async fn an_expired_claim_that_nobody_took_is_renewed_and_completes() {
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let answers = store
         .claim(Owner::random(), &[claim(1)], LEASE)
         .await
@@ -136,7 +136,7 @@ async fn an_expired_claim_that_nobody_took_is_renewed_and_completes() {
 #[tokio::test]
 async fn claims_are_not_synced_and_records_are() {
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let before = store.database().commits();
     let answers = store
         .claim(Owner::random(), &[claim(1)], LEASE)
@@ -159,7 +159,7 @@ async fn claims_are_not_synced_and_records_are() {
 #[tokio::test]
 async fn records_are_pruned_when_their_retention_has_passed() {
     let scene = Scene::new();
-    let store = SqliteStore::open(&scene.config()).await.unwrap();
+    let store = SqliteStore::open(scene.config()).await.unwrap();
     let owner = Owner::random();
     let batch: Vec<Claim> = (0..10).map(claim).collect();
     let answers = store.claim(owner, &batch, LEASE).await.unwrap();
@@ -198,7 +198,7 @@ async fn tokens_jump_to_a_new_epoch_when_the_file_is_opened() {
     let scene = Scene::new();
     let mut last = Token(0);
     for n in 0..3 {
-        let store = SqliteStore::open(&scene.config()).await.unwrap();
+        let store = SqliteStore::open(scene.config()).await.unwrap();
         let claimed = store
             .claim(Owner::random(), &[claim(n)], LEASE)
             .await

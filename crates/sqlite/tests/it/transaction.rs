@@ -25,7 +25,7 @@ impl Stage {
         let scene = Scene::new();
         let mut config = scene.config();
         config.turn = turn;
-        let store = SqliteStore::open(&config).await.unwrap();
+        let store = SqliteStore::open(config).await.unwrap();
         let create = |conn: &rusqlite::Connection| conn.execute_batch("CREATE TABLE effect (n)");
         store.database().with(create).await.unwrap();
         Self {
@@ -386,7 +386,7 @@ async fn a_turn_that_lasts_too_long_is_undone_and_the_next_one_comes() {
 #[tokio::test]
 async fn publishing_in_a_transaction_is_part_of_it() {
     let stage = Stage::new().await;
-    let queue = SqliteQueue::open(&stage.scene.config()).await.unwrap();
+    let queue = SqliteQueue::open(stage.scene.config()).await.unwrap();
     let held = stage.claim(1).await;
     let mut tx = stage.begin().await;
     tx.publish(&queue, &[Message::new("rolled back")])
@@ -554,7 +554,7 @@ async fn publish_around_the_first_use(
 #[tokio::test]
 async fn a_handler_that_would_wait_for_its_own_transaction_is_told_so() {
     let stage = Stage::new().await;
-    let queue = Arc::new(SqliteQueue::open(&stage.scene.config()).await.unwrap());
+    let queue = Arc::new(SqliteQueue::open(stage.scene.config()).await.unwrap());
     let source = MemoryQueue::new("source");
     let message = Message::new("one").with_dedup_id("1");
     let published = Sink::publish(&source, &[message]).await;

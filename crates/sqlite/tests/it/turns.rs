@@ -18,7 +18,7 @@ const ENDLESS: &str = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 F
 /// Longer than anything here takes, and shorter than a turn's usual limit.
 const SOON: Duration = Duration::from_secs(15);
 
-async fn store(config: &Config) -> SqliteStore {
+async fn store(config: Config) -> SqliteStore {
     let store = SqliteStore::open(config).await.unwrap();
     let create = |conn: &Connection| conn.execute_batch("CREATE TABLE effect (n)");
     store.database().with(create).await.unwrap();
@@ -50,7 +50,7 @@ async fn sql_without_end_is_interrupted_when_its_turn_is_over() {
         let scene = Scene::new();
         let mut config = scene.config();
         config.turn = Duration::from_millis(100);
-        let store = store(&config).await;
+        let store = store(config).await;
         let claimed = store.claim(Owner::random(), &[claim(1)], LEASE).await;
         let token = token(&claimed.unwrap()[0]);
         let mut first = store.begin().await.unwrap();
@@ -83,7 +83,7 @@ async fn sql_without_end_is_interrupted_when_its_turn_is_over() {
 #[tokio::test]
 async fn sql_for_which_nobody_waits_is_interrupted() {
     let scene = Scene::new();
-    let store = store(&scene.config()).await;
+    let store = store(scene.config()).await;
     let mut tx = store.begin().await.unwrap();
     let dropped = timeout(Duration::from_millis(50), endless(&mut tx, false)).await;
     assert!(dropped.is_err());
@@ -125,7 +125,7 @@ async fn slow(number: String, tx: &mut SqliteTx) -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handlers_time_out_does_not_run_while_it_waits_for_its_turn() {
     let scene = Scene::new();
-    let (store, queue) = (store(&scene.config()).await, published(40).await);
+    let (store, queue) = (store(scene.config()).await, published(40).await);
     let report = pipeline(&queue, &store)
         .concurrency(40)
         // The last one waits for the 39 before it, which takes longer.
@@ -152,7 +152,7 @@ async fn a_handler_that_outlasts_its_turn_has_failed() {
     let scene = Scene::new();
     let mut config = scene.config();
     config.turn = Duration::from_millis(50);
-    let (store, queue) = (store(&config).await, published(1).await);
+    let (store, queue) = (store(config).await, published(1).await);
     let runs = Arc::new(AtomicUsize::new(0));
     let running = pipeline(&queue, &store)
         .state(runs.clone())
@@ -173,8 +173,8 @@ async fn never_ends(tx: &mut SqliteTx) -> Result<(), Error> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pipeline_ends_whatever_its_closures_do() {
     let scene = Scene::new();
-    let store = store(&scene.config()).await;
-    let source = SqliteQueue::open(&scene.config()).await.unwrap();
+    let store = store(scene.config()).await;
+    let source = SqliteQueue::open(scene.config()).await.unwrap();
     let message = Message::new("one").with_dedup_id("1");
     let published = source.publish(&[message]).await;
     published.into_iter().for_each(Result::unwrap);

@@ -30,7 +30,7 @@ pub async fn run(options: &Work, bank: Bank) -> Result<Report, Error> {
         .delays(Duration::from_millis(20), Duration::from_secs(1));
     match options.mode {
         Mode::Transactional => {
-            let store = SqliteStore::open(&options.store.parse()?).await?;
+            let store = SqliteStore::open(options.store.parse()?).await?;
             let pipeline = Pipeline::transactional(source, FaultyStore::new(store, dice.clone()));
             let pipeline = settings(pipeline, options).await?.retry(retry);
             Ok(pipeline.state(dice).layer(delay).run(transfer).await?)
