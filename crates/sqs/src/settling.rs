@@ -140,9 +140,9 @@ impl Shared {
         let wanted = wanted.map(|(at, receipt)| (at, receipt, lease)).collect();
         let answers = all_of(requests(wanted, |chunk| self.extend_chunk(chunk)), true).await;
         let answers = in_places(batch.len(), answers).into_iter();
-        answers
-            .map(|answer| answer.extended(sent + lease))
-            .collect()
+        // More than this SQS refuses.
+        let until = sent + lease.min(leases::LONGEST);
+        answers.map(|answer| answer.extended(until)).collect()
     }
 
     async fn extend_chunk(&self, chunk: Chunk<'_, Duration>) -> Vec<(usize, SettleResult)> {

@@ -67,9 +67,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let mut backoff = Backoff::new();
         loop {
             // One whose lease has ended goes to its lane without a claim, to be given back with those behind it.
-            let may_claim =
-                |in_flight: &Box<InFlight>| is_first(in_flight) && in_flight.lease.leased();
-            let first: Vec<bool> = batch.iter().map(may_claim).collect();
+            let may_claim = |in_flight: &InFlight| is_first(in_flight) && in_flight.lease.leased();
+            let first: Vec<bool> = batch.iter().map(|one| may_claim(one)).collect();
             let wanted = batch.iter().zip(&first).filter(|(_, first)| **first);
             let claims: Vec<Claim> = wanted
                 .filter_map(|(in_flight, _)| in_flight.claim)
@@ -174,6 +173,6 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 }
 
-fn is_first(in_flight: &Box<InFlight>) -> bool {
+fn is_first(in_flight: &InFlight) -> bool {
     in_flight.key_place.as_ref().is_some_and(KeyPlace::is_first)
 }

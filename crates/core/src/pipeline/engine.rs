@@ -291,11 +291,17 @@ impl<Tx: Send + 'static> Engine<Tx> {
         let broker_can = self.capabilities.delayed_nack
             && (!grouped || self.capabilities.ordering == GroupOrder::Group);
         let lease_can = self.capabilities.extend || in_flight.lease.lease_lasts(delay * 2);
-        if (broker_can && delay > in_place) || !lease_can {
-            let delay = if broker_can { delay } else { Duration::ZERO };
+        // Where neither can wait for so long, it waits for as long as the lease lets it: a broker that is given a message back
+        // at once delivers it at once, again and again, until it gives up on it.
+        let spare = in_flight.lease.spare();
+        if broker_can && (delay > in_place || !lease_can) {
             self.give_back(in_flight, delay);
-        } else {
+        } else if lease_can {
             self.lanes.wait(in_flight, Instant::now() + delay);
+        } else if spare.is_zero() {
+            self.give_back(in_flight, Duration::ZERO);
+        } else {
+            self.lanes.wait(in_flight, Instant::now() + spare);
         }
     }
 

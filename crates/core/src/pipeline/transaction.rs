@@ -74,17 +74,13 @@ struct Batch {
 
 impl Batch {
     /// The next of the lane, if the transaction can take it in; `in_flight` holds the lane if nobody in `done` does.
-    fn next(&self, in_flight: &Box<InFlight>, most: u32) -> Option<Box<InFlight>> {
+    fn next(&self, in_flight: &InFlight, most: u32) -> Option<Box<InFlight>> {
         let apart = in_flight.alone || in_flight.attempt() > most;
         if apart || self.done.len() >= SAVEPOINTS || self.began.elapsed() >= OPEN {
             return None;
         }
-        self.done
-            .first()
-            .unwrap_or(in_flight)
-            .lane
-            .as_ref()?
-            .next(most)
+        let first = self.done.first().map_or(in_flight, |first| &**first);
+        first.lane.as_ref()?.next(most)
     }
 }
 

@@ -23,6 +23,8 @@ struct Service {
     grants: Duration,
     /// All messages have one lease.
     shared: bool,
+    /// It can neither extend a lease nor delay what is given back.
+    plain: bool,
     notice: CancellationToken,
     /// How many receipts each call to extend had, and when it came.
     extensions: Arc<Mutex<Vec<(usize, Instant)>>>,
@@ -34,6 +36,7 @@ impl Service {
             queue: MemoryQueue::new("orders").with_lease(LEASE),
             grants,
             shared: false,
+            plain: false,
             notice: CancellationToken::new(),
             extensions: Arc::default(),
         }
@@ -46,7 +49,10 @@ impl Source for Service {
         self.queue.name()
     }
     fn capabilities(&self) -> Capabilities {
-        self.queue.capabilities()
+        let mut capabilities = self.queue.capabilities();
+        capabilities.extend &= !self.plain;
+        capabilities.delayed_nack &= !self.plain;
+        capabilities
     }
     async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         if self.notice.is_cancelled() {
@@ -204,6 +210,28 @@ async fn a_lease_that_is_revoked_lets_finish_what_runs_and_starts_nothing() {
     assert_eq!((report.applied, report.failed), (2, 0), "{report:?}");
     assert_eq!(store.effects(), ["0", "1"]);
     assert_eq!(service.queue.depth(), 3);
+}
+
+/// A broker delivers what it gets back at once, and counts. So a message that another worker has claimed is kept for as long as
+/// its lease lets it, where nothing better can be done: the broker would soon give up on it.
+#[tokio::test(start_paused = true)]
+async fn a_message_that_another_worker_has_claimed_is_not_taken_again_and_again() {
+    let mut service = Service::new(LEASE);
+    service.plain = true;
+    let store = MemoryStore::new();
+    let twice = [numbered(1), numbered(1)];
+    publish(&service.queue, twice).await;
+    let worker = || {
+        Pipeline::transactional(service.clone(), store.clone())
+            .prefetch(1, 1 << 20)
+            .stop_when_idle(IDLE)
+            .run(async |_: &mut MemoryTx| sleep(LEASE * 2 / 3).await)
+    };
+    let (one, other) = tokio::join!(worker(), worker());
+    let mut all = one.unwrap();
+    all += other.unwrap();
+    assert_eq!((all.applied, all.duplicates), (1, 1), "{all:?}");
+    assert!(all.received <= 4, "{all:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -23,7 +23,7 @@ const DOUBT: &str = "crates/core/src/pipeline/doubt.rs";
 const ENGINE: &str = "crates/core/src/pipeline/engine.rs";
 const IN_FLIGHT: &str = "crates/core/src/pipeline/in_flight.rs";
 const INTAKE: &str = "crates/core/src/pipeline/intake.rs";
-const LEASE_RENEWER: &str = "crates/core/src/pipeline/renewer.rs";
+const LEASE_RENEWER: &str = "crates/core/src/pipeline/lease_renewer.rs";
 const LANES: &str = "crates/core/src/pipeline/lanes.rs";
 const STARTS: &str = "crates/core/src/driver/store.rs";
 const SETTLE: &str = "crates/core/src/pipeline/settle.rs";
@@ -182,7 +182,7 @@ pub const MUTANTS: &[Mutant] = &[
         bug: "the broker is told before the effect is durable",
         file: TRANSACTION,
         find: "        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));",
-        replace: "        if PLANTED {\n            let all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));\n            let ack = |in_flight: &Box<InFlight>| crate::Settlement { receipt: in_flight.delivery.receipt.clone(), disposition: crate::Disposition::Ack };\n            let acks: Vec<_> = all.map(ack).collect();\n            self.source.settle(&acks).await;\n        }\n        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));",
+        replace: "        if PLANTED {\n            let all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));\n            let ack = |in_flight: &Box<InFlight>| crate::driver::Settlement { receipt: in_flight.delivery.receipt.clone(), disposition: crate::driver::Disposition::Ack };\n            let acks: Vec<_> = all.map(ack).collect();\n            self.source.settle(&acks).await;\n        }\n        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));",
     },
     Mutant {
         name: "partial-failure-ignored",
@@ -209,8 +209,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "tag-reused-after-reconnect",
         bug: "a delivery tag of a former connection settles another message",
         file: CONSUMER,
-        find: "                channel.out.get(&(*epoch, *tag)).cloned()",
-        replace: "                let epoch = if PLANTED { channel.epoch } else { *epoch };\n                channel.out.get(&(epoch, *tag)).cloned()",
+        find: "        let out = channel.out.get(&(number, tag)).cloned();",
+        replace: "        let number = if PLANTED { channel.epoch } else { number };\n        let out = channel.out.get(&(number, tag)).cloned();",
     },
     Mutant {
         name: "ack-multiple",
@@ -230,9 +230,9 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "renewed-from-the-reply",
         bug: "an extended lease is counted from the answer, not from before the request",
-        file: LEASE_RENEWER,
-        find: "            SettleResult::Applied => state.extended(sent + lease),",
-        replace: "            SettleResult::Applied => state.extended(if PLANTED { Instant::now() } else { sent } + lease),",
+        file: CONSUMER,
+        find: "        let answers = merge(answers, replies).into_iter();",
+        replace: "        let asked = if PLANTED { Instant::now() } else { asked };\n        let answers = merge(answers, replies).into_iter();",
     },
     Mutant {
         name: "renewed-by-wall-clock",
@@ -259,8 +259,15 @@ pub const MUTANTS: &[Mutant] = &[
         name: "not-checked-after-start-mark",
         bug: "a handler starts although its lease ended while its start was being noted",
         file: WORKER,
-        find: "            Ok(verdicts) if verdicts == [Ok(())] && self.can_start(&in_flight) => return Some(in_flight),",
-        replace: "            Ok(verdicts) if verdicts == [Ok(())] && (PLANTED || self.can_start(&in_flight)) => return Some(in_flight),",
+        find: "            Ok(verdicts) if verdicts == [Ok(())] && self.can_start(&in_flight) => {",
+        replace: "            Ok(verdicts) if verdicts == [Ok(())] && (PLANTED || self.can_start(&in_flight)) => {",
+    },
+    Mutant {
+        name: "vain-mark-hides-a-doubt",
+        bug: "a claim that was marked as started and did not run hides the doubt of another worker's",
+        file: CLAIM,
+        find: "                vain.retain(|token| in_doubt.is_some_and(|starts| starts.last == *token));",
+        replace: "                vain.retain(|token| PLANTED || in_doubt.is_some_and(|starts| starts.last == *token));",
     },
     // Order.
     Mutant {
@@ -274,8 +281,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "rest-stays-behind",
         bug: "a head is given back without those behind it",
         file: ENGINE,
-        find: "        let mut rest = in_flight.lane.as_ref().map(LaneLock::rest).unwrap_or_default();",
-        replace: "        let lane = in_flight.lane.as_ref().filter(|_| !PLANTED);\n        let mut rest = lane.map(LaneLock::rest).unwrap_or_default();",
+        find: "            .map(LaneLock::rest)",
+        replace: "            .filter(|_| !PLANTED)\n            .map(LaneLock::rest)",
     },
     Mutant {
         name: "next-connection-goes-back-too",
@@ -399,7 +406,7 @@ pub const SUPPORT: &[(&str, &str, &str)] = &[
     ),
     (
         TX,
-        "        for part in self.savepoints {",
+        "        for savepoint in self.savepoints {",
         "        for savepoint in std::mem::take(&mut this.savepoints) {",
     ),
     (
@@ -409,7 +416,7 @@ pub const SUPPORT: &[(&str, &str, &str)] = &[
     ),
     (
         TX,
-        "records.accept(self.savepoints",
-        "records.accept(this.savepoints",
+        "            self.savepoints\n                .iter()",
+        "            this.savepoints\n                .iter()",
     ),
 ];

@@ -354,7 +354,7 @@ async fn a_panic_or_an_error_in_a_closure_is_the_callers_alone() {
     assert_eq!(panicked.await.unwrap_err().kind(), ErrorKind::Other);
     let failed = tx.execute("INSERT INTO nowhere VALUES (1)", []).await;
     let error = failed.unwrap_err();
-    let cause = std::error::Error::source(&error).unwrap();
+    let cause = error.cause().unwrap();
     assert!(cause.downcast_ref::<rusqlite::Error>().is_some());
     effect(&mut tx, 1).await;
     complete(&mut tx, held).await.unwrap();
