@@ -164,7 +164,8 @@
 //! # Escape hatch
 //!
 //! [`Config::connect`] opens a plain [`lapin`] connection to the same vhost, to declare queues and for all else that is
-//! not here. What it receives comes through the [`filter`] as well.
+//! not here. What it receives comes through the [`filter`] as well. A handler that asks for `Native<RabbitReceipt>` sees channel,
+//! delivery tag, exchange and routing key.
 //!
 //! [`Message::group`]: onlyonce_core::Message::group
 //! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id

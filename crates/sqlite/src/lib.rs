@@ -96,7 +96,8 @@
 //!
 //! [`SqliteTx::with`] and [`Database::with`] give the [`rusqlite::Connection`] itself. The file is an ordinary database:
 //! open it beside onlyonce with any client, for reading at any time and for writing in short transactions. The tables
-//! named `onlyonce_…` are described in `schema.sql`; they may be read, and may change with any version.
+//! named `onlyonce_…` are described in `schema.sql`; they may be read, and may change with any version. A handler that asks for
+//! `Native<SqliteReceipt>` sees its message's row and the token of its lease.
 
 mod claims;
 mod config;

@@ -208,7 +208,7 @@ impl<'a> Running<'a> {
                 Some(Op::End) | None => break running.session.roll_back(tx),
                 Some(Op::Run(step)) => running.run_step(step),
                 Some(Op::Rollback(answer)) => {
-                    running.undo_part();
+                    running.roll_back_savepoint();
                     tell(answer, running.session, Ok(()));
                 }
                 Some(Op::Complete(completion, answer)) => {
@@ -262,7 +262,7 @@ impl<'a> Running<'a> {
         Ok(())
     }
 
-    fn undo_part(&mut self) {
+    fn roll_back_savepoint(&mut self) {
         if let Some(savepoint) = self.savepoint.take() {
             self.session.roll_back(savepoint);
         }
@@ -284,7 +284,7 @@ impl<'a> Running<'a> {
     where
         T: Send + 'static,
     {
-        self.undo_part();
+        self.roll_back_savepoint();
         if let Err(failure) = self.session.release(tx) {
             drop(answer.send(Err(OpError::Lost(failure))));
             return;

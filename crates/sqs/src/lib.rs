@@ -165,7 +165,7 @@
 //! # Escape hatch
 //!
 //! [`Config::connect`] makes a plain [`aws_sdk_sqs::Client`], to create queues and for all else that is not here;
-//! [`message`] reads and writes what this crate sends.
+//! [`message`] reads and writes what this crate sends. A handler that asks for `Native<SqsReceipt>` sees the receipt handle.
 //!
 //! [`Message::group`]: onlyonce_core::Message::group
 //! [`Message::dedup_id`]: onlyonce_core::Message::dedup_id

@@ -237,7 +237,7 @@ async fn very_slow(body: Bytes, tx: &mut MemoryTx) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_key_with_another_payload_is_a_conflict_not_a_duplicate() {
+async fn the_same_key_with_another_payload_is_a_mismatch_not_a_duplicate() {
     let (queue, store) = (MemoryQueue::new("orders"), MemoryStore::new());
     publish(
         &queue,

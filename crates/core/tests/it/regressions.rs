@@ -476,7 +476,7 @@ async fn a_handler_is_dropped_when_its_lease_ends() {
 
 /// A failure in the middle of a shared transaction rolls back itself and nothing else.
 #[tokio::test(start_paused = true)]
-async fn a_failure_within_a_shared_transaction_undoes_only_itself() {
+async fn a_failure_within_a_shared_transaction_rolls_back_only_itself() {
     let (queue, store) = (MemoryQueue::new("orders"), MemoryStore::new());
     publish(&queue, (0..30).map(|n| numbered(n).with_group("g"))).await;
     let report = Pipeline::transactional(queue.clone(), store.clone())
@@ -530,7 +530,7 @@ async fn the_default_retention_outlasts_the_longest_queue_retention() {
 
 /// A worker that died between effect and record leaves the outcome in doubt: the user chooses.
 #[tokio::test(start_paused = true)]
-async fn an_uncertain_outcome_is_run_again_or_quarantined() {
+async fn an_outcome_in_doubt_is_run_again_or_quarantined() {
     for (in_doubt, applied, quarantined) in [(InDoubt::RunAgain, 2, 0), (InDoubt::Quarantine, 1, 1)]
     {
         let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(1));

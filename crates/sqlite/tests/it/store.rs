@@ -56,7 +56,7 @@ async fn a_batch_is_answered_as_if_one_by_one() {
 }
 
 #[tokio::test]
-async fn another_payload_is_a_conflict_whether_claimed_or_done() {
+async fn another_payload_is_a_mismatch_whether_claimed_or_done() {
     let scene = Scene::new();
     let store = SqliteStore::open(scene.config()).await.unwrap();
     let owner = Owner::random();
@@ -73,7 +73,7 @@ async fn another_payload_is_a_conflict_whether_claimed_or_done() {
 }
 
 #[tokio::test]
-async fn only_a_started_claim_that_expires_is_uncertain_and_stays_so() {
+async fn only_a_started_claim_that_expires_is_in_doubt_and_stays_so() {
     let scene = Scene::new();
     let store = SqliteStore::open(scene.config()).await.unwrap();
     let (a, b, c) = (Owner::random(), Owner::random(), Owner::random());

@@ -137,7 +137,7 @@ async fn transactions_that_wait_for_their_turn_share_a_commit() {
 }
 
 #[tokio::test]
-async fn a_stale_token_is_refused_and_its_effects_undone() {
+async fn a_stale_token_is_refused_and_its_effects_rolled_back() {
     let stage = Stage::new().await;
     let zombie = stage.claim(1).await;
     stage.scene.pass(LEASE);
@@ -158,7 +158,7 @@ async fn a_stale_token_is_refused_and_its_effects_undone() {
 }
 
 #[tokio::test]
-async fn a_part_is_undone_alone() {
+async fn a_savepoint_is_rolled_back_alone() {
     let stage = Stage::new().await;
     let (held1, held3) = (stage.claim(1).await, stage.claim(3).await);
     let mut tx = stage.begin().await;
@@ -174,7 +174,7 @@ async fn a_part_is_undone_alone() {
 }
 
 #[tokio::test]
-async fn dropping_undoes_all_of_it_and_nothing_else() {
+async fn dropping_rolls_back_all_of_it_and_nothing_else() {
     let stage = Stage::new().await;
     let (held1, held2) = (stage.claim(1).await, stage.claim(2).await);
     let mut dropped = stage.begin().await;
@@ -201,7 +201,7 @@ async fn dropping_undoes_all_of_it_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn after_a_dropped_call_only_undo_is_possible() {
+async fn after_a_dropped_call_only_a_rollback_is_possible() {
     let stage = Stage::new().await;
     let held = stage.claim(1).await;
     let mut tx = stage.begin().await;
@@ -363,7 +363,7 @@ async fn a_panic_or_an_error_in_a_closure_is_the_callers_alone() {
 }
 
 #[tokio::test]
-async fn a_turn_that_lasts_too_long_is_undone_and_the_next_one_comes() {
+async fn a_turn_that_lasts_too_long_is_rolled_back_and_the_next_one_comes() {
     let stage = Stage::with_turn(Duration::from_millis(50)).await;
     let held = stage.claim(1).await;
     let mut stuck = stage.begin().await;
