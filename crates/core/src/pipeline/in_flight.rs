@@ -233,13 +233,13 @@ impl LeaseState {
         self.leased() && until.is_none_or(|d| d > Instant::now() + more)
     }
 
-    /// For how long it can wait and still be run: until a quarter of the lease is left.
+    /// For how long it can wait and still be run and settled in time, by a clock that is slow too: until half of the lease is left.
     pub(crate) fn spare(&self) -> Duration {
         let Some((until, length)) = self.source_deadline().filter(|_| self.leased()) else {
             return Duration::ZERO;
         };
         let left = until.saturating_duration_since(Instant::now());
-        left.saturating_sub(length / 4)
+        left.saturating_sub(length / 2)
     }
 
     fn claim_lasts(&self, more: Duration) -> bool {
