@@ -14,11 +14,11 @@ import time
 
 import ledger
 
-# A run in which nothing was published or applied for so many seconds has come to a stop.
+# A run in which nothing was published or applied for this number of seconds has come to a stop.
 STUCK = 120
-# What happens to workers and broker happens while there is still work for so many seconds at full speed.
+# What happens to workers and broker happens while there is still work for this number of seconds at full speed.
 WORK_LEFT = 1
-# Workers that end as soon as they start, so often and for so many seconds in a row, have no broker's fault for an excuse.
+# Workers that end as soon as they start, this often and for this number of seconds in a row, have no broker's fault for an excuse.
 FALSE_STARTS = 5
 FALSE_STARTS_FOR = 15
 
@@ -120,7 +120,7 @@ class Run(Scenario):
     WORKERS = 1
     # How many transfers they apply in a second at most: what they are slowed down to.
     SPEED = None
-    # A queue that gave nothing for so many seconds is empty: whatever a dead worker held has come back by then.
+    # A queue that gave nothing for this number of seconds is empty: whatever a dead worker held has come back by then.
     IDLE = 4
 
     def __init__(self, options, folder):
@@ -222,7 +222,7 @@ class Run(Scenario):
         self.replace(worker)
 
     def wait_for(self, transfers):
-        """Waits until so many transfers are in the ledger."""
+        """Waits until this number of transfers are in the ledger."""
         def reached():
             self.supervise()
             entries = self.progress[0][0]

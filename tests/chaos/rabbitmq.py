@@ -26,7 +26,7 @@ DELAY = 0.01
 def arguments():
     parser = chaos.run_arguments(__doc__, transfers=50_000, kills=50)
     parser.add_argument("--url", required=True, help="AMQP URL without a query")
-    parser.add_argument("--groups", type=int, default=50, help="half of the transfers belong to one of so many; 0: none")
+    parser.add_argument("--groups", type=int, default=50, help="half of the transfers belong to one of this number of groups; 0: none")
     parser.add_argument("--single", action="store_true", help="a single active consumer; without groups the queue is one")
     parser.add_argument("--limit", type=int, help="the queue's delivery limit; the broker's default if not given")
     parser.add_argument("--dead-letters", action="store_true", help="the queue has a dead-letter exchange")

@@ -22,7 +22,7 @@ import chaos
 import ledger
 
 KEY = "idempotency-key"
-# The lease, in seconds: what a killed worker held comes back after so long.
+# The lease, in seconds: what a killed worker held comes back after it.
 VISIBILITY = 4
 # What the workers are slowed down to, so that there is always work left to be killed in.
 PREFETCH = 100

@@ -13,13 +13,13 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-# What a failed job's log says of the failure is shown again at the end: so many of the lines that tell what failed, and so many
-# last lines. It is little, since some CI shows only the end of a log.
+# What a failed job's log says of the failure is shown again at the end: at most this number of the lines that tell what failed,
+# and this number of last lines. It is little, since some CI shows only the end of a log.
 TELLING = 10
 LAST = 6
 # A test that failed with where and why, an error of the compiler's or of a check's, a traceback's end.
 TELLS = re.compile(r"^test .* FAILED$|panicked at|^error|^\w*(Error|Exception)\b")
-# Of a line so much.
+# How much of a line is shown.
 WIDTH = 400
 
 

@@ -103,7 +103,7 @@ pub(crate) fn ratio(of: &[f64], to: &[f64]) -> Summary {
     Summary::of(of.iter().zip(to).map(|(a, b)| a / b))
 }
 
-/// Stops a pipeline after so many messages.
+/// Stops a pipeline after a number of messages.
 pub(crate) struct StopAfter {
     left: AtomicUsize,
     stop: CancellationToken,

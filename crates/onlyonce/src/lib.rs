@@ -10,6 +10,14 @@
 //! | `sqs` | `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`, `sqs://NAME?region=REGION`, `arn:aws:sqs:REGION:ACCOUNT:NAME` | |
 //!
 //! What is promised, and under which assumptions, stands with the four modes of [`Pipeline`].
+//!
+//! | module | for whom |
+//! |---|---|
+//! | the root, and most of it in [`prelude`] | who writes a worker: pipeline, settings, what handlers take and return |
+//! | [`attributes`] | who writes or reads messages elsewhere: the names of the attributes that the pipeline knows |
+//! | [`handler`] | who writes an extractor or a `tower` layer, or tests a handler without a pipeline |
+//! | [`driver`] | who writes an adapter for another broker or store |
+//! | [`memory`] | tests and demos: a queue and a store in memory |
 
 mod registry;
 

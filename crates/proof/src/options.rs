@@ -53,7 +53,7 @@ pub struct Simulate {
 
 #[derive(Args, Clone, Debug)]
 pub struct Mutants {
-    /// At most so many seeds for each bug.
+    /// The most seeds for each bug.
     #[arg(long, default_value_t = 100_000)]
     pub seeds: u64,
     /// Only if the code is not the one for which the table in the docs was written.

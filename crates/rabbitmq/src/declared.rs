@@ -16,7 +16,7 @@ const LIMIT: &str = "x-delivery-limit";
 const ASKED: [&str; 3] = [TYPE, "x-single-active-consumer", LIMIT];
 /// None of the three takes this value, so nothing is ever declared by asking.
 const NO_VALUE: &str = "onlyonce-asks";
-/// So many questions are put: more than there are arguments.
+/// At most this number of questions are asked: more than there are arguments.
 const MOST: usize = 40;
 
 /// What is known of a queue's declaration. Policies do not show.

@@ -460,7 +460,7 @@ pub(crate) fn left_out(properties: &BasicProperties) -> Option<String> {
     header(properties, LEFT_OUT).and_then(text)
 }
 
-/// Makes the properties of a dead letter fit into so many bytes: leaves out the largest headers and names them in
+/// Makes the properties of a dead letter fit into `most` bytes: leaves out the largest headers and names them in
 /// another, but not what the pipeline says of it, and its group and its id last. Does nothing to other messages.
 pub(crate) fn fit(
     properties: BasicProperties,

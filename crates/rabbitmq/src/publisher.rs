@@ -29,11 +29,11 @@ pub(crate) struct Outgoing {
     pub(crate) body: Bytes,
 }
 
-/// So much is handed to the connection before its confirmations are awaited.
+/// At most this is handed to the connection before its confirmations are awaited.
 const CHUNK_MESSAGES: usize = 1_000;
 const CHUNK_BYTES: usize = 16 << 20;
 
-/// The time-out is measured in so many steps.
+/// The time-out is measured in this number of steps.
 const STEPS: u32 = 10;
 /// How often it is looked at whether the broker blocks the connection.
 const LOOK: Duration = Duration::from_millis(100);
@@ -60,7 +60,7 @@ struct Shared {
     link: Arc<Mutex<Option<Link>>>,
     /// Of that connection.
     status: StdMutex<Option<ConnectionStatus>>,
-    /// So long a batch waits while the broker blocks the connection.
+    /// How long a batch waits while the broker blocks the connection.
     unsent: Duration,
     /// It was closed.
     stop: CancellationToken,
@@ -161,7 +161,7 @@ impl Publisher {
 type Results = Vec<Result<(), Error>>;
 
 impl Shared {
-    /// Waits for the batch under way, but while the broker blocks the connection only so long.
+    /// Waits for the batch under way, but while the broker blocks the connection for this long only.
     async fn turn(&self, blocked: Duration) -> Result<OwnedMutexGuard<Option<Link>>, Fault> {
         let mut turn = pin!(Arc::clone(&self.link).lock_owned());
         loop {

@@ -15,7 +15,7 @@ use crate::headers::Counts;
 /// The delivery limit of a quorum queue for which none is set
 /// (<https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling>).
 const DEFAULT_LIMIT: u32 = 20;
-/// A limit from here on is none: nobody stops or kills workers so often while one message is held.
+/// A limit from here on is none: nobody stops or kills workers that often while one message is held.
 const ENOUGH: u32 = 1_000;
 /// With a lower limit there is no room to act between the first return and the last.
 const LEAST_LIMIT: u32 = 4;
@@ -104,7 +104,7 @@ impl<'a> Queue<'a> {
     }
 
     /// After how many returns of a message the broker gives up on it, whatever the reason of the returns; `None`: never,
-    /// or after so many that it is not for this.
+    /// or after too many for it to be for this.
     pub(crate) fn delivery_limit(&self) -> Option<u32> {
         if !self.is_quorum() {
             return None;

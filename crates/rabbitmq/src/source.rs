@@ -32,11 +32,11 @@ use crate::{Config, config};
 
 /// How long a channel on which nothing was settled must have lived for the next reconnection to be quick again.
 const STABLE: Duration = Duration::from_secs(10);
-/// A warning says when the prefetch is full and nothing was settled for so long.
+/// A warning says when the prefetch is full and nothing was settled for this long.
 const STUCK: Duration = Duration::from_secs(30);
 /// Deliveries taken from the client in one go.
 const CHUNK: usize = 1_000;
-/// So much sooner than the broker, a lease ends here: at most, and in parts of the lease.
+/// A lease ends here sooner than at the broker: by this at most, and by this part of the lease.
 const MARGIN: Duration = Duration::from_secs(1);
 const MARGIN_PART: u32 = 10;
 
@@ -756,7 +756,7 @@ async fn send(channel: &Channel, frame: Frame) -> lapin::Result<()> {
     }
 }
 
-/// Keeps a channel open until the source is closed, or until an error that trying again does not mend.
+/// Keeps a channel open until the source is closed, or until an error that trying again does not fix.
 async fn drive(shared: Arc<Shared>) -> Result<(), Fault> {
     let mut backoff = Backoff::default();
     loop {

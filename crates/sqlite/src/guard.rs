@@ -5,7 +5,7 @@ use std::time::Instant;
 use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
-/// After so many steps of SQLite's machine, some tens of microseconds, it is asked whether to go on.
+/// After this number of steps of SQLite's machine, some tens of microseconds, it is asked whether to go on.
 const STEPS: i32 = 10_000;
 
 /// The pragmas that a closure may give a value: they read, or write what is rolled back with the rest.

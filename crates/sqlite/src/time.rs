@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use crate::config::millis;
 use crate::error::DbError;
 
-/// The file's time is written down when it has moved on by so much.
+/// The file's time is written down when it has moved on by this much.
 const STALE: i64 = 1_000;
 
 /// Where time comes from.

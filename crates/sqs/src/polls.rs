@@ -12,7 +12,7 @@ const LONGEST_WAIT: f64 = 20.0;
 const SECOND: Duration = Duration::from_secs(1);
 /// Between requests that do not wait.
 const PAUSE: Duration = Duration::from_millis(100);
-/// For so long SQS knows a receive attempt:
+/// SQS remembers a receive attempt for this long:
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ReceiveMessage.html>
 const ATTEMPT: Duration = Duration::from_secs(300);
 

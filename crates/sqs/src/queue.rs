@@ -95,7 +95,7 @@ impl Queue {
         Ok(urls.map(name).collect())
     }
 
-    /// Waits for the answer to a request, so long at most.
+    /// Waits for the answer to a request, for at most this long.
     pub(crate) async fn call<T, E>(
         &self,
         what: &str,

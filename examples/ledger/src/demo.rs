@@ -22,7 +22,7 @@ use onlyonce::Report;
 
 /// How long a dead worker's messages wait for the next one: short, since here workers die all the time.
 const LEASE: u64 = 2;
-/// A queue that gave nothing for so long is empty: whatever a dead worker held has come back by then.
+/// A queue that gave nothing for this long is empty: whatever a dead worker held has come back by then.
 const EMPTY: u64 = LEASE + 1;
 const TICK: Duration = Duration::from_millis(10);
 /// Longer without any progress is a bug.

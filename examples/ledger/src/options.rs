@@ -67,7 +67,7 @@ pub struct Work {
     /// Where messages go that cannot be processed; needed where the queue has no place for them.
     #[arg(long)]
     pub dead_letter: Option<String>,
-    /// Stop when the queue has been empty for so many seconds.
+    /// Stop when the queue has been empty for this number of seconds.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub drain_when_empty: Option<Duration>,
     #[arg(long, value_enum, default_value_t = Mode::Transactional)]
@@ -81,7 +81,7 @@ pub struct Work {
     /// How long a dead worker's messages wait for the next one.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub claim_lease: Duration,
-    /// Print the counts so often, not only at the end.
+    /// Print the counts at this interval, not only at the end.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub report_every: Option<Duration>,
     #[command(flatten)]
@@ -94,10 +94,10 @@ pub struct Faults {
     /// Lose acks, fail commits and lose their answers, at random from this seed.
     #[arg(long, hide = true, value_name = "SEED")]
     pub faults: Option<u64>,
-    /// Wait so long before the handler.
+    /// Wait this long before the handler.
     #[arg(long, hide = true, value_name = "SECONDS", default_value = "0", value_parser = seconds)]
     pub delay_before: Duration,
-    /// Wait so long between the handler's effect and its end.
+    /// Wait this long between the handler's effect and its end.
     #[arg(long, hide = true, value_name = "SECONDS", default_value = "0", value_parser = seconds)]
     pub delay_after: Duration,
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onlyonce::{Counters, Report};
-/// Prints the counts so often, until the process ends.
+/// Prints the counts at this interval, until the process ends.
 pub fn print_every(every: Duration, counters: Arc<Counters>) {
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(every);

@@ -6,7 +6,7 @@ use onlyonce::attributes::IDEMPOTENCY_KEY;
 
 use crate::worker::Transfer;
 
-/// A repeated message comes at most so many transfers after the first.
+/// A repeated message comes at most this number of transfers after the first.
 const REPEAT_WITHIN: u64 = 2_000;
 const ACCOUNTS: u64 = 1_000;
 
@@ -17,7 +17,7 @@ pub struct Traffic {
     /// How many transfers are sent twice, in percent.
     pub duplicates: u8,
     pub poison: u64,
-    /// Every second transfer belongs to one of so many groups.
+    /// Every second transfer belongs to one of this number of groups.
     pub groups: u64,
 }
 

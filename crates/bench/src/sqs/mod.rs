@@ -40,7 +40,7 @@ enum Variant {
     Transactional,
 }
 
-/// What is in the queue: so many messages of a group in a row, in so many groups; none: a standard queue.
+/// What is in the queue: how many messages of a group in a row, and in how many groups; none: a standard queue.
 #[derive(Clone, Copy)]
 struct Load {
     groups: usize,

@@ -38,7 +38,7 @@ impl Queue {
         Ok(Self { client, url })
     }
 
-    /// So many messages of one group stand together, in so many groups; none: no message has a group.
+    /// How many messages of one group stand together, and in how many groups; none: no message has a group.
     pub(crate) async fn fill(&self, count: usize, groups: usize, run: usize) -> Result<(), Error> {
         let message = |n: usize| {
             let message = Message::new(BODY.as_slice()).with_dedup_id(format!("message-{n}"));

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 const LEASE: Duration = Duration::from_secs(5);
 const ATTEMPTS: u32 = 3;
-/// So many runs alone follow, where their workers died.
+/// How many runs alone follow, where their workers died.
 const ALONE: u32 = 3;
 
 fn orders() -> MemoryQueue {
@@ -32,7 +32,7 @@ fn reasons(queue: &MemoryQueue) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Lets so many workers receive a message and die without having run it.
+/// Lets `workers` workers receive a message and die without having run it.
 async fn hold(queue: &MemoryQueue, workers: u32) {
     for _ in 0..workers {
         let held = queue.clone();

@@ -22,7 +22,7 @@ struct Billed {
     queue: MemoryQueue,
     received: Arc<Mutex<Vec<Receipt>>>,
     settled: Arc<Mutex<Vec<Settled>>>,
-    /// So many settlements, the first, are not known to have been made.
+    /// How many settlements, the first ones, are not known to have been made.
     refused: Arc<AtomicUsize>,
 }
 

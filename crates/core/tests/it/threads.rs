@@ -1,6 +1,6 @@
 //! Several pipelines on real threads, in real time: what the simulation, on one thread, cannot see.
 //!
-//! Leases are so long that nothing comes again by itself: a message whose wake-up is lost stays where it is, and the run does
+//! Leases are long enough that nothing comes again by itself: a message whose wake-up is lost stays where it is, and the run does
 //! not end.
 
 use std::collections::HashMap;

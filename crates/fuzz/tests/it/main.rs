@@ -1,5 +1,5 @@
 //! Every fuzz target: its corpus, then changes of it that are the same in every run, so that a commit that passed
-//! passes again. `ONLYONCE_SECONDS=<seconds> cargo test -p fuzz` looks for new ones for so long in each target. A failure
+//! passes again. `ONLYONCE_SECONDS=<seconds> cargo test -p fuzz` looks for new ones for that time in each target. A failure
 //! prints a seed; `ONLYONCE_SEED=<seed> cargo test -p fuzz <target>` runs that input again.
 
 #![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]

@@ -20,11 +20,11 @@ use super::instrument::{LastWords, Passes, Trap};
 use super::traffic::Traffic;
 use super::worker::{Mode, Work};
 
-/// A worker that finds no more messages for so long gives up waiting for its trap.
+/// A worker that finds no more messages for this long gives up waiting for its trap.
 const IDLE: Duration = Duration::from_millis(500);
 /// The last worker waits until every lease of the dead has ended.
 const DRAIN: Duration = Duration::from_secs(3);
-/// So often a point is tried that was not reached.
+/// How often a point is tried that was not reached.
 const TRIES: u32 = 12;
 /// Most workers die before they have done a portion; what they leave is there for the next.
 const JOBS_PER_PORTION: usize = 3;

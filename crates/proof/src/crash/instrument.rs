@@ -21,7 +21,7 @@ const SUSPENSIONS: u8 = 3;
 pub enum Moment {
     /// Nothing was asked yet.
     Before,
-    /// It has been suspended so many times: the call is under way.
+    /// How many times it has been suspended: the call is under way.
     UnderWay(u8),
     /// The answer is there; nobody has acted on it.
     Answered,

@@ -18,7 +18,7 @@ pub enum Obstacle {
     None,
     /// It fails at its first attempt.
     FailsOnce,
-    /// It takes so long that lease and claim must be renewed.
+    /// It takes long enough that lease and claim must be renewed.
     Slow,
     /// It always fails.
     Poison,

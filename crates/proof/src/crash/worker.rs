@@ -37,7 +37,7 @@ pub struct Work {
     /// The file of store and ledger.
     pub file: PathBuf,
     pub trap: Option<Trap>,
-    /// Stop after so long without a message.
+    /// Stop after this time without a message.
     pub idle: Duration,
 }
 

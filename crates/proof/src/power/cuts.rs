@@ -18,7 +18,7 @@ use super::pipeline::Mode;
 use super::scenes::Scene;
 use super::trace::Event;
 
-/// Every so many cuts, all that is left is worked off.
+/// After every group of this many cuts, all that is left is worked off.
 const ENDINGS: usize = 10;
 /// Images that wait for an audit.
 const WAITING: usize = 4;

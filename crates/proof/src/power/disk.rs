@@ -219,7 +219,7 @@ mod tests {
         Event::Sync("a".into())
     }
 
-    /// Everything that the disk can hold, as far as so many tries show it.
+    /// Everything that the disk can hold, as far as 2,000 tries show it.
     fn images(disk: &Disk) -> BTreeSet<Image> {
         let image = |seed| disk.image(&mut Luck::draw(seed, disk.unsynced()));
         (0..2_000).map(image).collect()

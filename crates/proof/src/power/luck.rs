@@ -21,7 +21,7 @@ enum Manner {
     Nothing,
     /// or all of it,
     Everything,
-    /// or so many, in their order: the last of them in part,
+    /// or the first few, in their order: the last of them in part,
     First(usize),
     /// or all but this one,
     AllBut(usize),
@@ -32,7 +32,7 @@ enum Manner {
 }
 
 impl Luck {
-    /// What this seed gives, where so many changes are to be decided about.
+    /// What this seed gives, where `changes` changes are to be decided about.
     pub fn draw(seed: u64, changes: usize) -> Self {
         let mut rng = Rng::with_seed(seed);
         let one = rng.usize(0..=changes.saturating_sub(1));

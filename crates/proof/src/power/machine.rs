@@ -16,7 +16,7 @@ pub struct Machine<'a> {
 /// One power failure.
 #[derive(Debug)]
 pub struct Case {
-    /// After so many events.
+    /// After this number of events.
     pub at: usize,
     /// How many changes chance has decided about.
     pub unsynced: usize,
@@ -34,7 +34,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Goes on until so many events have happened.
+    /// Goes on until this number of events have happened.
     pub fn run(&mut self, until: usize) -> Result<(), String> {
         let events = self.events.get(self.at..until).unwrap_or_default();
         for event in events {

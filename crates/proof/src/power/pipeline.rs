@@ -56,7 +56,7 @@ pub fn key(id: u32) -> KeyDigest {
     KeyDigest::new(&scope, &DedupKey::new(dedup_id(id)))
 }
 
-/// A record that is there for its weight: with so many, the log of records is sealed under the traffic's eyes.
+/// A record that is there for its weight: with this number of them, the log of records is sealed under the traffic's eyes.
 pub fn ballast(n: u32) -> KeyDigest {
     let mut key = [BALLAST; 16];
     key[12..].copy_from_slice(&n.to_be_bytes());

@@ -76,7 +76,7 @@ pub const LIES: [Lie; 4] = [
 /// A recording of a disk that lies.
 pub struct Spoilt {
     pub events: Vec<Event>,
-    /// Where a sync is missing that no later one makes up for: so many events have happened by then.
+    /// Where a sync is missing that no later one makes up for: the number of events that have happened by then.
     pub points: Vec<usize>,
 }
 

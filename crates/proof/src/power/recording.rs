@@ -27,7 +27,7 @@ pub struct Recorder {
 const FIRST: [Range<u32>; 2] = [0..90, 90..180];
 const THEN: [Range<u32>; 3] = [180..270, 270..360, 360..360];
 
-/// The messages of the worker after so many power failures.
+/// The messages of the worker after `failures` power failures.
 fn after(failures: u32) -> Range<u32> {
     let first = 270 + 90 * failures;
     first..first + 90

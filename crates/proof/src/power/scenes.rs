@@ -2,7 +2,7 @@
 
 use super::pipeline::Mode;
 
-/// So many records nearly fill the log.
+/// This number of records nearly fills the log.
 const NEARLY_FULL: u32 = 32_500;
 
 /// One recording.
@@ -11,7 +11,7 @@ pub struct Scene {
     pub name: &'static str,
     pub mode: Mode,
     pub durable_acks: bool,
-    /// So many records are there before the others start: so many that the store copies its log into the file by itself.
+    /// How many records are there before the others start: enough that the store copies its log into the file by itself.
     /// Elsewhere another connection does that, far more often.
     pub ballast: u32,
     pub seed: u64,

@@ -22,7 +22,7 @@ use crate::error::failed;
 /// The database in the folder that is watched.
 pub const FILE: &str = "app.db";
 const IDLE: Duration = Duration::from_millis(150);
-/// The log is copied into the file so often, and not only after the 16 MiB that the store waits for.
+/// The log is copied into the file at this interval, and not only after the 16 MiB that the store waits for.
 const CHECKPOINTS: Duration = Duration::from_millis(25);
 /// Published when nobody takes them any more: the next worker finds them when it has just opened the file.
 const LEFT: u32 = 16;

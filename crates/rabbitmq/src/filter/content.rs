@@ -11,7 +11,7 @@ use super::{table, wire};
 pub(crate) const UNREADABLE: &str = "x-onlyonce-unreadable";
 /// Beside [`UNREADABLE`]: how the headers begin that it stands for, in hexadecimal.
 pub(crate) const RAW: &str = "x-onlyonce-unreadable-bytes";
-/// So many bytes of them: a dead letter has to fit into a frame as well.
+/// At most this number of their bytes: a dead letter has to fit into a frame as well.
 const MOST_RAW: usize = 2_048;
 
 /// Class, weight and the size of the body.

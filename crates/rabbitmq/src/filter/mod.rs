@@ -73,9 +73,9 @@ pub struct Filter {
 #[derive(Clone, Copy, Debug)]
 enum State {
     Head,
-    /// So many bytes of a frame are to be held yet.
+    /// How many bytes of a frame are still to be held.
     Holding(usize),
-    /// So many bytes of a frame are to be handed on yet.
+    /// How many bytes of a frame are still to be handed on.
     Passing(usize),
     /// No more frames.
     OtherVersion,

@@ -6,7 +6,7 @@ use crate::headers::ATTEMPT;
 
 /// Tables and arrays within the headers may be nested so deep.
 pub const MAX_DEPTH: usize = 32;
-/// Headers may take so many times their bytes in memory, and [`SLACK`] beyond.
+/// Headers may take this many times their bytes in memory, and [`SLACK`] beyond.
 ///
 /// So a table of texts is never too much, however many and short they are.
 pub const FACTOR: usize = 20;

@@ -616,7 +616,7 @@ fn read_all(mut stream: stream::Filtered<Pieces>) -> (Vec<u8>, Option<String>) {
     }
 }
 
-/// A socket that has so many bytes at a time.
+/// A socket that has this number of bytes at a time.
 struct Pieces(Vec<u8>, usize);
 
 impl futures_io::AsyncRead for Pieces {

@@ -22,7 +22,7 @@ async fn apply_the_good(body: Bytes, tx: &mut MemoryTx) -> Result<(), Failure> {
     }
 }
 
-/// So many messages are held at most: fewer than are bad.
+/// How many messages are held at most: fewer than are bad.
 const HELD: usize = 100;
 const BAD: u32 = 150;
 

@@ -453,7 +453,7 @@ async fn hold(queue: &str) {
     let config = format!("{}?queue={queue}&prefetch={HELD}&heartbeat=300s", url());
     let source = onlyonce_rabbitmq::RabbitSource::new(config.parse().unwrap()).unwrap();
     let before = most_memory();
-    // The broker takes a while for messages of so many values, and may say nothing meanwhile.
+    // The broker takes a while for messages with that number of values, and may say nothing meanwhile.
     let (mut held, deadline) = (Vec::new(), Instant::now() + 10 * PATIENCE);
     while held.len() < HELD {
         assert!(Instant::now() < deadline, "{} of {HELD}", held.len());

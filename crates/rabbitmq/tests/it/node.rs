@@ -105,7 +105,7 @@ async fn an_alarm_doubles_no_dead_letter() {
     }
 }
 
-/// Asserts that so many messages are there, and that no more come.
+/// Asserts that `many` messages are there, and that no more come.
 async fn assert_settled(queue: &Queue, many: u32) {
     queue.assert_left(many).await;
     sleep(Duration::from_secs(2)).await;
@@ -298,7 +298,7 @@ async fn connections_closed_by_the_operator_are_opened_again() {
     source.close().await.unwrap();
 }
 
-/// So many moments of a connection's opening are tried.
+/// How many moments of a connection's opening are tried.
 const MOMENTS: u32 = 60;
 
 /// Whatever is dropped half-way, no connection stays, least of all one with a consumer that keeps messages to itself.

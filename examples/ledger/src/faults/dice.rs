@@ -22,7 +22,7 @@ impl Dice {
         Self(seed.map(|seed| Arc::new(Mutex::new(Rng::with_seed(seed)))))
     }
 
-    /// True so many times in a thousand.
+    /// True `per_mille` times in a thousand.
     pub fn hits(&self, per_mille: u32) -> bool {
         self.0.as_ref().is_some_and(|rng| {
             let mut rng = rng.lock().unwrap_or_else(PoisonError::into_inner);
@@ -30,7 +30,7 @@ impl Dice {
         })
     }
 
-    /// Each of the two faults so many times in a thousand.
+    /// How often in a thousand each of the two faults comes.
     pub fn fate(&self, per_mille: u32) -> Fate {
         if self.hits(per_mille) {
             Fate::NotMade

@@ -85,7 +85,7 @@ pub struct FaultyQueue {
     pub timed: bool,
     /// Whether deliveries are counted.
     pub counts: bool,
-    /// So many inspections find nobody at home.
+    /// How often `queue_info` finds nobody there.
     pub absent: Arc<AtomicUsize>,
     pub count: Arc<AtomicUsize>,
     pub received: Arc<Mutex<Vec<Delivery>>>,

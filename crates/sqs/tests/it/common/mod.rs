@@ -54,7 +54,7 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// With a visibility timeout of so many seconds.
+    /// With a visibility timeout of `visibility` seconds.
     pub(crate) async fn create(emulator: Emulator, kind: Kind, visibility: u64) -> Self {
         Self::with(emulator, kind, visibility, &[]).await
     }

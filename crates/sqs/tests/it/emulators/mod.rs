@@ -1,5 +1,5 @@
 //! Where the emulators do otherwise than AWS, as a table that is held against them: `./tests/run sqs`. A deviation that
-//! was mended is noticed, and so is one that nothing else covers.
+//! was fixed is noticed, and so is one that nothing else covers.
 
 mod probes;
 

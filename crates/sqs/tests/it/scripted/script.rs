@@ -194,7 +194,7 @@ pub(crate) fn never() -> Answer {
     Answer::of(What::Never)
 }
 
-/// Each of so many entries was done.
+/// Each of `count` entries was done.
 pub(crate) fn done(count: usize) -> Answer {
     let ids: Vec<usize> = (0..count).collect();
     partly(&ids, &[])
@@ -283,7 +283,7 @@ impl Script {
         }))
     }
 
-    /// Every answer is so long on its way.
+    /// Every answer takes this long.
     pub(crate) fn far_away(self, way: Duration) -> Self {
         *locked(&self.0.way) = way;
         self

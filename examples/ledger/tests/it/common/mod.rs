@@ -80,7 +80,7 @@ impl Folder {
         )
     }
 
-    /// Asserts that so many transfers are in the tables, each once.
+    /// Asserts that `transfers` transfers are in the tables, each once.
     pub fn assert_each_once(&self, transfers: u64) {
         let (audit, sound) = self.audit();
         assert!(sound, "{audit}");
