@@ -1,5 +1,6 @@
 """The ledger's worker as a child process, and its tables: what the chaos tests share."""
 
+import glob
 import json
 import os
 import signal
@@ -101,6 +102,18 @@ class Worker:
 
     def signal(self, number):
         self.process.send_signal(number)
+
+    def freeze(self):
+        """Stops it, and waits until all its threads stand still: one that is in a system call when the signal is sent still ends
+        that call, and may take a lock with it."""
+        self.signal(signal.SIGSTOP)
+        until("all threads to stand still", lambda: all(state == "T" for state in self._states()))
+
+    def _states(self):
+        for path in glob.glob(f"/proc/{self.process.pid}/task/*/stat"):
+            with open(path, encoding="utf-8") as stat:
+                # The name before it may have any character.
+                yield stat.read().rpartition(")")[2].split()[0]
 
     def kill(self):
         """Ends it, and tells whether there was something to end."""

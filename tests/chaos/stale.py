@@ -60,7 +60,7 @@ class Stale(chaos.Scenario):
         ledger.until("work", lambda: worker.count("applied") >= 20)
 
         def stopped():
-            worker.signal(signal.SIGSTOP)
+            worker.freeze()
             if self.book.can_be_written():
                 return True
             worker.signal(signal.SIGCONT)
