@@ -26,6 +26,8 @@ struct Service {
     /// It can neither extend a lease nor delay what is given back.
     plain: bool,
     notice: CancellationToken,
+    /// After this number of extensions it answers no more of them.
+    answers: usize,
     /// How many receipts each call to extend had, and when it came.
     extensions: Arc<Mutex<Vec<(usize, Instant)>>>,
 }
@@ -38,6 +40,7 @@ impl Service {
             shared: false,
             plain: false,
             notice: CancellationToken::new(),
+            answers: usize::MAX,
             extensions: Arc::default(),
         }
     }
@@ -70,6 +73,9 @@ impl Source for Service {
         self.queue.settle(batch).await
     }
     async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
+        if self.extensions.lock().unwrap().len() >= self.answers {
+            std::future::pending::<()>().await;
+        }
         let extension = (batch.len(), Instant::now());
         self.extensions.lock().unwrap().push(extension);
         self.queue.extend(batch, lease.min(self.grants)).await
@@ -105,13 +111,12 @@ async fn a_service_that_grants_less_than_asked_is_asked_in_time() {
 #[tokio::test(start_paused = true)]
 async fn a_handler_is_cut_off_where_the_grant_ends() {
     let mut service = Service::new(LEASE / 30);
-    service.queue = MemoryQueue::new("orders").with_lease(LEASE);
+    service.answers = 1;
     publish(&service.queue, [numbered(1)]).await;
     let began = Instant::now();
     let cut_off = Arc::new(Mutex::new(None));
     let guard = cut_off.clone();
-    let hangs = Hangs(service.clone());
-    let pipeline = Pipeline::at_least_once(hangs)
+    let pipeline = Pipeline::at_least_once(service.clone())
         .drain_timeout(Duration::ZERO)
         .run(move || {
             let guard = Cut(guard.clone());
@@ -132,37 +137,6 @@ struct Cut(Arc<Mutex<Option<Instant>>>);
 impl Drop for Cut {
     fn drop(&mut self) {
         self.0.lock().unwrap().get_or_insert_with(Instant::now);
-    }
-}
-
-/// It answers one extension, and no other.
-struct Hangs(Service);
-
-#[async_trait]
-impl Source for Hangs {
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
-    }
-    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        self.0.receive(limits).await
-    }
-    async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
-        self.0.settle(batch).await
-    }
-    async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
-        if !self.0.extensions.lock().unwrap().is_empty() {
-            std::future::pending::<()>().await;
-        }
-        self.0.extend(batch, lease).await
-    }
-    async fn queue_info(&self) -> Result<QueueInfo, Error> {
-        self.0.queue_info().await
-    }
-    async fn close(&self) -> Result<(), Error> {
-        self.0.close().await
     }
 }
 
