@@ -53,6 +53,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
                     Err(error) => self.not_dead_lettered(in_flight, reason, &error),
                 }
             }
+            for id in confirmed.iter().filter_map(|(dead, _)| dead.broker_id()) {
+                self.set_aside.remember(id);
+            }
             self.dead_lettered(confirmed, |_| Disposition::Ack).await;
             batch = again;
             if !batch.is_empty() {
@@ -85,6 +88,21 @@ impl<Tx: Send + 'static> Engine<Tx> {
             tracing::warn!(queue = &*self.queue, message_id = %in_flight.label(), %reason, "dead-lettered");
             self.settle(in_flight, disposition(reason));
         }
+    }
+
+    /// Whether a dead letter of it is confirmed, and only its ack was lost.
+    pub(crate) fn is_set_aside(&self, in_flight: &InFlight) -> bool {
+        in_flight
+            .broker_id()
+            .is_some_and(|id| self.set_aside.knows(id))
+    }
+
+    /// Acks what is set aside already.
+    pub(crate) async fn ack_set_aside(&self, mut in_flight: Box<InFlight>) {
+        in_flight.key_place = None;
+        self.drop_doubt(&mut in_flight);
+        self.release(std::iter::once(&in_flight)).await;
+        self.settle(in_flight, Disposition::Ack);
     }
 
     /// The message stays where it is, kept rather than lost, until the dead-letter queue takes it.

@@ -26,6 +26,7 @@ use super::lanes::{LaneLock, Lanes};
 use super::lease_renewer::LeaseRenewer;
 use super::options::{InDoubt, Options};
 use super::retry::LONGEST_DELAY;
+use super::set_aside::SetAside;
 
 /// So many messages that cannot be told apart or read, and none that can, are no exceptions.
 pub(crate) const FEW: usize = 10;
@@ -72,6 +73,7 @@ pub(crate) struct Engine<Tx> {
     pub(crate) keys: Arc<Keys>,
     pub(crate) renewer: Arc<LeaseRenewer>,
     pub(crate) attempts: Attempts,
+    pub(crate) set_aside: SetAside,
     /// Held by all that run: by one alone, or by any number.
     pub(crate) running: RwLock<()>,
     pub(crate) lanes: Arc<Lanes>,
@@ -226,6 +228,12 @@ impl<Tx: Send + 'static> Engine<Tx> {
             && !returns
         {
             self.attempts.forget(id);
+        }
+        if let Some(id) = in_flight.broker_id()
+            && self.capabilities.confirms_settle
+            && !returns
+        {
+            self.set_aside.forget(id);
         }
     }
 

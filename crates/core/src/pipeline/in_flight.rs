@@ -90,6 +90,10 @@ impl InFlight {
         message.broker_id.as_deref().or(message.dedup_id.as_deref())
     }
 
+    pub(crate) fn broker_id(&self) -> Option<&str> {
+        self.delivery.message.broker_id.as_deref()
+    }
+
     /// Whether it stands in a lane behind others, or will.
     pub(crate) fn in_lane(&self) -> bool {
         self.delivery.message.group.is_some() && self.lane.is_none()

@@ -22,6 +22,7 @@ mod options;
 mod retry;
 mod run;
 mod run_error;
+mod set_aside;
 mod settle;
 mod suspects;
 mod transaction;

@@ -32,6 +32,7 @@ use super::lanes::{Exits, Lanes};
 use super::lease_renewer::LeaseRenewer;
 use super::options::Options;
 use super::retry::LONGEST_DELAY;
+use super::set_aside::SetAside;
 use super::transaction::Commit;
 
 /// The lease asked for where the source did not tell its own.
@@ -256,6 +257,7 @@ fn build<Tx: Transaction>(
         keys: Keys::new(heads.clone()),
         renewer: LeaseRenewer::new(),
         attempts: Attempts::default(),
+        set_aside: SetAside::default(),
         running: RwLock::default(),
         lanes: Lanes::new(Exits {
             claim: setup.store.is_some().then_some(heads),

@@ -55,6 +55,10 @@ impl<Tx: Transaction> Engine<Tx> {
         mut in_flight: Box<InFlight>,
         working: &Working<'_>,
     ) -> Option<Box<InFlight>> {
+        if self.is_set_aside(&in_flight) {
+            self.ack_set_aside(in_flight).await;
+            return None;
+        }
         if let Some(reason) = in_flight.doomed.take() {
             self.dead_letter(in_flight, reason);
             return None;

@@ -189,3 +189,23 @@ async fn records_are_found_again_under_the_identity_that_the_queue_had() {
         assert_eq!((report.applied, report.duplicates), expected);
     }
 }
+
+/// Its ack is lost, so it comes again. It is acked, not run: each run would leave another dead letter.
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_whose_ack_was_lost_is_acked_when_it_comes_again() {
+    let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(10));
+    publish(&queue, [numbered(0)]).await;
+    let (dead, runs) = (MemoryQueue::new("dead"), Runs::default());
+    let mut source = FaultyQueue::new(&queue);
+    source.settle = first(3, Fault::Refused);
+    source.retryable = false;
+    let report = Pipeline::at_least_once(source)
+        .dead_letter(dead.clone())
+        .state(runs.clone())
+        .stop_when_idle(Duration::from_secs(120))
+        .run(handle)
+        .await
+        .unwrap();
+    assert_eq!(*runs.lock().unwrap(), ["0"], "{report:?}");
+    assert_eq!((queue.depth(), dead.depth()), (0, 1), "{report:?}");
+}
