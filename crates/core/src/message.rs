@@ -106,8 +106,8 @@ pub struct Message {
     /// Messages of one group take effect one after another: SQS message group, Pub/Sub ordering key,
     /// Service Bus session. `None`: in no order with any other.
     pub group: Option<String>,
-    /// The id that the *broker* gave, for logs and errors, and by which the pipeline knows what comes again; a sink
-    /// ignores it.
+    /// The id that the *broker* gave, for logs and errors, and by which the pipeline knows what comes again: no other message
+    /// of the queue ever has it, not even after this one is gone. A sink ignores it.
     pub broker_id: Option<String>,
     /// Who sent it, where the *broker* vouches for that: SQS's `SenderId`, RabbitMQ's validated user id. A sink ignores it,
     /// so a dead letter's is whoever put it there.

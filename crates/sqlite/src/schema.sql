@@ -58,7 +58,7 @@ CREATE TABLE IF NOT EXISTS onlyonce_queue (
 
 -- Where each queued message stands. Apart from the bodies, so that a lease does not rewrite a large row.
 CREATE TABLE IF NOT EXISTS onlyonce_message (
-    id           INTEGER PRIMARY KEY, -- in the order of publication
+    id           INTEGER PRIMARY KEY AUTOINCREMENT, -- in the order of publication; never given again
     queue        INTEGER NOT NULL,
     grp          TEXT,
     head         INTEGER NOT NULL,    -- 1: has no group, or is the first of its group

@@ -92,6 +92,7 @@ macro_rules! __source_checks {
             bad_receipt_affects_only_itself
             acks_settle_nothing_but_themselves
             dead_letter_keeps_its_reason
+            broker_id_is_given_once
             identity_is_told_and_stays
             namesake_is_another_queue
             inspect_tells_the_lease

@@ -258,17 +258,11 @@ pub(crate) struct LaneLock {
 }
 
 impl LaneLock {
-    /// The next of the lane, if it could run at once, in a transaction with others, and has had no more than so many attempts;
-    /// the lock stays where it is.
-    pub(crate) fn next(&self, most: u32) -> Option<Box<InFlight>> {
+    /// The next of the lane, if it may be taken out; the lock stays where it is.
+    pub(crate) fn next(&self, may: impl FnOnce(&InFlight) -> bool) -> Option<Box<InFlight>> {
         let mut state = self.lanes.state();
         let lane = state.lanes.get_mut(&self.group)?;
-        let next = lane.front()?;
-        let ready = next.lease.held().is_some() && next.replay.is_none() && next.doomed.is_none();
-        if !ready || next.alone || next.attempt() > most {
-            return None;
-        }
-        let mut next = lane.pop_front()?;
+        let mut next = lane.pop_front_if(|next| may(next))?;
         next.permit.resume();
         Some(next)
     }

@@ -73,14 +73,9 @@ struct Batch {
 }
 
 impl Batch {
-    /// The next of the lane, if the transaction can take it in; `in_flight` holds the lane if nobody in `done` does.
-    fn next(&self, in_flight: &InFlight, most: u32) -> Option<Box<InFlight>> {
-        let apart = in_flight.alone || in_flight.attempt() > most;
-        if apart || self.done.len() >= SAVEPOINTS || self.began.elapsed() >= OPEN {
-            return None;
-        }
-        let first = self.done.first().map_or(in_flight, |first| &**first);
-        first.lane.as_ref()?.next(most)
+    /// Whether there is room for another.
+    fn has_room(&self) -> bool {
+        self.done.len() < SAVEPOINTS && self.began.elapsed() < OPEN
     }
 }
 
@@ -110,7 +105,7 @@ impl<Tx: Transaction> Engine<Tx> {
         while let Some(in_flight) = next.take() {
             match self.run_in_savepoint(&tx, in_flight, working).await {
                 RunEnd::Succeeded(in_flight, completion) => {
-                    next = batch.next(&in_flight, self.options.retry.max_attempts);
+                    next = self.next_of_batch(&batch, &in_flight);
                     if next.is_none() {
                         last = Some(Last::Succeeded(in_flight, completion));
                     } else if let Err((in_flight, error)) = self
@@ -142,6 +137,23 @@ impl<Tx: Transaction> Engine<Tx> {
             }
             Err(_) => self.broken(in_order(done, last), still_borrowed()),
         }
+    }
+
+    /// The next of the lane, if it can run at once and in the same transaction; `in_flight` holds the lane if nobody in
+    /// `batch` does.
+    fn next_of_batch(&self, batch: &Batch, in_flight: &InFlight) -> Option<Box<InFlight>> {
+        let shares = |one: &InFlight| !one.alone && !self.is_suspect(one);
+        if !shares(in_flight) || !batch.has_room() {
+            return None;
+        }
+        let first = batch.done.first().map_or(in_flight, |first| &**first);
+        let runs = |one: &InFlight| {
+            one.lease.held().is_some()
+                && one.replay.is_none()
+                && one.doomed.is_none()
+                && !self.is_set_aside(one)
+        };
+        first.lane.as_ref()?.next(|one| shares(one) && runs(one))
     }
 
     async fn run_in_savepoint(

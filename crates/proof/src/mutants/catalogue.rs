@@ -390,6 +390,20 @@ pub const MUTANTS: &[Mutant] = &[
         find: "            messages: room.messages.max(1),",
         replace: "            messages: if PLANTED { usize::MAX } else { room.messages.max(1) },",
     },
+    Mutant {
+        name: "dead-letter-runs-again",
+        bug: "a dead letter whose ack was lost is run again, and leaves another, time after time",
+        file: WORKER,
+        find: "if self.is_set_aside(&in_flight) {",
+        replace: "if !PLANTED && self.is_set_aside(&in_flight) {",
+    },
+    Mutant {
+        name: "set-aside-before-confirmed",
+        bug: "a message is taken for set aside before its dead letter is confirmed",
+        file: DEAD_LETTER,
+        find: "let results = sink.publish(&letters).await;",
+        replace: "if PLANTED {\n                for id in batch.iter().filter_map(|(dead, _)| dead.broker_id()) {\n                    self.set_aside.remember(id);\n                }\n            }\n            let results = sink.publish(&letters).await;",
+    },
 ];
 
 /// What the copy needs beside the bugs: the switch, and a way to a key's newest token.

@@ -1,8 +1,10 @@
-//! Which queue it is.
+//! Which queue it is, and which message.
+
+use std::collections::HashSet;
 
 use onlyonce_core::DedupKey;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Fingerprint, KeyDigest, Owner, Scope, Source, Store as _,
+    Claim, ClaimResult, Disposition, Fingerprint, KeyDigest, Owner, Scope, Source, Store as _,
 };
 use onlyonce_core::memory::MemoryStore;
 
@@ -55,5 +57,20 @@ pub async fn namesake_is_another_queue(harness: &dyn SourceHarness) {
             matches!(claimed[0], ClaimResult::Acquired { .. }),
             "{claimed:?}"
         );
+    }
+}
+
+/// Where messages have an id of the broker's, no two have the same one: neither while both are held, nor after the first is
+/// gone.
+pub async fn broker_id_is_given_once(harness: &dyn SourceHarness) {
+    let source = harness.source().await;
+    let mut given = HashSet::new();
+    for round in ["a", "b", "c"] {
+        publish(harness, &numbered(round, 2)).await;
+        let held = collect(harness, &*source, 2).await;
+        for id in held.iter().filter_map(|one| one.message.broker_id.clone()) {
+            assert!(given.insert(id.clone()), "{id} was given twice");
+        }
+        applied(&*source, &held, &Disposition::Ack).await;
     }
 }

@@ -43,6 +43,8 @@ enum Bug {
     DelayIsIgnored,
     /// A dead letter is deleted.
     DeadLetterIsDeleted,
+    /// A message gets the id of one that is gone, as rows of a database do.
+    BrokerIdIsGivenAgain,
     /// The queue's identity is its bare name.
     NameIsIdentity,
     /// The reason is lost on the way to the dead-letter queue.
@@ -216,12 +218,17 @@ impl Buggy {
         answer
     }
 
+    fn rows(&self) -> usize {
+        self.queue().depth()
+    }
+
     fn deliver(&self, mut delivery: Delivery) -> Delivery {
         self.remember(&delivery);
         let message = Arc::make_mut(&mut delivery.message);
         match self.bug {
             Bug::GroupsAreIgnored => message.group = message.attributes.remove("group"),
             Bug::DedupIdIsLost => message.dedup_id = None,
+            Bug::BrokerIdIsGivenAgain => message.broker_id = Some(self.rows().to_string()),
             Bug::BodiesAreChanged if message.body.is_empty() => message.body = "null".into(),
             Bug::BodiesAreChanged => message.body.truncate(1 << 16),
             Bug::AsciiAttributes => {
@@ -536,6 +543,9 @@ plant! {
     ]
     dead_letter_is_deleted: DeadLetterIsDeleted [
         dead_letter_keeps_its_reason
+    ]
+    broker_id_is_given_again: BrokerIdIsGivenAgain [
+        broker_id_is_given_once
     ]
     name_is_identity: NameIsIdentity [
         namesake_is_another_queue
