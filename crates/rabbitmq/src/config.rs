@@ -65,7 +65,7 @@ pub struct Config {
     /// Whether the queue was declared with `x-single-active-consumer`. Without a group header the whole queue is then one
     /// group.
     pub single_active_consumer: bool,
-    /// Whether it is a quorum queue, which counts deliveries.
+    /// Whether it is a quorum queue, which counts deliveries. Believed only where the broker does not tell.
     pub quorum: bool,
     /// The delivery limit that a [policy](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling) sets, since
     /// AMQP tells only the one with which the queue was declared; -1 for none. `None` by default: no policy sets one.
@@ -221,6 +221,11 @@ impl Config {
     /// Whether messages have to stay in order.
     pub(crate) fn is_grouped(&self) -> bool {
         self.group_header.is_some() || self.single_active_consumer
+    }
+
+    /// Whether it holds back what is given back with a delay: by a copy, which would upset the order of a group.
+    pub(crate) fn delays(&self) -> bool {
+        self.delayed_retry && !self.is_grouped()
     }
 
     fn check(&self) -> Result<(), Error> {

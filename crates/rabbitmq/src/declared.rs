@@ -60,6 +60,10 @@ impl Declared {
         self.text(name)?.parse().ok()
     }
 
+    pub(crate) fn is_durable(&self) -> bool {
+        self.durable
+    }
+
     pub(crate) fn is(&self, name: &str) -> bool {
         self.text(name) == Some("true")
     }

@@ -5,7 +5,7 @@
 //! # async fn f() -> Result<(), onlyonce_core::Error> {
 //! use onlyonce_rabbitmq::{Config, RabbitSink, RabbitSource};
 //!
-//! let orders: Config = "amqps://user:secret@mq.example/shop?queue=orders&quorum=true".parse()?;
+//! let orders: Config = "amqps://user:secret@mq.example/shop?queue=orders".parse()?;
 //! let source = RabbitSource::new(orders)?;
 //! let dead = RabbitSink::new("amqps://user:secret@mq.example/shop?queue=orders.dead".parse()?)?;
 //! # Ok(()) }
@@ -25,7 +25,7 @@
 //! | `cacertfile` | none | a PEM file of certificates to trust besides the system's, for `amqps` |
 //! | `queue` | | the queue; required for a source. Nothing is declared but delay queues |
 //! | `exchange`, `routing_key` | | for a sink, instead of `queue` |
-//! | `quorum` | `false` | it is a quorum queue, which counts deliveries: [`Delivery::attempt`] is then always filled in |
+//! | `quorum` | `false` | it is a quorum queue, which counts deliveries ([`Delivery::attempt`]): needed only where the broker does not tell, because the permission `configure` on the queue is missing |
 //! | `delivery_limit` | none | the limit that a policy sets for a quorum queue, `-1` for no limit: AMQP does not tell policies |
 //! | `wait_for_queue` | `false` | a queue that does not exist, or is deleted, is waited for; otherwise that is an error |
 //! | `group_header` | none | the header that carries [`Message::group`], read and written. Give a dead-letter sink the same |

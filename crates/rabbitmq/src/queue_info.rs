@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use onlyonce_core::driver::QueueInfo;
+use onlyonce_core::driver::{Capabilities, Durability, Ordering, QueueInfo};
 
 use crate::Config;
 use crate::connection::{Link, answer};
@@ -174,7 +174,11 @@ impl<'a> Queue<'a> {
         info.identity = Some(identity(self.config, self.name));
         info.gives_up = self.gives_up();
         info.lease = Some(self.config.consumer_timeout).filter(|time| *time > Duration::ZERO);
-        info.ordered = self.ordered(self.consumers.saturating_sub(own));
+        info.durability = match &self.declared {
+            Some(declared) if !declared.is_durable() => Durability::Machine,
+            _ => Durability::Disk,
+        };
+        info.capabilities = self.capabilities(own);
         if let Some((major, minor)) = self.version {
             let version = ("RabbitMQ".to_owned(), format!("{major}.{minor}"));
             info.settings.push(version);
@@ -186,6 +190,21 @@ impl<'a> Queue<'a> {
         info
     }
 
+    fn capabilities(&self, own: u32) -> Capabilities {
+        let mut can = Capabilities::default();
+        can.timed_lease = !self.config.consumer_timeout.is_zero();
+        can.counts_attempts = self.counts() != Counts::None;
+        can.delayed_nack = self.config.delays();
+        can.close_gives_back = true;
+        let other_consumers = self.consumers.saturating_sub(own);
+        can.ordering = match self.config.is_grouped() {
+            true if self.ordered(other_consumers) != Some(false) => Ordering::Delivery,
+            _ => Ordering::None,
+        };
+        can
+    }
+
+    /// `None`: only as long as no other consumer comes.
     fn ordered(&self, other_consumers: u32) -> Option<bool> {
         let one = self.config.single_active_consumer
             || self
@@ -212,11 +231,6 @@ impl<'a> Queue<'a> {
         );
         if !self.config.consumer_timeout.is_zero() {
             say("lease: taken from the URL's consumer_timeout; AMQP does not tell the broker's");
-        }
-        if self.is_quorum() && !self.config.quorum {
-            say(
-                "attempts: this quorum queue counts deliveries; say quorum=true in the URL, and they are believed",
-            );
         }
         if self.config.is_grouped() && self.ordered(0).is_none() {
             say(

@@ -64,7 +64,7 @@ impl Sink for RabbitSink {
     }
 
     /// Asks for the queue or the exchange. Whether an exchange routes to any queue shows with the first message.
-    async fn check(&self) -> Result<SinkInfo, Error> {
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
         self.publisher.find(&self.routing_key).await?;
         let mut found = SinkInfo::default();
         found.identity.clone_from(&self.identity);

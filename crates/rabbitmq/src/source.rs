@@ -12,8 +12,8 @@ use futures_util::stream::ReadyChunks;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::{Channel, Consumer};
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
-    ReceiveLimits, SettleResult, Settlement, Source,
+    Delivery, Disposition, ExtendResult, Lease, QueueInfo, Receipt, ReceiveLimits, SettleResult,
+    Settlement, Source,
 };
 use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::{Notify, oneshot};
@@ -52,7 +52,6 @@ pub struct RabbitSource {
 struct Shared {
     queue: String,
     config: Config,
-    capabilities: Capabilities,
     copies: Copies,
     state: Mutex<State>,
     /// How often all that may be held was held, and nothing was settled.
@@ -151,15 +150,6 @@ impl RabbitSource {
         let queue = config.source_queue()?.to_owned();
         config::name("queue", &queue)?;
         config.warn_of_plain_credentials();
-        let grouped = config.is_grouped();
-        let mut capabilities = Capabilities::default();
-        capabilities.timed_lease = !config.consumer_timeout.is_zero();
-        capabilities.counts_attempts = config.quorum;
-        capabilities.delayed_nack = config.delayed_retry && !grouped;
-        capabilities.close_gives_back = true;
-        if grouped {
-            capabilities.ordering = Ordering::Delivery;
-        }
         let stop = CancellationToken::new();
         Ok(Self {
             _stop: stop.clone().drop_guard(),
@@ -167,7 +157,6 @@ impl RabbitSource {
                 copies: Copies::new(config.clone(), &queue),
                 queue,
                 config,
-                capabilities,
                 state: Mutex::default(),
                 stalls: AtomicU64::new(0),
                 changed: Notify::new(),
@@ -190,10 +179,6 @@ impl RabbitSource {
 impl Source for RabbitSource {
     fn name(&self) -> &str {
         &self.shared.queue
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.shared.capabilities
     }
 
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
@@ -516,7 +501,7 @@ impl Shared {
         let renews_from = epoch.terms.renews_from;
         let is_worn =
             renews_from.is_some_and(|from| headers::returned(&properties, counts) >= from);
-        let is_copied = is_worn || self.capabilities.delayed_nack;
+        let is_copied = is_worn || self.config.delays();
         let original = is_copied.then(|| Original {
             properties: headers::Packed::of(properties),
             body,
@@ -536,7 +521,7 @@ impl Shared {
             routing_key: delivery.routing_key.into(),
         });
         let mut delivery = Delivery::new(message, receipt, lease);
-        delivery.attempt = (counted || self.config.quorum).then_some(attempt);
+        delivery.attempt = (counted || epoch.terms.counts != Counts::None).then_some(attempt);
         delivery.malformed = malformed;
         Arrived {
             delivery,
@@ -600,7 +585,7 @@ impl Shared {
         wanted: Vec<(usize, u64, Duration)>,
         answers: &mut [SettleResult],
     ) {
-        if !self.capabilities.delayed_nack {
+        if !self.config.delays() {
             for (at, ..) in wanted {
                 answers[at] =
                     SettleResult::Unknown(self.cannot("delay a delivery that is given back"));

@@ -43,6 +43,19 @@ pub struct SqliteQueue {
     sink_closed: AtomicBool,
 }
 
+/// What can be done with each of its queues.
+fn capabilities() -> Capabilities {
+    let mut can = Capabilities::default();
+    can.confirms_settle = true;
+    can.extend = true;
+    can.timed_lease = true;
+    can.delayed_nack = true;
+    can.dead_letter = true;
+    can.counts_attempts = true;
+    can.ordering = Ordering::Group;
+    can
+}
+
 impl SqliteQueue {
     /// Opens the queue that `config` names, creating it if it does not exist.
     ///
@@ -141,18 +154,6 @@ impl Source for SqliteQueue {
         &self.name
     }
 
-    fn capabilities(&self) -> Capabilities {
-        let mut can = Capabilities::default();
-        can.confirms_settle = true;
-        can.extend = true;
-        can.timed_lease = true;
-        can.delayed_nack = true;
-        can.dead_letter = true;
-        can.counts_attempts = true;
-        can.ordering = Ordering::Group;
-        can
-    }
-
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let deadline = after(limit.wait);
         let mut pause = FIRST_PAUSE;
@@ -232,7 +233,7 @@ impl Source for SqliteQueue {
         info.retention = self.rules.retention;
         info.max_deliveries = self.rules.max_deliveries;
         info.dead_letter = Some(self.dead.clone());
-        info.ordered = Some(true);
+        info.capabilities = capabilities();
         let dead = format!(
             "kept in {} until somebody takes them; redriven after the retention of dedup records, they are new messages",
             self.dead
@@ -273,7 +274,7 @@ impl Sink for SqliteQueue {
         &self.name
     }
 
-    async fn check(&self) -> Result<SinkInfo, Error> {
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
         if self.sink_closed.load(SeqCst) {
             return Err(self.closed_error());
         }

@@ -3,7 +3,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::Error;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, HeldClaim, Owner, Store, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Durability, HeldClaim, Owner, Store, StoreInfo,
+    TransactionalStore, Verdicts,
 };
 
 use crate::claims;
@@ -48,6 +49,13 @@ impl SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        let file = self.database.path().display().to_string();
+        let mut info = StoreInfo::new(file, Durability::Disk);
+        // SQLite has one writer; what comes at the same moment shares its commit.
+        info.transactions = Some(1);
+        Ok(info)
+    }
     async fn claim(
         &self,
         owner: Owner,

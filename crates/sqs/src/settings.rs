@@ -3,12 +3,12 @@ use std::time::Duration;
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use onlyonce_core::Error;
-use onlyonce_core::driver::QueueInfo;
+use onlyonce_core::driver::{Capabilities, Ordering, QueueInfo};
 use serde_json::Value;
 
 use crate::Config;
 use crate::config::Address;
-use crate::queue::Queue;
+use crate::queue::{BATCH, Queue};
 
 /// Within this time a FIFO queue drops what was sent before:
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/using-messagededuplicationid-property.html>
@@ -110,7 +110,7 @@ impl Settings {
         info.max_deliveries = redrive.as_ref().and_then(|redrive| redrive.max_receives);
         info.dead_letter = redrive.map(|redrive| redrive.arn);
         info.dedup_window = fifo.then_some(DEDUP_WINDOW);
-        info.ordered = Some(fifo);
+        info.capabilities = capabilities(fifo, info.dead_letter.is_some());
         info.settings = self.shown(fifo);
         Ok(info)
     }
@@ -141,6 +141,22 @@ impl Settings {
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .collect()
     }
+}
+
+fn capabilities(fifo: bool, dead_letter: bool) -> Capabilities {
+    let mut can = Capabilities::default();
+    can.confirms_settle = true;
+    can.extend = true;
+    can.timed_lease = true;
+    can.delayed_nack = true;
+    can.dead_letter = dead_letter;
+    can.counts_attempts = true;
+    can.settle_batch = Some(BATCH);
+    can.ordering = match fifo {
+        true => Ordering::Group,
+        false => Ordering::None,
+    };
+    can
 }
 
 impl Redrive {

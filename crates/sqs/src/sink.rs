@@ -128,7 +128,7 @@ impl Sink for SqsSink {
 
     /// Reads the queue's attributes, if that is allowed (`sqs:GetQueueAttributes`); whether messages may be sent there shows
     /// with the first.
-    async fn check(&self) -> Result<SinkInfo, Error> {
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
         if *self.closed.read().await {
             return Err(self.closed_error());
         }

@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::MessageSystemAttributeName as System;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
-    ReceiveLimits, SettleResult, Settlement, Source,
+    Delivery, Disposition, ExtendResult, Lease, QueueInfo, Receipt, ReceiveLimits, SettleResult,
+    Settlement, Source,
 };
 use onlyonce_core::{Error, ErrorKind};
 use tokio::sync::{Notify, OnceCell};
@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::leases::{Leases, SqsReceipt};
 use crate::polls::{Poll, Polls};
-use crate::queue::{BATCH, Queue};
+use crate::queue::Queue;
 use crate::settings::Settings;
 use crate::{Config, SqsSink, message};
 
@@ -95,21 +95,6 @@ impl SqsSource {
 impl Source for SqsSource {
     fn name(&self) -> &str {
         self.shared.queue.name()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::default();
-        capabilities.confirms_settle = true;
-        capabilities.extend = true;
-        capabilities.timed_lease = true;
-        capabilities.delayed_nack = true;
-        capabilities.dead_letter = true;
-        capabilities.counts_attempts = true;
-        capabilities.settle_batch = Some(BATCH);
-        if self.shared.queue.is_fifo() {
-            capabilities.ordering = Ordering::Group;
-        }
-        capabilities
     }
 
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {

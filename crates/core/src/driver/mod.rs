@@ -24,6 +24,6 @@ pub use source::{
     Settlement, Source,
 };
 pub use store::{
-    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Starts, Store, Token, Transaction,
-    TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Durability, Fenced, HeldClaim, Owner, Starts, Store, StoreInfo,
+    Token, Transaction, TransactionalStore, Verdicts,
 };

@@ -23,11 +23,13 @@ pub trait Sink: Send + Sync + 'static {
     /// The queue's name, for logs and errors. It holds no secret.
     fn name(&self) -> &str;
 
-    /// Looks whether messages can be published: the queue is there and can be reached. Publishes nothing.
+    /// Looks at the queue: it is there and messages can be published. Publishes nothing. The pipeline asks once, before it
+    /// receives.
     ///
     /// # Errors
-    /// The queue does not exist, or may not be published to; connection errors are retryable.
-    async fn check(&self) -> Result<SinkInfo, Error>;
+    /// The queue does not exist, or may not be published to: this ends the pipeline. Connection errors are retryable, and the
+    /// pipeline asks again.
+    async fn sink_info(&self) -> Result<SinkInfo, Error>;
 
     /// Publishes each message; one result per message, in the same order. `Ok` means that the broker has confirmed that
     /// it keeps the message durably in a queue. Messages of one group are published in the order given.
@@ -47,8 +49,8 @@ impl<S: Sink + ?Sized> Sink for Arc<S> {
     fn name(&self) -> &str {
         (**self).name()
     }
-    async fn check(&self) -> Result<SinkInfo, Error> {
-        (**self).check().await
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
+        (**self).sink_info().await
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         (**self).publish(batch).await

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::Error;
-use crate::driver::{Delivery, Receipt};
+use crate::driver::{Delivery, Durability, Receipt};
 
 /// How much one [`Source::receive`] may return, and how long it may wait for the first.
 #[derive(Clone, Copy, Debug)]
@@ -134,8 +134,8 @@ pub enum Ordering {
     Group,
 }
 
-/// What a source can and cannot do. The conformance suite proves each claim, and asserts that what is not claimed is
-/// missing.
+/// What can and cannot be done with a queue, as the live one is. The conformance suite proves each claim, and asserts that what
+/// is not claimed is missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -147,8 +147,7 @@ pub struct Capabilities {
     pub timed_lease: bool,
     /// [`Disposition::Nack`] takes a delay.
     pub delayed_nack: bool,
-    /// [`Disposition::DeadLetter`] works, with its reason, if the queue has a dead-letter queue
-    /// ([`QueueInfo::dead_letter`]).
+    /// [`Disposition::DeadLetter`] works, with its reason: into [`QueueInfo::dead_letter`].
     pub dead_letter: bool,
     /// [`Delivery::attempt`] is filled in.
     pub counts_attempts: bool,
@@ -162,7 +161,8 @@ pub struct Capabilities {
     pub settle_batch: Option<usize>,
 }
 
-/// The live queue's own settings, as far as the broker lets them be read.
+/// The live queue: what it is, what it can do and how it is set, as far as the broker lets that be read. What cannot be read is
+/// believed from the configuration, and named in [`unknown`](Self::unknown).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueInfo {
@@ -186,8 +186,10 @@ pub struct QueueInfo {
     pub dead_letters_of: Vec<String>,
     /// How long the broker itself suppresses duplicates.
     pub dedup_window: Option<Duration>,
-    /// Whether the queue keeps groups in order.
-    pub ordered: Option<bool>,
+    /// What is kept of the messages whose publication was confirmed.
+    pub durability: Durability,
+    /// What can be done with it.
+    pub capabilities: Capabilities,
     /// Other settings that decide how the queue behaves, under the broker's own names, for people.
     pub settings: Vec<(String, String)>,
     /// Settings that could not be read, each with the reason, for people.
@@ -202,9 +204,6 @@ pub struct QueueInfo {
 pub trait Source: Send + Sync + 'static {
     /// The queue's name, for logs and errors. It never changes and holds no secret.
     fn name(&self) -> &str;
-
-    /// What this source can do.
-    fn capabilities(&self) -> Capabilities;
 
     /// Waits for at least one delivery and returns what is there, within `limit`; empty after [`ReceiveLimits::wait`].
     ///
@@ -226,10 +225,11 @@ pub trait Source: Send + Sync + 'static {
     /// says until when. Without [`Capabilities::extend`] every answer is a non-retryable [`ExtendResult::Unknown`].
     async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult>;
 
-    /// Reads the live queue's settings.
+    /// Looks at the live queue. The pipeline asks once, before it receives.
     ///
     /// # Errors
-    /// The queue does not exist, or may not be looked at.
+    /// The queue does not exist, or may not be looked at: this ends the pipeline. Connection errors are retryable, and the
+    /// pipeline asks again.
     async fn queue_info(&self) -> Result<QueueInfo, Error>;
 
     /// Stops receiving and gives back, in order, whatever is not settled. Every receipt is `LeaseLost` afterwards.
@@ -244,9 +244,6 @@ pub trait Source: Send + Sync + 'static {
 impl<S: Source + ?Sized> Source for Arc<S> {
     fn name(&self) -> &str {
         (**self).name()
-    }
-    fn capabilities(&self) -> Capabilities {
-        (**self).capabilities()
     }
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         (**self).receive(limit).await

@@ -113,6 +113,55 @@ pub struct Fenced;
 /// One verdict per entry of a batch.
 pub type Verdicts = Vec<Result<(), Fenced>>;
 
+/// What is kept of what was confirmed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing, once this process has ended.
+    Process,
+    /// All, until the machine or the server that has it fails.
+    Machine,
+    /// All: it was synced to disk before it was confirmed.
+    #[default]
+    Disk,
+}
+
+/// What a store is, and how well it keeps what it has confirmed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StoreInfo {
+    /// The store's name, for people. It holds no secret.
+    pub name: String,
+    /// What is kept of the records that it has confirmed.
+    pub durability: Durability,
+    /// Why it can drop a record before its retention has passed (a limit of memory, say), and what to set so that it does not,
+    /// for people; `None` where it does not, as far as is known.
+    pub evicts: Option<String>,
+    /// Why a failover can lose what it has confirmed (a replica that follows later), and what to set so that it does not, for
+    /// people; `None` where it cannot, as far as is known.
+    pub lags: Option<String>,
+    /// How many transactions can be under way at once; `None`: any number. Others wait.
+    pub transactions: Option<usize>,
+    /// Other settings that decide how it behaves, under its own names, for people.
+    pub settings: Vec<(String, String)>,
+    /// What could not be found out, each with the reason, for people.
+    pub unknown: Vec<String>,
+}
+
+impl StoreInfo {
+    /// A store of which no more is known.
+    pub fn new(name: impl Into<String>, durability: Durability) -> Self {
+        Self {
+            name: name.into(),
+            durability,
+            evicts: None,
+            lags: None,
+            transactions: None,
+            settings: Vec::new(),
+            unknown: Vec::new(),
+        }
+    }
+}
+
 /// Where it is remembered which messages took effect.
 ///
 /// One record per key: absent, claimed by an owner under a token until a time, or done. Expiry is judged by the store's
@@ -126,6 +175,13 @@ pub type Verdicts = Vec<Result<(), Fenced>>;
 /// that the batch may or may not have been applied; of kind [`Refused`](crate::ErrorKind::Refused), that nothing of it was.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// Looks at the store: it can be used, and how it is set. The pipeline asks once, before it receives.
+    ///
+    /// # Errors
+    /// The store is not there or cannot be used: this ends the pipeline. Connection errors are retryable, and the pipeline
+    /// asks again.
+    async fn store_info(&self) -> Result<StoreInfo, Error>;
+
     /// Claims keys for `lease`. A live claim of the *same* owner that an *earlier call* made is taken over with a higher
     /// token, so a claim whose answer was lost can be asked for again.
     async fn claim(
@@ -201,6 +257,9 @@ pub trait Transaction: Send + 'static {
 
 #[async_trait]
 impl<S: Store + ?Sized> Store for Arc<S> {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        (**self).store_info().await
+    }
     async fn claim(
         &self,
         owner: Owner,

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 use super::later;
 use super::state::{DeadLetter, State, Taken};
 use crate::driver::{
-    Capabilities, Delivery, ExtendResult, Lease, Ordering, QueueInfo, Receipt, ReceiveLimits,
-    SettleResult, Settlement, Sink, SinkInfo, Source,
+    Capabilities, Delivery, Durability, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 use crate::{Error, ErrorKind, Message};
 
@@ -59,6 +59,19 @@ struct Shared {
 }
 
 impl MemoryQueue {
+    /// What can be done with it: everything.
+    pub const CAPABILITIES: Capabilities = Capabilities {
+        confirms_settle: true,
+        extend: true,
+        timed_lease: true,
+        delayed_nack: true,
+        dead_letter: true,
+        counts_attempts: true,
+        ordering: Ordering::Group,
+        close_gives_back: false,
+        settle_batch: None,
+    };
+
     /// An empty queue with leases of 30 seconds, any number of deliveries, and messages that are kept for ever.
     pub fn new(name: impl Into<String>) -> Self {
         Self::consumer_of(Arc::new(Shared {
@@ -179,20 +192,6 @@ impl Source for MemoryQueue {
         &self.shared.name
     }
 
-    fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            confirms_settle: true,
-            extend: true,
-            timed_lease: true,
-            delayed_nack: true,
-            dead_letter: true,
-            counts_attempts: true,
-            ordering: Ordering::Group,
-            close_gives_back: false,
-            settle_batch: None,
-        }
-    }
-
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let deadline = later(Instant::now(), limit.wait);
         loop {
@@ -253,7 +252,8 @@ impl Source for MemoryQueue {
             dead_letter: Some(format!("{}.dead-letters", self.shared.name)),
             dead_letters_of: Vec::new(),
             dedup_window: None,
-            ordered: Some(true),
+            durability: Durability::Process,
+            capabilities: Self::CAPABILITIES,
             settings: Vec::new(),
             unknown: Vec::new(),
         })
@@ -275,7 +275,7 @@ impl Sink for MemoryQueue {
         &self.shared.name
     }
 
-    async fn check(&self) -> Result<SinkInfo, Error> {
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
         self.check_open(self.sink_closed.load(Atomic::Acquire))?;
         Ok(SinkInfo {
             identity: Some(self.identity()),

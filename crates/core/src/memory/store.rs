@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::{MemoryTx, later};
 use crate::driver::{
-    Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Starts,
-    Store, Token, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Durability, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner,
+    Starts, Store, StoreInfo, Token, TransactionalStore, Verdicts,
 };
 use crate::{Error, ErrorKind};
 
@@ -209,6 +209,9 @@ impl Records {
 
 #[async_trait]
 impl Store for MemoryStore {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        Ok(StoreInfo::new("memory", Durability::Process))
+    }
     async fn claim(
         &self,
         owner: Owner,

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::driver::{Capabilities, Ordering, QueueInfo, SinkInfo};
+use crate::driver::{Durability, Ordering, QueueInfo, SinkInfo, StoreInfo};
 use crate::{Error, ErrorKind};
 
 use super::Mode;
@@ -30,17 +30,22 @@ pub enum ConfigRisk {
     NoOrder,
     /// `at_most_once` on a broker that never confirms an ack: a lost ack would run the handler twice.
     UnconfirmedAck,
+    /// The store can lose the record that a message took effect while the queue can still deliver it: it is in memory only, drops
+    /// what it has no room for, or fails over to a replica that lags.
+    StoreForgets,
+}
+
+/// What a pipeline has found before it starts.
+#[derive(Default)]
+pub(crate) struct Found {
+    pub(crate) queue: QueueInfo,
+    pub(crate) sink: Option<SinkInfo>,
+    pub(crate) store: Option<StoreInfo>,
 }
 
 /// Refuses unsafe settings, all in one list.
-pub(crate) fn check(
-    mode: Mode,
-    options: &Options,
-    capabilities: Capabilities,
-    info: &QueueInfo,
-    sink: Option<&SinkInfo>,
-) -> Result<(), Error> {
-    let mut found = risks(mode, options, capabilities, info, sink);
+pub(crate) fn check(mode: Mode, options: &Options, found: &Found) -> Result<(), Error> {
+    let mut found = risks(mode, options, found);
     found.retain(|(risk, _)| !options.allowed.contains(risk));
     if found.is_empty() {
         return Ok(());
@@ -52,13 +57,9 @@ pub(crate) fn check(
     Err(Error::new(ErrorKind::Unsafe, text).with_list(list.collect()))
 }
 
-fn risks(
-    mode: Mode,
-    options: &Options,
-    capabilities: Capabilities,
-    info: &QueueInfo,
-    sink: Option<&SinkInfo>,
-) -> Vec<(ConfigRisk, String)> {
+fn risks(mode: Mode, options: &Options, all: &Found) -> Vec<(ConfigRisk, String)> {
+    let (info, sink) = (&all.queue, all.sink.as_ref());
+    let capabilities = info.capabilities;
     let mut found = Vec::new();
     found.extend(short_retention(mode, options, info));
     if let (Some(lease), Some(longest)) = (info.lease, options.handler_timeout)
@@ -94,15 +95,13 @@ fn risks(
         ));
     }
     found.extend(dead_letter_queue(mode, options, info));
-    let at_source = capabilities.dead_letter && info.dead_letter.is_some();
-    if sink.is_none() && !at_source && mode != Mode::AtMostOnce {
+    if sink.is_none() && !capabilities.dead_letter && mode != Mode::AtMostOnce {
         found.push((
             ConfigRisk::NoDeadLetter,
             "nowhere to put messages that cannot be processed: give dead_letter() a sink, or the queue a dead-letter queue of its own where the source can use it".into(),
         ));
     }
-    let unordered = info.ordered == Some(false) || capabilities.ordering == Ordering::None;
-    if options.require_ordering && unordered {
+    if options.require_ordering && capabilities.ordering == Ordering::None {
         found.push((
             ConfigRisk::NoOrder,
             "require_ordering() was asked for, but the queue does not keep groups in order".into(),
@@ -114,7 +113,34 @@ fn risks(
             "this broker never confirms an ack, so at_most_once cannot be kept: use at_least_once or a store".into(),
         ));
     }
+    let forgets = all
+        .store
+        .as_ref()
+        .and_then(|store| forgets(store, info.durability));
+    found.extend(forgets.map(|why| (ConfigRisk::StoreForgets, why)));
     found
+}
+
+/// Why the store can lose a record while the queue still has the message.
+fn forgets(store: &StoreInfo, queue: Durability) -> Option<String> {
+    let name = &store.name;
+    let lost = match store.durability {
+        Durability::Disk => None,
+        // Both end together.
+        Durability::Process if queue == Durability::Process => None,
+        Durability::Process => Some("when this process ends"),
+        Durability::Machine => Some("when the machine that has them fails"),
+    };
+    let lost = lost.map(|when| {
+        format!("the store {name} loses its records {when}, but the queue keeps its messages, which would run again: use a store on disk")
+    });
+    let evicts = store.evicts.as_ref();
+    let evicts =
+        evicts.map(|why| format!("the store {name} can drop a record before its retention: {why}"));
+    let lags = store.lags.as_ref();
+    let lags = lags.map(|why| format!("a failover of the store {name} can lose records: {why}"));
+    let all: Vec<String> = [lost, evicts, lags].into_iter().flatten().collect();
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 fn short_retention(
@@ -164,22 +190,53 @@ fn days(duration: Duration) -> String {
 mod tests {
     use super::*;
 
-    fn found(info: &QueueInfo, sink: Option<&SinkInfo>) -> Vec<ConfigRisk> {
-        let capabilities = Capabilities {
-            dead_letter: true,
-            ..Capabilities::default()
-        };
-        let options = Options::default();
-        let found = risks(Mode::AtLeastOnce, &options, capabilities, info, sink);
+    fn found(all: &Found) -> Vec<ConfigRisk> {
+        let found = risks(Mode::AtLeastOnce, &Options::default(), all);
         found.into_iter().map(|(risk, _)| risk).collect()
     }
 
     #[test]
-    fn a_source_that_could_dead_letter_needs_a_queue_to_do_so() {
-        let mut info = QueueInfo::default();
-        assert_eq!(found(&info, None), [ConfigRisk::NoDeadLetter]);
-        assert_eq!(found(&info, Some(&SinkInfo::default())), []);
-        info.dead_letter = Some("orders.dead".into());
-        assert_eq!(found(&info, None), []);
+    fn dead_letters_need_a_sink_or_a_source_that_takes_them() {
+        let mut all = Found::default();
+        assert_eq!(found(&all), [ConfigRisk::NoDeadLetter]);
+        // Where the broker itself puts what it gives up on is not enough.
+        all.queue.dead_letter = Some("orders.dead".into());
+        assert_eq!(found(&all), [ConfigRisk::NoDeadLetter]);
+        all.queue.capabilities.dead_letter = true;
+        assert_eq!(found(&all), []);
+        all.queue.capabilities.dead_letter = false;
+        all.sink = Some(SinkInfo::default());
+        assert_eq!(found(&all), []);
+    }
+
+    #[test]
+    fn a_store_keeps_its_records_for_as_long_as_the_queue_its_messages() {
+        use Durability::{Disk, Machine, Process};
+        let mut all = Found {
+            sink: Some(SinkInfo::default()),
+            ..Found::default()
+        };
+        for (queue, store, safe) in [
+            (Disk, Disk, true),
+            (Process, Process, true),
+            (Process, Disk, true),
+            (Disk, Process, false),
+            (Disk, Machine, false),
+            // Not one machine, for all that is known.
+            (Machine, Machine, false),
+        ] {
+            all.queue.durability = queue;
+            all.store = Some(StoreInfo::new("redis", store));
+            assert_eq!(found(&all).is_empty(), safe, "{queue:?}, {store:?}");
+        }
+        for weakness in [
+            |store: &mut StoreInfo| store.evicts = Some("maxmemory-policy".into()),
+            |store: &mut StoreInfo| store.lags = Some("one replica".into()),
+        ] {
+            let mut store = StoreInfo::new("redis", Disk);
+            weakness(&mut store);
+            all.store = Some(store);
+            assert_eq!(found(&all), [ConfigRisk::StoreForgets]);
+        }
     }
 }

@@ -11,8 +11,7 @@ use tokio::time::{interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{
-    Disposition, Owner, QueueInfo, Scope, Sink, SinkInfo, Source, Store, Transaction,
-    TransactionalStore,
+    Disposition, Owner, QueueInfo, Scope, Sink, Source, Store, Transaction, TransactionalStore,
 };
 use crate::handler::Parts;
 use crate::handler::{Callable, States};
@@ -23,7 +22,7 @@ use super::attempts::Attempts;
 use super::backoff::Backoff;
 use super::budget::Budget;
 use super::builder::OnDuplicate;
-use super::checks::check;
+use super::checks::{Found, check};
 use super::counters::Counters;
 use super::engine::{Confirm, Engine, Stages};
 use super::in_flight::InFlight;
@@ -84,20 +83,15 @@ pub(crate) async fn run<Tx: Transaction>(
     (handler, about): (Callable<Tx>, About),
     mut shutdown: Pin<Box<dyn Future<Output = ()> + Send>>,
 ) -> Result<(), Error> {
-    let (info, sink) = tokio::select! {
+    let found = tokio::select! {
         biased;
         found = look(&setup) => found?,
         () = &mut shutdown => return Ok(()),
     };
-    check(
-        setup.mode,
-        &setup.options,
-        setup.source.capabilities(),
-        &info,
-        sink.as_ref(),
-    )?;
-    let identity = identity(&setup, &info)?;
-    show(setup.source.name(), &identity, &info);
+    check(setup.mode, &setup.options, &found)?;
+    let identity = identity(&setup, &found.queue)?;
+    show(&setup, &identity, &found);
+    let info = found.queue;
     let (engine, receivers) = build(setup, (handler, about.name), &info, identity);
     engine.check_states(about.missing)?;
     let _teardown = Teardown(&engine);
@@ -127,16 +121,19 @@ pub(crate) async fn run<Tx: Transaction>(
     engine.close().await
 }
 
-/// Looks at the queue and at its dead-letter queue.
-async fn look<Tx>(setup: &Setup<Tx>) -> Result<(QueueInfo, Option<SinkInfo>), Error> {
+/// Looks at the queue, at its dead-letter queue and at the store.
+async fn look<Tx>(setup: &Setup<Tx>) -> Result<Found, Error> {
     let source = &setup.source;
-    let info = answered(source.name(), || source.queue_info()).await?;
-    let Some(sink) = &setup.sink else {
-        return Ok((info, None));
+    let queue = answered(source.name(), || source.queue_info()).await?;
+    let sink = match &setup.sink {
+        Some(sink) => Some(answered(sink.name(), || sink.sink_info()).await?),
+        None => None,
     };
-    let found = answered(sink.name(), || sink.check()).await?;
-    show_unknown(sink.name(), &found.unknown);
-    Ok((info, Some(found)))
+    let store = match &setup.store {
+        Some(store) => Some(answered(source.name(), || store.store_info()).await?),
+        None => None,
+    };
+    Ok(Found { queue, sink, store })
 }
 
 /// Asks until there is an answer, however long it takes until the broker is there.
@@ -169,15 +166,24 @@ fn identity<Tx>(setup: &Setup<Tx>, info: &QueueInfo) -> Result<String, Error> {
     }
 }
 
-/// What could not be read could not be checked either.
-fn show(queue: &str, identity: &str, info: &QueueInfo) {
+/// Says in the log what was found. What could not be read could not be checked either.
+fn show<Tx>(setup: &Setup<Tx>, identity: &str, found: &Found) {
+    let queue = setup.source.name();
+    let info = &found.queue;
+    tracing::info!(queue, identity, capabilities = ?info.capabilities, settings = ?info.settings, "the queue");
     show_unknown(queue, &info.unknown);
-    tracing::info!(queue, identity, settings = ?info.settings, "the queue's settings");
+    if let (Some(sink), Some(info)) = (&setup.sink, &found.sink) {
+        show_unknown(sink.name(), &info.unknown);
+    }
+    if let Some(info) = &found.store {
+        tracing::info!(queue, store = info.name, durability = ?info.durability, transactions = ?info.transactions, settings = ?info.settings, "the store");
+        show_unknown(&info.name, &info.unknown);
+    }
 }
 
-fn show_unknown(queue: &str, unknown: &[String]) {
+fn show_unknown(of: &str, unknown: &[String]) {
     for unknown in unknown {
-        tracing::warn!(queue, unknown, "a setting that was not checked");
+        tracing::warn!(of, unknown, "a setting that was not checked");
     }
 }
 
@@ -233,7 +239,7 @@ fn build<Tx: Transaction>(
 ) -> (Arc<Engine<Tx>>, Receivers) {
     let (stages, heads, late, receivers) = channels();
     let options = setup.options;
-    let capabilities = setup.source.capabilities();
+    let capabilities = info.capabilities;
     let lease = info.lease.unwrap_or(DEFAULT_LEASE).min(LONGEST_DELAY);
     let engine = Engine {
         mode: setup.mode,

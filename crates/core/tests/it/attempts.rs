@@ -188,9 +188,6 @@ impl Source for OneId {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    fn capabilities(&self) -> Capabilities {
-        self.queue.capabilities()
-    }
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let mut deliveries = self.queue.receive(limit).await?;
         for delivery in &mut deliveries {

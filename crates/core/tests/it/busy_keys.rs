@@ -23,12 +23,6 @@ impl Source for Scripted {
     fn name(&self) -> &str {
         "orders"
     }
-    fn capabilities(&self) -> Capabilities {
-        let mut capabilities = Capabilities::default();
-        capabilities.ordering = Ordering::Delivery;
-        capabilities.dead_letter = true;
-        capabilities
-    }
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let mut next = self.next.lock().await;
         Ok(match timeout(limit.wait, next.recv()).await {
@@ -52,6 +46,9 @@ impl Source for Scripted {
         let mut info = QueueInfo::default();
         info.identity = Some("orders".into());
         info.dead_letter = Some("orders.dead".into());
+        info.durability = Durability::Process;
+        info.capabilities.ordering = Ordering::Delivery;
+        info.capabilities.dead_letter = true;
         Ok(info)
     }
     async fn close(&self) -> Result<(), Error> {

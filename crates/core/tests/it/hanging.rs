@@ -20,6 +20,7 @@ enum Hang {
     CloseSource,
     Publish,
     CloseSink,
+    StoreInfo,
     Claim,
     Renew,
     Release,
@@ -30,7 +31,7 @@ enum Hang {
     Replay,
 }
 
-const ALL: [Hang; 15] = [
+const ALL: [Hang; 16] = [
     Hang::QueueInfo,
     Hang::Receive,
     Hang::Settle,
@@ -38,6 +39,7 @@ const ALL: [Hang; 15] = [
     Hang::CloseSource,
     Hang::Publish,
     Hang::CloseSink,
+    Hang::StoreInfo,
     Hang::Claim,
     Hang::Renew,
     Hang::Release,
@@ -70,9 +72,6 @@ impl Source for Hanging {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    fn capabilities(&self) -> Capabilities {
-        self.queue.capabilities()
-    }
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.at(Hang::Receive).await;
         self.queue.receive(limit).await
@@ -100,7 +99,7 @@ impl Sink for Hanging {
     fn name(&self) -> &str {
         self.dead.name()
     }
-    async fn check(&self) -> Result<SinkInfo, Error> {
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
         Ok(SinkInfo::default())
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
@@ -115,6 +114,10 @@ impl Sink for Hanging {
 
 #[async_trait]
 impl Store for Hanging {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        self.at(Hang::StoreInfo).await;
+        self.store.store_info().await
+    }
     async fn claim(
         &self,
         owner: Owner,

@@ -51,12 +51,6 @@ impl Source for Service {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    fn capabilities(&self) -> Capabilities {
-        let mut capabilities = self.queue.capabilities();
-        capabilities.extend &= !self.plain;
-        capabilities.delayed_nack &= !self.plain;
-        capabilities
-    }
     async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         if self.notice.is_cancelled() {
             sleep(limits.wait).await;
@@ -81,7 +75,10 @@ impl Source for Service {
         self.queue.extend(batch, lease.min(self.grants)).await
     }
     async fn queue_info(&self) -> Result<QueueInfo, Error> {
-        self.queue.queue_info().await
+        let mut info = self.queue.queue_info().await?;
+        info.capabilities.extend &= !self.plain;
+        info.capabilities.delayed_nack &= !self.plain;
+        Ok(info)
     }
     async fn close(&self) -> Result<(), Error> {
         Source::close(&self.queue).await

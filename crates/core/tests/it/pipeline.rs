@@ -465,7 +465,7 @@ impl Sink for Checked {
         "dead"
     }
 
-    async fn check(&self) -> Result<SinkInfo, Error> {
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
         self.1.lock().unwrap().pop().unwrap()
     }
 

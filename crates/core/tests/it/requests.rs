@@ -60,11 +60,6 @@ impl Source for Billed {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    fn capabilities(&self) -> Capabilities {
-        let mut capabilities = self.queue.capabilities();
-        capabilities.settle_batch = Some(REQUEST);
-        capabilities
-    }
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let deliveries = self.queue.receive(limit).await?;
         let receipts = deliveries.iter().map(|one| one.receipt.clone());
@@ -98,7 +93,9 @@ impl Source for Billed {
         self.queue.extend(batch, lease).await
     }
     async fn queue_info(&self) -> Result<QueueInfo, Error> {
-        self.queue.queue_info().await
+        let mut info = self.queue.queue_info().await?;
+        info.capabilities.settle_batch = Some(REQUEST);
+        Ok(info)
     }
     async fn close(&self) -> Result<(), Error> {
         Source::close(&self.queue).await

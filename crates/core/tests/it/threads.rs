@@ -42,6 +42,9 @@ struct Distant(MemoryStore);
 
 #[async_trait]
 impl Store for Distant {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        self.0.store_info().await
+    }
     async fn claim(
         &self,
         owner: Owner,

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced,
-    HeldClaim, Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo,
-    Source, Store, Transaction, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced, HeldClaim, Owner,
+    QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source, Store,
+    StoreInfo, Transaction, TransactionalStore, Verdicts,
 };
 use onlyonce_core::{Error, Message};
 
@@ -44,9 +44,6 @@ impl<S: Source> Source for Watched<S> {
     fn name(&self) -> &str {
         self.inner.name()
     }
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let call = self.inner.receive(limit);
         self.instrument.watch("receive", call).await
@@ -69,6 +66,9 @@ impl<S: Source> Source for Watched<S> {
 
 #[async_trait]
 impl<S: Store> Store for Watched<S> {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        self.inner.store_info().await
+    }
     async fn claim(
         &self,
         owner: Owner,
@@ -141,8 +141,8 @@ impl<S: Sink> Sink for Watched<S> {
     fn name(&self) -> &str {
         self.inner.name()
     }
-    async fn check(&self) -> Result<SinkInfo, Error> {
-        self.inner.check().await
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
+        self.inner.sink_info().await
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
         let call = self.inner.publish(batch);

@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::Error;
 use onlyonce_core::driver::{
-    Capabilities, Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced,
-    HeldClaim, Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store,
+    Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced, HeldClaim, Owner,
+    QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store, StoreInfo,
     Transaction, TransactionalStore, Verdicts,
 };
 
@@ -67,9 +67,6 @@ impl<S: Source> Source for Watched<S> {
     fn name(&self) -> &str {
         self.inner.name()
     }
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
-    }
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.inner.receive(limit).await
     }
@@ -96,6 +93,9 @@ impl<S: Source> Source for Watched<S> {
 
 #[async_trait]
 impl<S: Store> Store for Watched<S> {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        self.inner.store_info().await
+    }
     async fn claim(
         &self,
         owner: Owner,

@@ -136,7 +136,8 @@ async fn closing_gives_back_in_order() {
         let more = "&single_active_consumer=true&prefetch=30";
         for _ in 0..3 {
             let source = queue.source(more);
-            assert_eq!(source.capabilities().ordering, Ordering::Delivery);
+            let info = source.queue_info().await.unwrap();
+            assert_eq!(info.capabilities.ordering, Ordering::Delivery);
             let deliveries = receive(&source, 20).await;
             assert_eq!(bodies(&deliveries), numbers(0..20));
             assert_eq!(deliveries[0].message.group.as_ref(), Some(&queue.name));
@@ -361,8 +362,8 @@ async fn a_delayed_retry_keeps_the_message_and_its_count() {
             .with_attribute("k", "v")
             .with_attribute("amqp-reply-to", "r");
         assert!(sink.publish(std::slice::from_ref(&sent)).await[0].is_ok());
-        let source = queue.source(&format!("&quorum={}", kind == Kind::Quorum));
-        assert!(source.capabilities().delayed_nack);
+        let source = queue.source("");
+        assert!(source.queue_info().await.unwrap().capabilities.delayed_nack);
         let mut attempts = Vec::new();
         for millis in [100, 1_000, 100, 100] {
             let held = receive(&source, 1).await;
@@ -415,7 +416,7 @@ async fn a_delayed_retry_is_refused_where_it_would_break_the_order() {
         "&delayed_retry=false",
     ] {
         let source = queue.source(more);
-        assert!(!source.capabilities().delayed_nack);
+        assert!(!source.queue_info().await.unwrap().capabilities.delayed_nack);
         let held = receive(&source, 1).await;
         let delay = Duration::from_secs(1);
         let answers = settle(&source, &held, &Disposition::Nack { delay }).await;
@@ -436,14 +437,21 @@ async fn queue_info_tells_what_can_be_known() {
     receive_nothing(&source).await;
     let alone = source.queue_info().await.unwrap();
     assert_eq!(alone.lease, Some(Duration::from_secs(300)));
-    assert_eq!(alone.ordered, None);
+    assert_eq!(alone.capabilities.ordering, Ordering::Delivery);
+    assert!(
+        alone.capabilities.counts_attempts,
+        "the URL does not say so"
+    );
     let mentions =
         |info: &QueueInfo, word: &str| info.unknown.iter().any(|line| line.contains(word));
-    assert!(mentions(&alone, "policies") && mentions(&alone, "consumer_timeout"));
+    for word in ["policies", "consumer_timeout", "ordered"] {
+        assert!(mentions(&alone, word), "{alone:?}");
+    }
     // A second consumer takes part of each group.
     let other = queue.source("&group_header=g");
     receive_nothing(&other).await;
-    assert_eq!(source.queue_info().await.unwrap().ordered, Some(false));
+    let shared = source.queue_info().await.unwrap();
+    assert_eq!(shared.capabilities.ordering, Ordering::None);
     source.close().await.unwrap();
     other.close().await.unwrap();
 }
@@ -667,14 +675,14 @@ async fn a_sink_that_was_checked_publishes() {
     let sink = queue.sink("");
     let identity = queue.source("").queue_info().await.unwrap().identity;
     assert!(identity.is_some());
-    assert_eq!(sink.check().await.unwrap().identity, identity);
+    assert_eq!(sink.sink_info().await.unwrap().identity, identity);
     sink.publish(&[Message::new("x")])
         .await
         .pop()
         .unwrap()
         .unwrap();
-    sink.check().await.unwrap();
+    sink.sink_info().await.unwrap();
     let exchange = format!("{}?exchange=amq.direct&routing_key=k", url());
     let exchange = RabbitSink::new(exchange.parse().unwrap()).unwrap();
-    assert_eq!(exchange.check().await.unwrap().identity, None);
+    assert_eq!(exchange.sink_info().await.unwrap().identity, None);
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::common::{End, Kind, Proxy, Queue};
 use async_trait::async_trait;
+use lapin::types::AMQPValue;
 use onlyonce_core::Message;
 use onlyonce_core::driver::{Receipt, Sink, Source};
 use onlyonce_rabbitmq::{Config, RabbitReceipt, RabbitSink, RabbitSource};
@@ -22,15 +23,15 @@ struct Harness {
 impl Harness {
     /// Leases are those of the channel here; the broker's clock has a test of its own, since it is one for all queues.
     async fn new(kind: Kind, parameters: &str) -> Self {
-        let queue = Queue::declare("conformance", kind, &[]).await;
+        // Without it, a second consumer would take part of each group.
+        let single = [("x-single-active-consumer", AMQPValue::Boolean(true))];
+        let more = &single[..usize::from(parameters.contains("group_header"))];
+        let queue = Queue::declare("conformance", kind, more).await;
         Self {
             queue,
             kind,
             proxy: crate::common::proxy().await,
-            parameters: format!(
-                "&consumer_timeout=0s&quorum={}{parameters}",
-                kind == Kind::Quorum
-            ),
+            parameters: format!("&consumer_timeout=0s{parameters}"),
         }
     }
 }

@@ -10,7 +10,7 @@ use lapin::types::{AMQPValue, ByteArray, FieldTable};
 use onlyonce_core::attributes::DEAD_LETTER_REASON;
 use onlyonce_core::driver::{Sink as _, Source as _};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
-use onlyonce_core::{Failure, Message, Pipeline, Report};
+use onlyonce_core::{ConfigRisk, Failure, Message, Pipeline, Report};
 
 async fn apply_the_good(body: Bytes, tx: &mut MemoryTx) -> Result<(), Failure> {
     match &*body {
@@ -30,6 +30,7 @@ const BAD: u32 = 150;
 async fn work(queue: &Queue, dead: &Queue) -> (MemoryStore, Report) {
     let store = MemoryStore::new();
     let pipeline = Pipeline::transactional(queue.source(""), store.clone())
+        .allow(ConfigRisk::StoreForgets)
         .dead_letter(dead.sink(""))
         .prefetch(HELD, 64 << 20)
         .stop_when_idle(Duration::from_secs(5));

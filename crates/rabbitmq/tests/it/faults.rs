@@ -42,6 +42,7 @@ impl Worker {
         let source = RabbitSource::new(config).unwrap();
         let (stop, stopped) = oneshot::channel();
         let pipeline = Pipeline::transactional(source, store.clone())
+            .allow(ConfigRisk::StoreForgets)
             .allow(ConfigRisk::NoDeadLetter)
             .allow(ConfigRisk::GivesUp)
             .claim_lease(Duration::from_secs(5))
@@ -78,6 +79,7 @@ impl Worker {
 async fn settle_duplicates(store: &MemoryStore, queue: &Queue) {
     let source = RabbitSource::new(queue.config("")).unwrap();
     let duplicates = Pipeline::transactional(source, store.clone())
+        .allow(ConfigRisk::StoreForgets)
         .allow(ConfigRisk::NoDeadLetter)
         .stop_when_idle(Duration::from_secs(1));
     timeout(LONG, duplicates.run(record))

@@ -10,6 +10,7 @@ use crate::raw::{RawPublisher, long, short};
 use bytes::Bytes;
 use fastrand::Rng;
 use lapin::types::AMQPValue;
+use onlyonce_core::ConfigRisk;
 use onlyonce_core::Pipeline;
 use onlyonce_core::driver::{Delivery, Disposition, SettleResult, Source as _};
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
@@ -178,6 +179,7 @@ async fn every_message_is_handled_or_dead_lettered_whatever_its_headers() {
         let store = MemoryStore::new();
         let (stop, stopped) = oneshot::channel::<()>();
         let pipeline = Pipeline::transactional(queue.source(""), store.clone())
+            .allow(ConfigRisk::StoreForgets)
             .dead_letter(dead.sink(""))
             .shutdown(async {
                 let _ = stopped.await;

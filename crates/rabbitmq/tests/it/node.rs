@@ -86,6 +86,7 @@ async fn an_alarm_doubles_no_dead_letter() {
         let (stop, stopped) = oneshot::channel::<()>();
         let source = queue.source("");
         let pipeline = Pipeline::transactional(source, MemoryStore::new())
+            .allow(ConfigRisk::StoreForgets)
             .dead_letter(dead.sink(SHORT))
             .shutdown(async {
                 let _ = stopped.await;
@@ -136,6 +137,7 @@ async fn an_alarm_doubles_no_delayed_copy() {
         let (stop, stopped) = oneshot::channel::<()>();
         let store = MemoryStore::new();
         let pipeline = Pipeline::transactional(queue.source(SHORT), store.clone())
+            .allow(ConfigRisk::StoreForgets)
             .retry(retry.in_place(Duration::ZERO))
             .allow(ConfigRisk::NoDeadLetter)
             .shutdown(async {

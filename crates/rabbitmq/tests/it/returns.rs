@@ -248,7 +248,7 @@ async fn counts_that_a_producer_wrote_are_not_believed() {
         let queue = Queue::declare("counts", kind, &[]).await;
         let forged = ["x-delivery-count", "x-acquired-count"];
         publish_with(&queue, &forged.map(|name| (name, AMQPValue::LongInt(20)))).await;
-        let source = queue.source(&format!("&quorum={}", kind == Kind::Quorum));
+        let source = queue.source("");
         let mut attempts = Vec::new();
         for _ in 0..3 {
             let held = receive(&source, 1).await;
@@ -277,7 +277,7 @@ async fn what_another_queue_gave_up_on_begins_anew_and_is_not_lost() {
     let queue = Queue::declare("giving-up", Kind::Quorum, &more).await;
     queue.fill(3).await;
     let proxy = proxy().await;
-    let source = queue.source("&quorum=true");
+    let source = queue.source("");
     // The limit is too low for a copy to take a message's place in time.
     let why = source.queue_info().await.unwrap().gives_up.unwrap();
     assert!(
@@ -285,21 +285,21 @@ async fn what_another_queue_gave_up_on_begins_anew_and_is_not_lost() {
         "{why}"
     );
     for _ in 0..2 {
-        die_with_all(&proxy, &queue, "&quorum=true").await;
+        die_with_all(&proxy, &queue, "").await;
     }
     let deadline = Instant::now() + PATIENCE;
     while dead.waiting().await < 3 {
         assert!(Instant::now() < deadline, "they are not given up");
         sleep(Duration::from_millis(50)).await;
     }
-    let source = dead.source("&quorum=true");
+    let source = dead.source("");
     let held = receive(&source, 3).await;
     for delivery in &held {
         assert_eq!(delivery.attempt, Some(1));
     }
     source.close().await.unwrap();
     for _ in 0..RETURNS {
-        die_with_all(&proxy, &dead, "&quorum=true").await;
+        die_with_all(&proxy, &dead, "").await;
     }
     let source = dead.source("");
     assert_eq!(distinct(&source).await, numbers(0..3));
@@ -337,7 +337,7 @@ async fn a_queue_that_cannot_keep_its_promise_is_refused_with_what_to_set() {
 
     let low = [single(), ("x-delivery-limit", AMQPValue::LongInt(20))];
     let limited = Queue::declare("limited", Kind::Quorum, &low).await;
-    let source = limited.source("&single_active_consumer=true&quorum=true");
+    let source = limited.source("&single_active_consumer=true");
     let info = source.queue_info().await.unwrap();
     let why = info.gives_up.unwrap();
     assert!(
@@ -394,6 +394,7 @@ async fn a_group_that_fills_the_prefetch_is_counted() {
         result.unwrap();
     }
     let pipeline = Pipeline::idempotent(source.clone(), MemoryStore::new())
+        .allow(ConfigRisk::StoreForgets)
         .retry(
             RetryPolicy::default()
                 .max_attempts(1_000)

@@ -120,7 +120,10 @@ async fn queue_info_tells_what_decides_how_a_queue_behaves() {
         let dead = format!(":dead-{}", queue.name);
         assert!(info.dead_letter.unwrap().ends_with(&dead));
         assert_eq!(info.dedup_window, Some(Duration::from_secs(300)));
-        assert_eq!(info.ordered, Some(true));
+        assert_eq!(
+            info.capabilities.ordering,
+            onlyonce_core::driver::Ordering::Group
+        );
         let settings: BTreeMap<_, _> = info.settings.into_iter().collect();
         for (name, value) in [
             ("Type", "FIFO"),
@@ -146,7 +149,10 @@ async fn queue_info_tells_what_decides_how_a_queue_behaves() {
 
         let standard = Queue::create(emulator, Kind::Standard, 30).await;
         let info = standard.source().queue_info().await.unwrap();
-        assert_eq!(info.ordered, Some(false));
+        assert_eq!(
+            info.capabilities.ordering,
+            onlyonce_core::driver::Ordering::None
+        );
         assert_eq!(info.dedup_window, None);
     }
 }
@@ -221,6 +227,7 @@ impl Worker {
         let store = MemoryStore::new();
         let (stop, stopped) = oneshot::channel();
         let pipeline = Pipeline::transactional(source, store.clone())
+            .allow(ConfigRisk::StoreForgets)
             .claim_lease(LEASE)
             .state(pace.clone())
             .shutdown(async {
@@ -362,7 +369,8 @@ async fn a_dead_letter_that_is_redriven_at_once_is_not_dropped_as_a_duplicate() 
         let dead = |config: &str| SqsSource::new(config.parse().unwrap()).unwrap();
         // It is set aside, put back, set aside again and put back again, all within the five minutes.
         for _ in 0..2 {
-            let pipeline = Pipeline::idempotent(queue.source(), MemoryStore::new());
+            let pipeline = Pipeline::idempotent(queue.source(), MemoryStore::new())
+                .allow(ConfigRisk::StoreForgets);
             let pipeline = pipeline.stop_when_idle(IDLE);
             let report = pipeline.run(fails).await.unwrap();
             assert_eq!(report.dead_lettered, 1);
@@ -450,6 +458,7 @@ async fn a_worker_does_not_start_on_its_own_dead_letter_queue() {
     let queue = Queue::create(LocalStack, Kind::Standard, 30).await;
     let dead = SqsSource::new(queue.dead_url.parse().unwrap()).unwrap();
     let refused = Pipeline::idempotent(dead, MemoryStore::new())
+        .allow(ConfigRisk::StoreForgets)
         .allow(ConfigRisk::NoDeadLetter)
         .run(async || {})
         .await

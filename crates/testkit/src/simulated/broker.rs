@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use onlyonce_core::Message;
-use onlyonce_core::driver::{Capabilities, Ordering, Receipt, Sink as _, Source as _};
+use onlyonce_core::driver::{Capabilities, Ordering, Receipt, Sink as _};
 use onlyonce_core::memory::{DeadLetter, MemoryQueue};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -64,7 +64,7 @@ impl Broker {
         let lease = Duration::from_secs(10);
         Self {
             settings: Settings {
-                capabilities: queue.capabilities(),
+                capabilities: MemoryQueue::CAPABILITIES,
                 lease,
                 max_deliveries: None,
             },

@@ -82,8 +82,8 @@ impl Sink for Sender {
         self.queue.name()
     }
 
-    async fn check(&self) -> Result<SinkInfo, Error> {
-        self.queue.check().await
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
+        self.queue.sink_info().await
     }
 
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
-    ReceiveLimits, SettleResult, Settlement, Source,
+    Capabilities, Delivery, Disposition, Durability, ExtendResult, Lease, Ordering, QueueInfo,
+    Receipt, ReceiveLimits, SettleResult, Settlement, Source,
 };
 use onlyonce_core::memory::MemoryQueue;
 use onlyonce_core::{Error, ErrorKind, Message};
@@ -280,10 +280,6 @@ impl Source for Consumer {
         self.broker.queue.name()
     }
 
-    fn capabilities(&self) -> Capabilities {
-        self.able()
-    }
-
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.active().await;
         if self.channel().received.is_empty() {
@@ -406,7 +402,8 @@ impl Source for Consumer {
         info.identity = Some(self.name().into());
         info.lease = able.timed_lease.then_some(self.broker.settings.lease);
         info.dead_letter = info.dead_letter.filter(|_| able.dead_letter);
-        info.ordered = Some(able.ordering != Ordering::None);
+        info.durability = Durability::Disk;
+        info.capabilities = able;
         Ok(info)
     }
 

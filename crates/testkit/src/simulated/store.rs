@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::Error;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, HeldClaim, KeyDigest, Owner, Store, Token, TransactionalStore,
-    Verdicts,
+    Claim, ClaimResult, Completion, Durability, HeldClaim, KeyDigest, Owner, Store, StoreInfo,
+    Token, TransactionalStore, Verdicts,
 };
 use onlyonce_core::memory::MemoryStore;
 
@@ -173,6 +173,9 @@ impl Connection {
 
 #[async_trait]
 impl Store for Connection {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        Ok(StoreInfo::new("simulated", Durability::Disk))
+    }
     async fn claim(
         &self,
         owner: Owner,

@@ -10,10 +10,10 @@ use super::tools::*;
 pub async fn inspect_tells_the_lease(harness: &dyn SourceHarness) {
     let source = harness.source().await;
     let info = source.queue_info().await.expect("the queue can be read");
-    if source.capabilities().timed_lease && info.unknown.is_empty() {
+    if able(&*source).await.timed_lease && info.unknown.is_empty() {
         assert_eq!(info.lease, Some(harness.lease()));
     }
-    if source.capabilities().dead_letter && info.unknown.is_empty() {
+    if able(&*source).await.dead_letter && info.unknown.is_empty() {
         assert!(info.dead_letter.is_some(), "where dead letters go");
     }
 }
@@ -24,7 +24,7 @@ pub async fn expired_lease_redelivers(harness: &dyn SourceHarness) {
     publish(harness, &numbered("m", 1)).await;
     let (first, second) = (harness.source().await, harness.source().await);
     let held = collect_one(harness, &*first).await;
-    if !first.capabilities().timed_lease {
+    if !able(&*first).await.timed_lease {
         assert_eq!(held.lease.until, None, "without a clock there is no end");
         sleep(harness.lease()).await;
         nothing(harness, &*second).await;
@@ -41,7 +41,7 @@ pub async fn expired_lease_redelivers(harness: &dyn SourceHarness) {
         "it came again although the lease had {:?} to go",
         until - Instant::now()
     );
-    if first.capabilities().counts_attempts {
+    if able(&*first).await.counts_attempts {
         assert_eq!(again.attempt, Some(2));
     }
     applied(&*second, &[again], &Disposition::Ack).await;
@@ -53,7 +53,7 @@ pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
     let (first, second) = (harness.source().await, harness.source().await);
     let held = [collect_one(harness, &*first).await];
     let longer = harness.lease() * 2;
-    if !first.capabilities().extend {
+    if !able(&*first).await.extend {
         not_extended(&first.extend(&receipts(&held), longer).await);
         return applied(&*first, &held, &Disposition::Ack).await;
     }
@@ -85,15 +85,15 @@ pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
 pub async fn late_settlement_disturbs_nobody(harness: &dyn SourceHarness) {
     publish(harness, &numbered("m", 1)).await;
     let (first, second) = (harness.source().await, harness.source().await);
-    if !first.capabilities().timed_lease {
+    if !able(&*first).await.timed_lease {
         return;
     }
     let lost = [collect_one(harness, &*first).await];
     let held = [collect_one(harness, &*second).await];
     for disposition in [NACK, Disposition::Ack] {
-        lease_lost(&*first, &settle(&*first, &lost, &disposition).await);
+        lease_lost(&*first, &settle(&*first, &lost, &disposition).await).await;
     }
-    if first.capabilities().extend {
+    if able(&*first).await.extend {
         let answers = first.extend(&receipts(&lost), harness.lease()).await;
         let lost = matches!(answers[..], [ExtendResult::LeaseLost]);
         assert!(lost, "the lease had ended, got {answers:?}");

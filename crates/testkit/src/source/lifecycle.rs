@@ -31,7 +31,7 @@ pub async fn close_gives_back(harness: &dyn SourceHarness) {
     let until = held[0].lease.until;
     let waited = until.is_some_and(|until| Instant::now() >= until);
     assert!(!waited, "they came back only as their leases ended");
-    if second.capabilities().ordering != Ordering::None {
+    if able(&*second).await.ordering != Ordering::None {
         assert_eq!(back, bodies(&sent));
     } else {
         assert_eq!(sorted(back), bodies(&sent));
@@ -121,7 +121,7 @@ pub async fn broken_connection_gives_back(harness: &dyn SourceHarness) {
     if !harness.break_connection().await {
         return;
     }
-    if source.capabilities().timed_lease {
+    if able(&*source).await.timed_lease {
         // The leases may have survived, so whatever is not acked must come back.
         let answers = settle(&*source, &old, &Disposition::Ack).await;
         let rest = answers.iter().filter(|answer| !answer.is_applied()).count();

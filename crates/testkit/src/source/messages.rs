@@ -24,11 +24,11 @@ pub async fn message_survives_the_queue(harness: &dyn SourceHarness) {
     assert_eq!(got.body, sent.body);
     assert_eq!(got.attributes, sent.attributes);
     assert_eq!(got.dedup_id, sent.dedup_id);
-    if source.capabilities().ordering != Ordering::None {
+    if able(&*source).await.ordering != Ordering::None {
         assert_eq!(got.group, sent.group);
     }
     assert_eq!(delivery.malformed, None);
-    let attempt = source.capabilities().counts_attempts.then_some(1);
+    let attempt = able(&*source).await.counts_attempts.then_some(1);
     assert_eq!(delivery.attempt, attempt, "attempts are counted from 1");
     applied(&*source, &[delivery], &Disposition::Ack).await;
 }

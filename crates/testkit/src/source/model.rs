@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use onlyonce_core::Message;
-use onlyonce_core::driver::{Delivery, Disposition, Ordering, SettleResult, Sink, Source};
+use onlyonce_core::driver::{
+    Capabilities, Delivery, Disposition, Ordering, SettleResult, Sink, Source,
+};
 use tokio::time::sleep;
 
 use super::SourceHarness;
@@ -31,6 +33,7 @@ struct History<'a> {
     seed: u64,
     sink: Arc<dyn Sink>,
     consumers: Vec<Arc<dyn Source>>,
+    able: Capabilities,
     published: usize,
     /// What was published and not acked, in that order, and its group.
     alive: BTreeMap<String, Option<String>>,
@@ -70,7 +73,7 @@ impl History<'_> {
         let limit = limit(self.rng.usize(1..=4), Duration::ZERO);
         let got = self.consumers[consumer].receive(limit).await;
         let got = got.expect("it is open");
-        if self.consumers[consumer].capabilities().ordering == Ordering::Group {
+        if self.able.ordering == Ordering::Group {
             self.check_order(&got);
         }
         for delivery in got {
@@ -121,11 +124,11 @@ impl History<'_> {
         let answer = settle(&*source, std::slice::from_ref(&held.delivery), &disposition).await;
         let text = body(&held.delivery.message);
         match &answer[0] {
-            SettleResult::Applied if source.capabilities().confirms_settle => {
+            SettleResult::Applied if self.able.confirms_settle => {
                 assert!(held.newest, "{text} had been delivered again");
             }
             SettleResult::LeaseLost => {
-                let timed = source.capabilities().timed_lease;
+                let timed = self.able.timed_lease;
                 assert!(
                     timed || !held.newest || held.went_back,
                     "{text} cannot have expired"
@@ -142,9 +145,8 @@ impl History<'_> {
 
     /// A source that cannot give back one message of a group in its place gives back all that it holds.
     fn goes_back_with(&mut self, given_back: &Unsettled, disposition: &Disposition) {
-        let source = &self.consumers[given_back.consumer];
-        let alone = source.capabilities().ordering != Ordering::Delivery
-            || given_back.delivery.message.group.is_none();
+        let alone =
+            self.able.ordering != Ordering::Delivery || given_back.delivery.message.group.is_none();
         if *disposition == Disposition::Ack || alone {
             return;
         }
@@ -154,7 +156,7 @@ impl History<'_> {
     }
 
     async fn let_time_pass(&mut self) {
-        if self.consumers[0].capabilities().timed_lease {
+        if self.able.timed_lease {
             let part = self.rng.u32(1..=4);
             sleep(self.harness.lease() * part / 3).await;
         }
@@ -176,12 +178,14 @@ impl History<'_> {
 }
 
 async fn history(harness: &dyn SourceHarness, seed: u64) {
+    let consumers = vec![harness.source().await, harness.source().await];
     let mut history = History {
         harness,
         rng: Rng::with_seed(seed),
         seed,
         sink: harness.sink().await,
-        consumers: vec![harness.source().await, harness.source().await],
+        able: able(&*consumers[0]).await,
+        consumers,
         published: 0,
         alive: BTreeMap::new(),
         held: Vec::new(),

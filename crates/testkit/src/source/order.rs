@@ -21,7 +21,7 @@ pub async fn groups_are_delivered_in_order(harness: &dyn SourceHarness) {
         publish(harness, batch).await;
     }
     let got = drain(harness, &*source, mixed.len()).await;
-    if source.capabilities().ordering == Ordering::None {
+    if able(&*source).await.ordering == Ordering::None {
         let sent = bodies(&mixed);
         return assert_eq!(sorted(got), sorted(sent), "all, in any order");
     }
@@ -37,7 +37,7 @@ pub async fn groups_are_delivered_in_order(harness: &dyn SourceHarness) {
 /// While a head is leased its group waits, for every consumer; where the source does not promise that, it goes on.
 pub async fn group_waits_while_its_head_is_leased(harness: &dyn SourceHarness) {
     let (first, second) = (harness.source().await, harness.source().await);
-    let ordering = first.capabilities().ordering;
+    let ordering = able(&*first).await.ordering;
     if ordering == Ordering::None {
         return;
     }
@@ -57,7 +57,7 @@ pub async fn group_waits_while_its_head_is_leased(harness: &dyn SourceHarness) {
 /// A head that is given back with all that follows it comes back before them.
 pub async fn failed_head_comes_back_first(harness: &dyn SourceHarness) {
     let source = harness.source().await;
-    if source.capabilities().ordering == Ordering::None {
+    if able(&*source).await.ordering == Ordering::None {
         return;
     }
     let sent = grouped("a", 5);
@@ -80,7 +80,7 @@ pub async fn failed_head_comes_back_first(harness: &dyn SourceHarness) {
 /// A head that is delayed, or just slow, holds up its own group and nothing else.
 pub async fn blocked_group_stalls_no_other(harness: &dyn SourceHarness) {
     let source = harness.source().await;
-    let capabilities = source.capabilities();
+    let capabilities = able(&*source).await;
     if capabilities.ordering != Ordering::Group {
         return;
     }

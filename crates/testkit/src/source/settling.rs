@@ -16,7 +16,7 @@ pub async fn ack_removes(harness: &dyn SourceHarness) {
     source.close().await.expect("it closes");
     let other = harness.source().await;
     nothing(harness, &*other).await;
-    if other.capabilities().timed_lease {
+    if able(&*other).await.timed_lease {
         sleep(harness.lease()).await;
         nothing(harness, &*other).await;
     }
@@ -26,7 +26,7 @@ pub async fn ack_removes(harness: &dyn SourceHarness) {
 pub async fn nack_redelivers(harness: &dyn SourceHarness) {
     publish(harness, &numbered("m", 1)).await;
     let source = harness.source().await;
-    let counts = source.capabilities().counts_attempts;
+    let counts = able(&*source).await.counts_attempts;
     for attempt in 1..=3 {
         let delivery = collect_one(harness, &*source).await;
         assert_eq!(delivery.attempt, counts.then_some(attempt));
@@ -42,7 +42,7 @@ pub async fn delayed_nack_waits(harness: &dyn SourceHarness) {
     let source = harness.source().await;
     let delay = harness.lease() * 2;
     let held = [collect_one(harness, &*source).await];
-    if !source.capabilities().delayed_nack {
+    if !able(&*source).await.delayed_nack {
         unsupported(&settle(&*source, &held, &Disposition::Nack { delay }).await);
         return applied(&*source, &held, &Disposition::Ack).await;
     }
@@ -90,7 +90,7 @@ pub async fn bad_receipt_affects_only_itself(harness: &dyn SourceHarness) {
     for answer in &answers[2..answers.len() - 1] {
         assert!(!answer.is_applied(), "a made-up receipt was {answer:?}");
     }
-    if source.capabilities().extend {
+    if able(&*source).await.extend {
         for answer in source.extend(&bogus, harness.lease()).await {
             assert!(!answer.is_extended(), "a made-up receipt was {answer:?}");
         }
@@ -125,7 +125,7 @@ pub async fn dead_letter_keeps_its_reason(harness: &dyn SourceHarness) {
     held.sort_by_key(|delivery| body(&delivery.message));
     let reason = REASON.to_owned();
     let dead_letter = Disposition::DeadLetter { reason };
-    if !source.capabilities().dead_letter {
+    if !able(&*source).await.dead_letter {
         unsupported(&settle(&*source, &held, &dead_letter).await);
         return applied(&*source, &held, &Disposition::Ack).await;
     }

@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use onlyonce_core::Message;
 use onlyonce_core::driver::{
-    Delivery, Disposition, ExtendResult, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
+    Capabilities, Delivery, Disposition, ExtendResult, Receipt, ReceiveLimits, SettleResult,
+    Settlement, Source,
 };
 use tokio::time::{Instant, sleep};
 
@@ -63,6 +64,12 @@ pub(super) async fn publish(harness: &dyn SourceHarness, messages: &[Message]) {
         result.expect("the sink takes it");
     }
     sink.close().await.expect("the sink closes");
+}
+
+/// What can be done with the live queue.
+pub(super) async fn able(source: &dyn Source) -> Capabilities {
+    let info = source.queue_info().await;
+    info.expect("the queue can be looked at").capabilities
 }
 
 /// One receive; errors that can pass are waited out.
@@ -190,10 +197,10 @@ pub(super) fn not_extended(answers: &[ExtendResult]) {
 }
 
 /// The answer to a receipt whose lease has ended. A source that cannot ask its broker may not know.
-pub(super) fn lease_lost(source: &dyn Source, answers: &[SettleResult]) {
+pub(super) async fn lease_lost(source: &dyn Source, answers: &[SettleResult]) {
     for answer in answers {
         let lost = matches!(answer, SettleResult::LeaseLost);
-        let unaware = answer.is_applied() && !source.capabilities().confirms_settle;
+        let unaware = answer.is_applied() && !able(source).await.confirms_settle;
         assert!(lost || unaware, "the lease had ended, got {answer:?}");
     }
 }

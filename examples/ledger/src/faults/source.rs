@@ -3,8 +3,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce::Error;
 use onlyonce::driver::{
-    Capabilities, Delivery, ExtendResult, QueueInfo, Receipt, ReceiveLimits, SettleResult,
-    Settlement, Source,
+    Delivery, ExtendResult, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source,
 };
 
 use super::dice::{Dice, Fate, no_answer};
@@ -37,10 +36,6 @@ impl<S> FaultySource<S> {
 impl<S: Source> Source for FaultySource<S> {
     fn name(&self) -> &str {
         self.inner.name()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
     }
 
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {

@@ -3,7 +3,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce::Error;
 use onlyonce::driver::{
-    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Store, Transaction,
+    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Store, StoreInfo, Transaction,
     TransactionalStore, Verdicts,
 };
 
@@ -38,6 +38,9 @@ async fn call<T>(dice: &Dice, call: impl Future<Output = Result<T, Error>>) -> R
 
 #[async_trait]
 impl<S: Store> Store for FaultyStore<S> {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        self.inner.store_info().await
+    }
     async fn claim(
         &self,
         owner: Owner,

@@ -118,13 +118,6 @@ impl Source for FaultyQueue {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    fn capabilities(&self) -> Capabilities {
-        let mut capabilities = self.queue.capabilities();
-        capabilities.extend &= self.extend;
-        capabilities.timed_lease &= self.timed;
-        capabilities.counts_attempts &= self.counts;
-        capabilities
-    }
     async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.limits.lock().expect("no panic under it").push(limit);
         let mut deliveries = self.queue.receive(limit).await?;
@@ -164,10 +157,14 @@ impl Source for FaultyQueue {
     }
     async fn queue_info(&self) -> Result<QueueInfo, Error> {
         let absent = &self.absent;
-        match absent.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {
-            Ok(_) => Err(lost(true)),
-            Err(_) => self.queue.queue_info().await,
+        if (absent.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))).is_ok() {
+            return Err(lost(true));
         }
+        let mut info = self.queue.queue_info().await?;
+        info.capabilities.extend &= self.extend;
+        info.capabilities.timed_lease &= self.timed;
+        info.capabilities.counts_attempts &= self.counts;
+        Ok(info)
     }
     async fn close(&self) -> Result<(), Error> {
         Source::close(&self.queue).await
@@ -223,6 +220,9 @@ fn claim_of(completion: &Completion) -> Claim {
 
 #[async_trait]
 impl Store for FaultyStore {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        self.store.store_info().await
+    }
     async fn claim(
         &self,
         owner: Owner,
@@ -322,7 +322,7 @@ impl Sink for FaultySink {
     fn name(&self) -> &str {
         "dead"
     }
-    async fn check(&self) -> Result<SinkInfo, Error> {
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
         Ok(SinkInfo::default())
     }
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {

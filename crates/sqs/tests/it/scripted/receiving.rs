@@ -521,7 +521,10 @@ async fn the_queues_settings_are_read_as_aws_tells_them() {
     assert_eq!(info.max_deliveries, Some(5));
     assert!(info.dead_letter.unwrap().ends_with(":dead.fifo"));
     assert_eq!(info.dedup_window, Some(seconds(300)));
-    assert_eq!(info.ordered, Some(true));
+    assert_eq!(
+        info.capabilities.ordering,
+        onlyonce_core::driver::Ordering::Group
+    );
     let shown = |name: &str, value: &str| {
         let setting = (name.to_owned(), value.to_owned());
         assert!(info.settings.contains(&setting), "{name}");
@@ -546,6 +549,7 @@ async fn a_dead_letter_queue_is_not_consumed_with_records_of_its_own() {
 
     let script = Script::of([own(), sources(&["orders"])]);
     let refused = Pipeline::idempotent(script.source("dead"), MemoryStore::new())
+        .allow(ConfigRisk::StoreForgets)
         .allow(ConfigRisk::NoDeadLetter)
         .run(async || {})
         .await

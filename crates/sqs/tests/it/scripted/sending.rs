@@ -345,13 +345,13 @@ async fn a_sink_says_which_queue_it_is_and_whether_it_is_there() {
     let arn = "arn:aws:sqs:eu-central-1:123456789012:orders";
     let told = ok(json!({ "Attributes": { "QueueArn": arn } }));
     let found = Script::of([get_attributes().gets(told)]);
-    let found = found.sink(STANDARD).check().await.unwrap();
+    let found = found.sink(STANDARD).sink_info().await.unwrap();
     assert_eq!(found.identity.as_deref(), Some(arn));
     assert_eq!(found.unknown, [""; 0]);
 
     // A producer need not be allowed to look.
     let script = Script::of([get_attributes().gets(refused(403, "AccessDenied", "no"))]);
-    let found = script.sink(STANDARD).check().await.unwrap();
+    let found = script.sink(STANDARD).sink_info().await.unwrap();
     assert_eq!(found.identity, None);
     assert!(
         found.unknown[0].contains("sqs:GetQueueAttributes"),

@@ -255,14 +255,6 @@ impl Source for Buggy {
         "orders"
     }
 
-    fn capabilities(&self) -> Capabilities {
-        match self.bug {
-            _ if self.is_limited() => Capabilities::default(),
-            Bug::ModestCapabilities => Capabilities::default(),
-            _ => self.queue().capabilities(),
-        }
-    }
-
     async fn receive(&self, mut limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         match self.bug {
             Bug::LimitIsIgnored => (limit.messages, limit.bytes) = (1000, usize::MAX),
@@ -336,6 +328,9 @@ impl Source for Buggy {
 
     async fn queue_info(&self) -> Result<QueueInfo, Error> {
         let mut info = self.queue().queue_info().await?;
+        if self.is_limited() || self.bug == Bug::ModestCapabilities {
+            info.capabilities = Capabilities::default();
+        }
         if self.bug == Bug::InspectGuesses {
             info.lease = Some(Duration::from_secs(30));
         }
@@ -355,7 +350,7 @@ impl Source for Buggy {
 
 #[async_trait]
 impl Sink for Buggy {
-    async fn check(&self) -> Result<SinkInfo, Error> {
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
         Ok(SinkInfo::default())
     }
     fn name(&self) -> &str {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::driver::{
     Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Starts,
-    Store, Token, Transaction, TransactionalStore, Verdicts,
+    Store, StoreInfo, Token, Transaction, TransactionalStore, Verdicts,
 };
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{Error, ErrorKind};
@@ -178,6 +178,9 @@ impl Buggy {
 
 #[async_trait]
 impl Store for Buggy {
+    async fn store_info(&self) -> Result<StoreInfo, Error> {
+        self.store.store_info().await
+    }
     async fn claim(
         &self,
         mut owner: Owner,
