@@ -57,124 +57,138 @@ pub(crate) fn check(mode: Mode, options: &Options, found: &Found) -> Result<(), 
     Err(Error::new(ErrorKind::Unsafe, text).with_list(list.collect()))
 }
 
-fn risks(mode: Mode, options: &Options, all: &Found) -> Vec<(ConfigRisk, String)> {
-    let (info, sink) = (&all.queue, all.sink.as_ref());
-    let capabilities = info.capabilities;
-    let mut found = Vec::new();
-    found.extend(short_retention(mode, options, info));
-    if let (Some(lease), Some(longest)) = (info.lease, options.handler_timeout)
-        && !capabilities.extend
-        && lease <= longest
-    {
-        found.push((
-            ConfigRisk::ShortLease,
-            format!(
-                "the lease of {lease:?} cannot be extended and is not longer than the handler's time-out of {longest:?}: lengthen the lease at the broker"
-            ),
-        ));
-    }
-    if let Some(max) = info.max_deliveries
-        && mode != Mode::AtMostOnce
-        && max < options.retry.max_attempts
-    {
-        found.push((
-            ConfigRisk::DeliveryLimit,
-            format!(
-                "the broker gives up after {max} deliveries, the retry policy after {} attempts: raise the queue's limit or lower max_attempts",
-                options.retry.max_attempts
-            ),
-        ));
-    }
-    if let Some(why) = &info.gives_up {
-        found.push((ConfigRisk::GivesUp, why.clone()));
-    }
-    if sink.is_some_and(|sink| sink.identity.is_some() && sink.identity == info.identity) {
-        found.push((
-            ConfigRisk::OwnDeadLetters,
-            "dead_letter() was given the queue that is consumed: what cannot be processed would come again without end; give it another queue".into(),
-        ));
-    }
-    found.extend(dead_letter_queue(mode, options, info));
-    if sink.is_none() && !capabilities.dead_letter && mode != Mode::AtMostOnce {
-        found.push((
-            ConfigRisk::NoDeadLetter,
-            "nowhere to put messages that cannot be processed: give dead_letter() a sink, or the queue a dead-letter queue of its own where the source can use it".into(),
-        ));
-    }
-    if options.require_ordering && capabilities.ordering == Ordering::None {
-        found.push((
-            ConfigRisk::NoOrder,
-            "require_ordering() was asked for, but the queue does not keep groups in order".into(),
-        ));
-    }
-    if mode == Mode::AtMostOnce && !capabilities.confirms_settle {
-        found.push((
-            ConfigRisk::UnconfirmedAck,
-            "this broker never confirms an ack, so at_most_once cannot be kept: use at_least_once or a store".into(),
-        ));
-    }
-    let forgets = all
-        .store
-        .as_ref()
-        .and_then(|store| forgets(store, info.durability));
-    found.extend(forgets.map(|why| (ConfigRisk::StoreForgets, why)));
-    found
-}
+type Risk = (ConfigRisk, String);
 
-/// Why the store can lose a record while the queue still has the message.
-fn forgets(store: &StoreInfo, queue: Durability) -> Option<String> {
-    let name = &store.name;
-    let lost = match store.durability {
-        Durability::Disk => None,
-        // Both end together.
-        Durability::Process if queue == Durability::Process => None,
-        Durability::Process => Some("when this process ends"),
-        Durability::Machine => Some("when the machine that has them fails"),
-    };
-    let lost = lost.map(|when| {
-        format!("the store {name} loses its records {when}, but the queue keeps its messages, which would run again: use a store on disk")
-    });
-    let evicts = store.evicts.as_ref();
-    let evicts =
-        evicts.map(|why| format!("the store {name} can drop a record before its retention: {why}"));
-    let lags = store.lags.as_ref();
-    let lags = lags.map(|why| format!("a failover of the store {name} can lose records: {why}"));
-    let all: Vec<String> = [lost, evicts, lags].into_iter().flatten().collect();
-    (!all.is_empty()).then(|| all.join("; "))
-}
-
-fn short_retention(
+/// Everything that a check may look at.
+struct Checks<'a> {
     mode: Mode,
-    options: &Options,
-    info: &QueueInfo,
-) -> Option<(ConfigRisk, String)> {
-    let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
-    let retention = info.retention?;
-    (records && options.dedup_retention <= retention).then(|| {
+    options: &'a Options,
+    queue: &'a QueueInfo,
+    sink: Option<&'a SinkInfo>,
+    store: Option<&'a StoreInfo>,
+}
+
+fn risks(mode: Mode, options: &Options, found: &Found) -> Vec<Risk> {
+    let checks = Checks {
+        mode,
+        options,
+        queue: &found.queue,
+        sink: found.sink.as_ref(),
+        store: found.store.as_ref(),
+    };
+    let all = [
+        checks.short_retention(),
+        checks.short_lease(),
+        checks.delivery_limit(),
+        checks.gives_up(),
+        checks.own_dead_letters(),
+        checks.dead_letter_queue(),
+        checks.no_dead_letter(),
+        checks.no_order(),
+        checks.unconfirmed_ack(),
+        checks.store_forgets(),
+    ];
+    all.into_iter().flatten().collect()
+}
+
+impl Checks<'_> {
+    fn has_records(&self) -> bool {
+        matches!(self.mode, Mode::Transactional | Mode::Idempotent)
+    }
+
+    fn short_retention(&self) -> Option<Risk> {
+        let (kept, again) = (self.options.dedup_retention, self.queue.retention?);
         let why = format!(
             "dedup records are kept for {}, but the queue can deliver a message again for {}: set dedup_retention() above that",
-            days(options.dedup_retention),
-            days(retention)
+            days(kept),
+            days(again)
         );
-        (ConfigRisk::ShortRetention, why)
-    })
-}
+        (self.has_records() && kept <= again).then_some((ConfigRisk::ShortRetention, why))
+    }
 
-fn dead_letter_queue(
-    mode: Mode,
-    options: &Options,
-    info: &QueueInfo,
-) -> Option<(ConfigRisk, String)> {
-    let records = matches!(mode, Mode::Transactional | Mode::Idempotent);
-    let shared = options.identity.is_some();
-    let sources = &info.dead_letters_of;
-    (records && !shared && !sources.is_empty()).then(|| {
+    fn short_lease(&self) -> Option<Risk> {
+        let (lease, longest) = (self.queue.lease?, self.options.handler_timeout?);
         let why = format!(
-            "this is the dead-letter queue of {}: a message that took effect there would run here again, since each queue has its own dedup records; put it back there instead (a redrive), or share the records by identity(…)",
-            sources.join(", ")
+            "the lease of {lease:?} cannot be extended and is not longer than the handler's time-out of {longest:?}: lengthen the lease at the broker"
         );
-        (ConfigRisk::DeadLetterQueue, why)
-    })
+        let short = !self.queue.capabilities.extend && lease <= longest;
+        short.then_some((ConfigRisk::ShortLease, why))
+    }
+
+    fn delivery_limit(&self) -> Option<Risk> {
+        let (max, attempts) = (self.queue.max_deliveries?, self.options.retry.max_attempts);
+        let why = format!(
+            "the broker gives up after {max} deliveries, the retry policy after {attempts} attempts: raise the queue's limit or lower max_attempts"
+        );
+        let low = self.mode != Mode::AtMostOnce && max < attempts;
+        low.then_some((ConfigRisk::DeliveryLimit, why))
+    }
+
+    fn gives_up(&self) -> Option<Risk> {
+        Some((ConfigRisk::GivesUp, self.queue.gives_up.clone()?))
+    }
+
+    fn own_dead_letters(&self) -> Option<Risk> {
+        let own = self.sink?.identity.is_some() && self.sink?.identity == self.queue.identity;
+        let why = "dead_letter() was given the queue that is consumed: what cannot be processed would come again without end; give it another queue";
+        own.then(|| (ConfigRisk::OwnDeadLetters, why.into()))
+    }
+
+    fn dead_letter_queue(&self) -> Option<Risk> {
+        let sources = &self.queue.dead_letters_of;
+        let own_records = self.has_records() && self.options.identity.is_none();
+        (own_records && !sources.is_empty()).then(|| {
+            let why = format!(
+                "this is the dead-letter queue of {}: a message that took effect there would run here again, since each queue has its own dedup records; put it back there instead (a redrive), or share the records by identity(…)",
+                sources.join(", ")
+            );
+            (ConfigRisk::DeadLetterQueue, why)
+        })
+    }
+
+    fn no_dead_letter(&self) -> Option<Risk> {
+        let nowhere = self.sink.is_none() && !self.queue.capabilities.dead_letter;
+        let why = "nowhere to put messages that cannot be processed: give dead_letter() a sink, or the queue a dead-letter queue of its own where the source can use it";
+        (nowhere && self.mode != Mode::AtMostOnce).then(|| (ConfigRisk::NoDeadLetter, why.into()))
+    }
+
+    fn no_order(&self) -> Option<Risk> {
+        let unordered = self.queue.capabilities.ordering == Ordering::None;
+        let why = "require_ordering() was asked for, but the queue does not keep groups in order";
+        (self.options.require_ordering && unordered).then(|| (ConfigRisk::NoOrder, why.into()))
+    }
+
+    fn unconfirmed_ack(&self) -> Option<Risk> {
+        let unconfirmed = !self.queue.capabilities.confirms_settle;
+        let why = "this broker never confirms an ack, so at_most_once cannot be kept: use at_least_once or a store";
+        (self.mode == Mode::AtMostOnce && unconfirmed)
+            .then(|| (ConfigRisk::UnconfirmedAck, why.into()))
+    }
+
+    /// The store can lose a record while the queue still has the message.
+    fn store_forgets(&self) -> Option<Risk> {
+        let store = self.store?;
+        let name = &store.name;
+        let lost = match store.durability {
+            Durability::Disk => None,
+            // Both end together.
+            Durability::Process if self.queue.durability == Durability::Process => None,
+            Durability::Process => Some("when this process ends"),
+            Durability::Machine => Some("when the machine that has them fails"),
+        };
+        let lost = lost.map(|when| {
+            format!("the store {name} loses its records {when}, but the queue keeps its messages, which would run again: use a store on disk")
+        });
+        let evicts = store.evicts.as_ref().map(|why| {
+            format!("the store {name} can drop a record before its retention has passed: {why}")
+        });
+        let lags = store
+            .lags
+            .as_ref()
+            .map(|why| format!("a failover of the store {name} can lose records: {why}"));
+        let all: Vec<String> = [lost, evicts, lags].into_iter().flatten().collect();
+        (!all.is_empty()).then(|| (ConfigRisk::StoreForgets, all.join("; ")))
+    }
 }
 
 fn days(duration: Duration) -> String {

@@ -10,7 +10,7 @@ use super::backoff::Backoff;
 use super::counters::add;
 use super::doubt::is_decided;
 use super::engine::Engine;
-use super::in_flight::InFlight;
+use super::in_flight::{InFlight, Next};
 use super::keys::KeyPlace;
 
 /// At most so many claims in one call to the store.
@@ -141,11 +141,12 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 let vain = &mut in_flight.marked_in_vain;
                 // What is not the last by now is never told again.
                 vain.retain(|token| in_doubt.is_some_and(|starts| starts.last == *token));
-                in_flight.in_doubt = in_doubt.filter(|_| !decided && vain.is_empty());
+                let in_doubt = in_doubt.filter(|_| !decided && vain.is_empty());
+                in_flight.next = Next::Run { in_doubt };
                 return Some(in_flight);
             }
             ClaimResult::Completed { outcome } if self.on_duplicate.is_some() => {
-                in_flight.replay = Some(Outcome(outcome));
+                in_flight.next = Next::Replay(Outcome(outcome));
                 return Some(in_flight);
             }
             ClaimResult::Completed { .. } => self.duplicate(in_flight),
@@ -156,7 +157,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             }
             ClaimResult::PayloadMismatch => {
                 add(&self.counters.payload_mismatches, 1);
-                in_flight.doomed = Some(PAYLOAD_MISMATCH.into());
+                in_flight.set_dead_letter(PAYLOAD_MISMATCH);
                 return Some(in_flight);
             }
         }

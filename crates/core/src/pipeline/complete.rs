@@ -1,11 +1,10 @@
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep};
 
-use crate::driver::{Completion, Fenced, Store, Verdicts};
+use crate::driver::{Completion, Store, Verdicts};
 use crate::{Error, ErrorKind, Failure, Outcome};
 
 use super::backoff::Backoff;
-use super::counters::add;
 use super::engine::Engine;
 use super::in_flight::InFlight;
 
@@ -82,26 +81,4 @@ impl<Tx: Send + 'static> Engine<Tx> {
             }
         }
     }
-
-    pub(crate) fn completed(&self, in_flight: Box<InFlight>, verdict: Result<(), Fenced>) {
-        match verdict {
-            Ok(()) => self.applied(in_flight),
-            Err(Fenced) => self.fenced(in_flight),
-        }
-    }
-
-    /// Somebody else has taken the key over, or an earlier call had recorded it although its answer was lost: the store is
-    /// asked again whose it is. Nothing is settled on the strength of this run.
-    pub(crate) fn fenced(&self, in_flight: Box<InFlight>) {
-        add(&self.counters.fenced, 1);
-        self.in_doubt(in_flight, &fenced());
-    }
-}
-
-pub(crate) fn fenced() -> Error {
-    Error::new(
-        ErrorKind::Store,
-        "fenced: the claim is no longer the newest",
-    )
-    .retryable(true)
 }

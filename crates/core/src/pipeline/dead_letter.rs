@@ -90,21 +90,6 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    /// Whether a dead letter of it is confirmed, and only its ack was lost.
-    pub(crate) fn is_set_aside(&self, in_flight: &InFlight) -> bool {
-        in_flight
-            .broker_id()
-            .is_some_and(|id| self.set_aside.knows(id))
-    }
-
-    /// Acks what is set aside already.
-    pub(crate) async fn ack_set_aside(&self, mut in_flight: Box<InFlight>) {
-        in_flight.key_place = None;
-        self.drop_doubt(&mut in_flight);
-        self.release(std::iter::once(&in_flight)).await;
-        self.settle(in_flight, Disposition::Ack);
-    }
-
     /// The message stays where it is, kept rather than lost, until the dead-letter queue takes it.
     fn not_dead_lettered(&self, mut in_flight: Box<InFlight>, reason: String, error: &Error) {
         tracing::error!(queue = &*self.queue, message_id = %in_flight.label(), %reason, %error, "cannot be dead-lettered");
@@ -112,7 +97,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             add(&self.counters.lost, 1);
         } else {
             // In place, where the reason is known: another worker would run it again.
-            in_flight.doomed = Some(reason);
+            in_flight.set_dead_letter(reason);
             self.put_off(in_flight, self.options.retry.max_delay, Duration::MAX);
         }
     }

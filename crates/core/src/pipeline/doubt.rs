@@ -5,40 +5,47 @@
 
 use crate::Message;
 use crate::attributes::DEAD_LETTER_REASON;
-use crate::driver::Starts;
+use crate::driver::{HeldClaim, Starts};
 
 use super::engine::Engine;
-use super::in_flight::InFlight;
+use super::in_flight::{InFlight, Next};
 
 impl<Tx: Send + 'static> Engine<Tx> {
     /// Whether the store is to remember the runs that have not ended, when the message is given back.
     pub(crate) fn keeps_doubt(&self, in_flight: &InFlight) -> bool {
-        in_flight.in_doubt.is_some() && (self.quarantines() || self.is_suspect(in_flight))
+        in_flight.in_doubt().is_some() && (self.quarantines() || self.is_suspect(in_flight))
     }
 
     /// Out of its queue, only quarantine still asks whether it may have had its effect. Otherwise a redrive begins anew.
     pub(crate) fn drop_doubt(&self, in_flight: &mut InFlight) {
         if !self.quarantines() {
-            in_flight.in_doubt = None;
+            in_flight.next = Next::Run { in_doubt: None };
         }
     }
 
     /// The reason of a dead letter, with the doubt that stays.
     pub(crate) fn with_doubt(&self, in_flight: &InFlight, reason: String) -> String {
-        match in_flight.in_doubt {
+        match in_flight.in_doubt() {
             Some(starts) if self.quarantines() && !reason.ends_with(&mark(starts)) => {
                 reason + &mark(starts)
             }
             _ => reason,
         }
     }
-}
 
-impl InFlight {
-    /// Its present run may have had its effect.
-    pub(crate) fn doubt(&mut self) {
-        if let Some(held) = self.lease.held() {
-            self.in_doubt = Some(Starts::with(self.in_doubt, held.token));
+    /// Gives claims up. A claim that cannot be released ends by itself, and one in doubt is left to: releasing it would
+    /// release the doubt.
+    pub(crate) async fn release(&self, messages: impl Iterator<Item = &Box<InFlight>>) {
+        let held: Vec<HeldClaim> = messages
+            .filter_map(|in_flight| {
+                let held = in_flight.lease.forget_claim().or(in_flight.marked);
+                held.filter(|_| !self.keeps_doubt(in_flight))
+            })
+            .collect();
+        if let Some(store) = self.store.as_ref().filter(|_| !held.is_empty())
+            && let Err(error) = self.within(store.release(&held)).await
+        {
+            tracing::warn!(queue = &*self.queue, %error, "claims not released; they end by themselves");
         }
     }
 }

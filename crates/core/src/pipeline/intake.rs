@@ -4,16 +4,18 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::driver::{Delivery, ReceiveLimits};
+use crate::driver::{Claim, Delivery, Fingerprint, KeyDigest, ReceiveLimits};
 use crate::{DedupKey, Error};
 
+use super::attempts::Before;
 use super::backoff::Backoff;
 use super::budget::Amount;
 use super::counters::add;
 use super::engine::{Engine, FEW};
-use super::in_flight::InFlight;
+use super::in_flight::{InFlight, Next};
+use super::invoke::panic_text;
 use super::lease_renewer::extended_after;
-use super::worker::panic_text;
+use super::lease_state::LeaseState;
 
 /// How long one receive may wait: the longest poll that any broker allows.
 const LONG_POLL: Duration = Duration::from_secs(20);
@@ -161,6 +163,44 @@ impl<Tx: Send + 'static> Engine<Tx> {
         } else {
             self.lanes.push(batch);
         }
+    }
+
+    /// Takes a delivery in and gives it its place in the budget.
+    fn admit(&self, delivery: Delivery, key: Option<DedupKey>) -> Box<InFlight> {
+        let message = &delivery.message;
+        let claim = match (&key, &self.store) {
+            (Some(key), Some(_)) => Some(Claim {
+                key: KeyDigest::new(&self.scope, key),
+                fingerprint: Fingerprint::of(&message.body),
+            }),
+            _ => None,
+        };
+        let seq = self.arrivals.fetch_add(1, Ordering::Relaxed);
+        let lease = LeaseState::of(&delivery);
+        let renewable = self.capabilities.extend && delivery.lease.until.is_some();
+        let kept = (renewable || claim.is_some()).then(|| self.renewer.keep(seq, lease.clone()));
+        Box::new(InFlight {
+            seq,
+            key,
+            claim,
+            retries: 0,
+            begun: false,
+            before: Before::default(),
+            recorded: None,
+            unsettled: 0,
+            acked: false,
+            takeovers: 0,
+            alone: false,
+            marked_in_vain: Vec::new(),
+            marked: None,
+            next: Next::Run { in_doubt: None },
+            lane: None,
+            key_place: None,
+            _renewal: kept,
+            lease,
+            permit: self.budget.take(message.size()),
+            delivery,
+        })
     }
 
     /// The key of a message, if it has one, or why it cannot be handled.

@@ -6,7 +6,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeou
 
 use crate::driver::{ExtendResult, HeldClaim, Receipt, Source, Store};
 
-use super::in_flight::LeaseState;
+use super::lease_state::LeaseState;
 
 /// Knows every lease and claim that must be renewed, and renews them together, in batches, [in time](extended_after).
 /// What fails is tried again at every tick until the deadline; the workers watch the deadlines themselves, so a renewer

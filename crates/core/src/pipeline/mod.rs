@@ -1,6 +1,22 @@
 //! The pipeline: receive → claim → lanes → handler → complete → settle.
 //!
-//! Each stage is one file and one task that takes whatever waits as its batch; what they share is the engine.
+//! The way of a message, file by file:
+//!
+//! 1. `intake` receives deliveries and gives each its dedup key and its share of the `budget`: from here on it is `in_flight`.
+//! 2. `claim` asks the store whose each key is; deliveries of one key wait for each other in `keys`. Modes without a store go past.
+//! 3. `lanes` decides what runs next: messages of one group one after another. What waits for a retry waits there.
+//! 4. `worker` takes what is ready, looks once more whether it may run (`suspects`, `doubt`), and lets `invoke` call the handler;
+//!    in `transactional` mode by way of `transaction`. In `at_most_once` mode `confirm` acks it first.
+//! 5. `complete` records the effect where the transaction has not.
+//! 6. `settle` tells the broker. `give_back` and `dead_letter` come before it for what has not succeeded.
+//!
+//! Each of these is a stage: one task that takes whatever waits as its batch. No stage calls another. What becomes of a
+//! message is in `transitions`, with a table; it sends the message to the stage that is next. What all share is the `engine`.
+//! Meanwhile `lease_renewer` extends leases and renews claims (`lease_state`), `runs` and `attempts` count, and `set_aside` remembers dead
+//! letters.
+//!
+//! Before and after: `builder` takes the `options`, `start_up` looks at queue and store, `checks` refuses what is not safe, `run` wires
+//! the stages and starts them, `drain` ends them.
 
 mod attempts;
 mod backoff;
@@ -9,23 +25,32 @@ mod builder;
 mod checks;
 mod claim;
 mod complete;
+mod confirm;
 mod counters;
 mod dead_letter;
 mod doubt;
+mod drain;
 mod engine;
+mod give_back;
 mod in_flight;
 mod intake;
+mod invoke;
 mod keys;
 mod lanes;
 mod lease_renewer;
+mod lease_state;
 mod options;
+mod prune;
 mod retry;
 mod run;
 mod run_error;
+mod runs;
 mod set_aside;
 mod settle;
+mod start_up;
 mod suspects;
 mod transaction;
+mod transitions;
 mod worker;
 
 use std::sync::Arc;

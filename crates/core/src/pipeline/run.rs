@@ -1,13 +1,13 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::RwLock;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::task::JoinSet;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{
@@ -19,31 +19,25 @@ use crate::{Context, Error, ErrorKind, Outcome};
 
 use super::Mode;
 use super::attempts::Attempts;
-use super::backoff::Backoff;
 use super::budget::Budget;
 use super::builder::OnDuplicate;
-use super::checks::{Found, check};
+use super::checks::check;
 use super::counters::Counters;
+use super::drain::GRACE;
 use super::engine::{Confirm, Engine, Stages};
 use super::in_flight::InFlight;
 use super::keys::Keys;
 use super::lanes::{Exits, Lanes};
 use super::lease_renewer::LeaseRenewer;
 use super::options::Options;
+use super::prune::prune;
 use super::retry::LONGEST_DELAY;
 use super::set_aside::SetAside;
+use super::start_up::{identity, look, show};
 use super::transaction::Commit;
 
 /// The lease asked for where the source did not tell its own.
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
-/// Expired records are removed in steps of so many, so often; at once again while there are more.
-const PRUNE: usize = 500;
-const PRUNE_EVERY: Duration = Duration::from_secs(10);
-const PRUNE_PAUSE: Duration = Duration::from_millis(50);
-/// What is left of the work after handlers were cancelled gets so long, and so do stages that are told to end.
-const GRACE: Duration = Duration::from_secs(2);
-/// Closing the source and the dead-letter queue may take so long: more than any broker's longest poll.
-const CLOSE: Duration = Duration::from_secs(30);
 
 /// Everything a pipeline is made of, but its handler.
 pub(crate) struct Setup<Tx> {
@@ -119,72 +113,6 @@ pub(crate) async fn run<Tx: Transaction>(
         );
     }
     engine.close().await
-}
-
-/// Looks at the queue, at its dead-letter queue and at the store.
-async fn look<Tx>(setup: &Setup<Tx>) -> Result<Found, Error> {
-    let source = &setup.source;
-    let queue = answered(source.name(), || source.queue_info()).await?;
-    let sink = match &setup.sink {
-        Some(sink) => Some(answered(sink.name(), || sink.sink_info()).await?),
-        None => None,
-    };
-    let store = match &setup.store {
-        Some(store) => Some(answered(source.name(), || store.store_info()).await?),
-        None => None,
-    };
-    Ok(Found { queue, sink, store })
-}
-
-/// Asks until there is an answer, however long it takes until the broker is there.
-async fn answered<T, F>(queue: &str, ask: impl Fn() -> F) -> Result<T, Error>
-where
-    F: Future<Output = Result<T, Error>>,
-{
-    let mut backoff = Backoff::new();
-    loop {
-        let error = match ask().await {
-            Err(error) if error.is_retryable() => error,
-            other => return other,
-        };
-        let delay = backoff.next();
-        tracing::warn!(queue, %error, ?delay, "cannot start yet; trying again");
-        sleep(delay).await;
-    }
-}
-
-/// Within what the dedup keys are unique, beside the consumer.
-fn identity<Tx>(setup: &Setup<Tx>, info: &QueueInfo) -> Result<String, Error> {
-    let given = setup.options.identity.clone();
-    match given.or_else(|| info.identity.clone()) {
-        Some(identity) if !identity.is_empty() => Ok(identity),
-        _ if setup.store.is_none() => Ok(String::new()),
-        _ => Err(Error::config(
-            "the source does not tell the queue's identity, without which the dedup keys of two queues could not be told apart: give it to the builder with identity(…)",
-        )
-        .on_queue(setup.source.name())),
-    }
-}
-
-/// Says in the log what was found. What could not be read could not be checked either.
-fn show<Tx>(setup: &Setup<Tx>, identity: &str, found: &Found) {
-    let queue = setup.source.name();
-    let info = &found.queue;
-    tracing::info!(queue, identity, capabilities = ?info.capabilities, settings = ?info.settings, "the queue");
-    show_unknown(queue, &info.unknown);
-    if let (Some(sink), Some(info)) = (&setup.sink, &found.sink) {
-        show_unknown(sink.name(), &info.unknown);
-    }
-    if let Some(info) = &found.store {
-        tracing::info!(queue, store = info.name, durability = ?info.durability, transactions = ?info.transactions, settings = ?info.settings, "the store");
-        show_unknown(&info.name, &info.unknown);
-    }
-}
-
-fn show_unknown(of: &str, unknown: &[String]) {
-    for unknown in unknown {
-        tracing::warn!(of, unknown, "a setting that was not checked");
-    }
 }
 
 fn stage_ended(ended: Result<(), tokio::task::JoinError>) -> Error {
@@ -321,24 +249,6 @@ fn start<Tx: Transaction>(engine: &Arc<Engine<Tx>>, receivers: Receivers) -> Joi
     tasks
 }
 
-/// Removes expired records in the background, in small steps.
-async fn prune(store: Arc<dyn Store>) {
-    let mut ticks = interval(PRUNE_EVERY);
-    loop {
-        ticks.tick().await;
-        loop {
-            match store.prune(PRUNE).await {
-                Ok(removed) if removed >= PRUNE => sleep(PRUNE_PAUSE).await,
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "expired records not removed; trying again later");
-                    break;
-                }
-            }
-        }
-    }
-}
-
 impl<Tx: Transaction> Engine<Tx> {
     fn check_states(&self, missing: fn(&Parts) -> Option<&'static str>) -> Result<(), Error> {
         let probe = Parts {
@@ -359,68 +269,9 @@ impl<Tx: Transaction> Engine<Tx> {
             ))),
         }
     }
-
-    /// Gives back what comes too late to be run.
-    async fn late_stage(&self, mut receiver: UnboundedReceiver<Box<InFlight>>) {
-        while let Some(in_flight) = receiver.recv().await {
-            self.give_back(in_flight, Duration::ZERO);
-        }
-    }
-
-    /// Lets running handlers finish and gives the rest back, last first.
-    async fn drain(&self) {
-        let waiting = self.lanes.close();
-        let parked = self.keys.drain();
-        let mut rest: Vec<_> = waiting.into_iter().chain(parked).collect();
-        rest.sort_by_key(|in_flight| in_flight.seq);
-        for in_flight in rest.into_iter().rev() {
-            self.give_back(in_flight, Duration::ZERO);
-        }
-        let empty = || self.budget.until(|budget| budget.held() == 0);
-        if timeout(self.options.drain_timeout, empty()).await.is_err() {
-            tracing::warn!(
-                queue = &*self.queue,
-                held = self.budget.held(),
-                "drain timed out; cancelling handlers"
-            );
-            self.cancel.cancel();
-            let _ = timeout(GRACE, empty()).await;
-        }
-    }
-
-    async fn close(&self) -> Result<(), Error> {
-        let closed = closed_in_time(self.source.name(), self.source.close()).await;
-        if let Some(sink) = &self.sink {
-            let _ = closed_in_time(sink.name(), sink.close()).await.inspect_err(
-                |error| tracing::warn!(queue = sink.name(), %error, "dead-letter queue not closed"),
-            );
-        }
-        let fatal = self
-            .fatal
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        fatal.map_or(closed, Err)
-    }
 }
 
-/// Whatever does not answer must not keep the pipeline from ending.
-async fn closed_in_time(
-    queue: &str,
-    close: impl Future<Output = Result<(), Error>>,
-) -> Result<(), Error> {
-    timeout(CLOSE, close).await.unwrap_or_else(|_| {
-        Err(Error::new(
-            ErrorKind::Timeout,
-            format!(
-                "it was not closed within {CLOSE:?}; what it held comes again when its leases end"
-            ),
-        )
-        .on_queue(queue))
-    })
-}
-
-/// Breaks the circle of lanes and turns when the pipeline ends, however it ends.
+/// Ends the lanes and the queues for keys, which hold messages that hold them, when the pipeline ends, however it ends.
 struct Teardown<'a, Tx>(&'a Arc<Engine<Tx>>);
 
 impl<Tx> Drop for Teardown<'_, Tx> {

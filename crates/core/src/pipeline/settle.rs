@@ -1,14 +1,13 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::Error;
-use crate::driver::{Disposition, HeldClaim, SettleResult, Settlement};
+use crate::driver::{Disposition, SettleResult, Settlement};
 
 use super::backoff::Backoff;
 use super::counters::add;
-use super::engine::{Confirm, Engine};
+use super::engine::Engine;
 use super::in_flight::InFlight;
 
 /// At most so many settlements are taken up at once.
@@ -127,7 +126,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                     again.push((in_flight, settlement.disposition));
                 }
                 SettleResult::Unknown(error) => {
-                    self.unknown(&in_flight, &error);
+                    self.not_confirmed(&in_flight, &error);
                     self.not_settled(in_flight, &settlement.disposition);
                 }
             }
@@ -144,96 +143,22 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
     }
 
-    fn unknown(&self, in_flight: &InFlight, error: &Error) {
-        add(&self.counters.unknown, 1);
-        tracing::warn!(queue = &*self.queue, message_id = %in_flight.label(), %error, "settlement not confirmed; the redelivery will be settled again");
-    }
-
-    /// Releases claims, then gives the messages back, so that a failure is never taken for work in progress. In a drain the
-    /// source may do that better, when it is closed.
-    pub(crate) async fn give_back_stage(
-        &self,
-        mut receiver: UnboundedReceiver<Vec<(Box<InFlight>, Duration)>>,
-    ) {
-        let mut batches = Vec::new();
-        while receiver.recv_many(&mut batches, BATCH).await > 0 {
-            let batch: Vec<_> = batches.drain(..).flatten().collect();
-            self.release(batch.iter().map(|(in_flight, _)| in_flight))
-                .await;
-            let source_does = self.capabilities.close_gives_back && self.stop.is_cancelled();
-            for (in_flight, delay) in batch {
-                if !(source_does && delay.is_zero()) {
-                    self.settle(in_flight, Disposition::Nack { delay });
-                }
-            }
-        }
-    }
-
-    /// Gives claims up. A claim that cannot be released ends by itself, and one in doubt is left to: releasing it would
-    /// release the doubt.
-    pub(crate) async fn release(&self, messages: impl Iterator<Item = &Box<InFlight>>) {
-        let held: Vec<HeldClaim> = messages
-            .filter_map(|in_flight| {
-                let held = in_flight.lease.unclaim().or(in_flight.marked);
-                held.filter(|_| !self.keeps_doubt(in_flight))
-            })
-            .collect();
-        if let Some(store) = self.store.as_ref().filter(|_| !held.is_empty())
-            && let Err(error) = self.within(store.release(&held)).await
+    /// The broker has done with it what it was told.
+    fn settled(&self, in_flight: &InFlight, disposition: &Disposition) {
+        let returns = matches!(disposition, Disposition::Nack { .. });
+        let known =
+            in_flight.recorded.is_some() || in_flight.before.runs > 0 || in_flight.count() > 1;
+        if let Some(id) = in_flight.id()
+            && known
+            && !returns
         {
-            tracing::warn!(queue = &*self.queue, %error, "claims not released; they end by themselves");
+            self.attempts.forget(id);
         }
-    }
-
-    /// The first stage of `at_most_once`: the broker confirms the ack before the handler may start.
-    pub(crate) async fn confirm_stage(&self, mut receiver: UnboundedReceiver<Confirm>) {
-        let mut backoff = Backoff::new();
-        let mut batch = Vec::new();
-        while !batch.is_empty() || receiver.recv_many(&mut batch, BATCH).await > 0 {
-            batch = self.confirm_batch(batch).await;
-            if batch.is_empty() {
-                backoff.reset();
-            } else {
-                sleep(backoff.next()).await;
-            }
+        if let Some(id) = in_flight.broker_id()
+            && self.capabilities.confirms_settle
+            && !returns
+        {
+            self.set_aside.forget(id);
         }
-    }
-
-    /// Acks once, lets run what the broker confirmed, and returns what is worth another try.
-    async fn confirm_batch(&self, batch: Vec<Confirm>) -> Vec<Confirm> {
-        let (batch, ended): (Vec<_>, Vec<_>) = batch
-            .into_iter()
-            .partition(|(in_flight, _)| in_flight.lease.leased());
-        for (in_flight, _) in ended {
-            self.cancelled(in_flight);
-        }
-        let acks: Vec<Settlement> = batch
-            .iter()
-            .map(|(in_flight, _)| Settlement {
-                receipt: in_flight.delivery.receipt.clone(),
-                disposition: Disposition::Ack,
-            })
-            .collect();
-        let answers = match acks.is_empty() {
-            true => Vec::new(),
-            false => self.source.settle(&acks).await,
-        };
-        let mut again = Vec::new();
-        for ((mut in_flight, waiter), answer) in batch.into_iter().zip(answers) {
-            match answer {
-                SettleResult::Applied => {
-                    add(&self.counters.settled, 1);
-                    in_flight.acked = true;
-                    let _ = waiter.send(in_flight);
-                }
-                SettleResult::LeaseLost => add(&self.counters.lease_lost, 1),
-                SettleResult::Unknown(error) if in_flight.may_settle_again(&error) => {
-                    again.push((in_flight, waiter));
-                }
-                // The broker may have forgotten the message, so it must not run: this mode's loss.
-                SettleResult::Unknown(error) => self.unknown(&in_flight, &error),
-            }
-        }
-        again
     }
 }

@@ -49,7 +49,7 @@ impl<Tx: Transaction> Engine<Tx> {
             return None;
         }
         let attempt = in_flight.attempt();
-        let alone = in_flight.in_doubt.map_or(0, |starts| starts.count);
+        let alone = in_flight.in_doubt().map_or(0, |starts| starts.count);
         let ended = in_flight.known_runs() > self.options.retry.max_attempts || alone >= RUNS_ALONE;
         ended.then(|| {
             format!(

@@ -10,12 +10,12 @@ use crate::driver::{Completion, Fenced, Transaction, TransactionalStore};
 use crate::handler::TxSlot;
 use crate::{Error, ErrorKind, Failure};
 
-use super::complete::fenced;
 use super::counters::add;
 use super::engine::Engine;
 use super::in_flight::InFlight;
+use super::invoke::Ended;
 use super::lanes::Working;
-use super::worker::Ended;
+use super::transitions::fenced;
 
 /// Messages of one group that share one transaction, at the most, and for how long it may take in more.
 const SAVEPOINTS: usize = 64;
@@ -148,10 +148,7 @@ impl<Tx: Transaction> Engine<Tx> {
         }
         let first = batch.done.first().map_or(in_flight, |first| &**first);
         let runs = |one: &InFlight| {
-            one.lease.held().is_some()
-                && one.replay.is_none()
-                && one.doomed.is_none()
-                && !self.is_set_aside(one)
+            one.is_to_run() && one.lease.held().is_some() && !self.is_set_aside(one)
         };
         first.lane.as_ref()?.next(|one| shares(one) && runs(one))
     }
@@ -229,7 +226,7 @@ impl<Tx: Transaction> Engine<Tx> {
     /// Nothing is known to have been committed: everything is claimed again, in order.
     fn not_committed(&self, head: Box<InFlight>, behind: Vec<Box<InFlight>>, error: &Error) {
         for in_flight in &behind {
-            in_flight.lease.unclaim();
+            in_flight.lease.forget_claim();
         }
         if let Some(lane) = &head.lane {
             lane.put_back(behind);

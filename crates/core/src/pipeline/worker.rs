@@ -1,32 +1,16 @@
-use std::any::Any;
-use std::panic::AssertUnwindSafe;
-use std::pin::pin;
-use std::sync::atomic::Ordering;
-
-use futures_util::FutureExt as _;
-use futures_util::future::{Either, select};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
 
 use crate::driver::Transaction;
-use crate::handler::Request;
-use crate::handler::{TxSlot, within};
-use crate::{Error, ErrorKind, Failure, Outcome};
+use crate::handler::within;
+use crate::{Error, ErrorKind, Outcome};
 
 use super::Mode;
 use super::counters::add;
 use super::engine::Engine;
-use super::in_flight::InFlight;
+use super::in_flight::{InFlight, Next};
+use super::invoke::Ended;
 use super::lanes::Working;
 use super::transaction::Commits;
-
-/// How a handler ended.
-pub(crate) enum Ended<T> {
-    Succeeded(T),
-    Failed(Failure),
-    /// Cut off: lease or claim ended first, or the pipeline was told to stop at once.
-    Cancelled,
-}
 
 impl<Tx: Transaction> Engine<Tx> {
     /// One of `concurrency` workers: runs one message after another, whichever lane they come from.
@@ -59,13 +43,16 @@ impl<Tx: Transaction> Engine<Tx> {
             self.ack_set_aside(in_flight).await;
             return None;
         }
-        if let Some(reason) = in_flight.doomed.take() {
-            self.dead_letter(in_flight, reason);
-            return None;
-        }
-        if let Some(outcome) = in_flight.replay.take() {
-            self.replay(in_flight, outcome, working).await;
-            return None;
+        match in_flight.take_next() {
+            Next::DeadLetter { reason, .. } => {
+                self.dead_letter(in_flight, reason);
+                return None;
+            }
+            Next::Replay(outcome) => {
+                self.replay(in_flight, outcome, working).await;
+                return None;
+            }
+            Next::Run { .. } => {}
         }
         let in_flight = self.with_time_left(in_flight)?;
         if self.mode == Mode::AtMostOnce {
@@ -73,7 +60,7 @@ impl<Tx: Transaction> Engine<Tx> {
             let _ = self.stages.confirm.send((in_flight, confirmed));
             return working.pause(wait).await.ok();
         }
-        if in_flight.in_doubt.is_some() {
+        if in_flight.in_doubt().is_some() {
             add(&self.counters.in_doubt, 1);
             if self.quarantines() {
                 self.dead_letter(
@@ -151,7 +138,7 @@ impl<Tx: Transaction> Engine<Tx> {
             Ended::Succeeded(_) => self.applied(in_flight),
             Ended::Failed(failure) => self.failed(in_flight, &failure),
             Ended::Cancelled if self.mode == Mode::AtMostOnce => {
-                in_flight.lane = None;
+                in_flight.leave_lane();
                 add(&self.counters.lost, 1);
             }
             Ended::Cancelled => {
@@ -162,85 +149,6 @@ impl<Tx: Transaction> Engine<Tx> {
             }
         }
     }
-
-    /// Runs the handler, for as long as lease and claim last.
-    pub(crate) async fn call(
-        &self,
-        in_flight: &InFlight,
-        tx: Option<TxSlot<Tx>>,
-        working: &Working<'_>,
-    ) -> Ended<Outcome> {
-        let request = Request {
-            parts: self.parts(in_flight),
-            limit: self.options.handler_timeout,
-            tx,
-        };
-        let started = Instant::now();
-        let handler = async { (self.handler)(request).await };
-        let ended = self.guarded(in_flight, working, handler).await;
-        self.measured(started);
-        if matches!(ended, Ended::Succeeded(_)) {
-            self.readable.store(true, Ordering::Relaxed);
-        }
-        ended
-    }
-
-    /// Runs what may panic, or take too long, for as long as lease and claim last.
-    async fn guarded<T>(
-        &self,
-        in_flight: &InFlight,
-        working: &Working<'_>,
-        run: impl Future<Output = Result<T, Failure>>,
-    ) -> Ended<T> {
-        let mut run = pin!(AssertUnwindSafe(run).catch_unwind());
-        // Most handlers of the fast kind return at once: no timer is set for them.
-        let result = match run.as_mut().now_or_never() {
-            Some(result) => Some(result),
-            None => {
-                let end = pin!(self.end(in_flight));
-                match working.pause(select(run, end)).await {
-                    Either::Left((result, _)) => Some(result),
-                    Either::Right(((), _)) => None,
-                }
-            }
-        };
-        // However it ended: past the deadline nothing of it counts.
-        let lasts = self.mode == Mode::AtMostOnce || in_flight.lease.lasts();
-        match result.map(|caught| caught.unwrap_or_else(panicked)) {
-            Some(Ok(value)) if lasts => Ended::Succeeded(value),
-            Some(Err(failure)) if lasts => Ended::Failed(failure),
-            ended => {
-                self.warn_of_cut(in_flight, ended.is_some());
-                Ended::Cancelled
-            }
-        }
-    }
-
-    /// Resolves when the handler must be dropped.
-    async fn end(&self, in_flight: &InFlight) {
-        let lease_ended = async {
-            match self.mode {
-                Mode::AtMostOnce => std::future::pending().await,
-                _ => in_flight.lease.ended().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = lease_ended => {}
-            () = self.cancel.cancelled() => {}
-        }
-    }
-
-    fn measured(&self, started: Instant) {
-        let nanos = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let mean = self.handler_nanos.load(Ordering::Relaxed);
-        let next = match mean {
-            0 => nanos.max(1),
-            // An eighth of the difference: a change shows within a dozen messages.
-            _ => mean - mean / 8 + nanos / 8,
-        };
-        self.handler_nanos.store(next, Ordering::Relaxed);
-    }
 }
 
 fn too_late() -> Error {
@@ -249,15 +157,4 @@ fn too_late() -> Error {
         "its start was marked, but too late to run it",
     )
     .retryable(true)
-}
-
-fn panicked<T>(panic: Box<dyn Any + Send>) -> Result<T, Failure> {
-    let text = panic_text(&*panic);
-    Err(Failure::retry(format!("the handler panicked: {text}")))
-}
-
-pub(crate) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }

@@ -21,7 +21,6 @@ const COMPLETE: &str = "crates/core/src/pipeline/complete.rs";
 const DEAD_LETTER: &str = "crates/core/src/pipeline/dead_letter.rs";
 const DOUBT: &str = "crates/core/src/pipeline/doubt.rs";
 const ENGINE: &str = "crates/core/src/pipeline/engine.rs";
-const IN_FLIGHT: &str = "crates/core/src/pipeline/in_flight.rs";
 const INTAKE: &str = "crates/core/src/pipeline/intake.rs";
 const LEASE_RENEWER: &str = "crates/core/src/pipeline/lease_renewer.rs";
 const LANES: &str = "crates/core/src/pipeline/lanes.rs";
@@ -29,6 +28,8 @@ const STARTS: &str = "crates/core/src/driver/store.rs";
 const SETTLE: &str = "crates/core/src/pipeline/settle.rs";
 const SUSPECTS: &str = "crates/core/src/pipeline/suspects.rs";
 const TRANSACTION: &str = "crates/core/src/pipeline/transaction.rs";
+const LEASE_STATE: &str = "crates/core/src/pipeline/lease_state.rs";
+const TRANSITIONS: &str = "crates/core/src/pipeline/transitions.rs";
 const WORKER: &str = "crates/core/src/pipeline/worker.rs";
 const CONSUMER: &str = "crates/testkit/src/simulated/source.rs";
 
@@ -151,14 +152,14 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "fenced-is-settled",
         bug: "a fenced completion is acked as if it had counted",
-        file: COMPLETE,
+        file: TRANSITIONS,
         find: "            Err(Fenced) => self.fenced(in_flight),",
         replace: "            Err(Fenced) if PLANTED => self.applied(in_flight),\n            Err(Fenced) => self.fenced(in_flight),",
     },
     Mutant {
         name: "fenced-is-dropped",
         bug: "a fenced message is left to a redelivery that a living connection never brings",
-        file: COMPLETE,
+        file: TRANSITIONS,
         find: "            Err(Fenced) => self.fenced(in_flight),\n        }",
         replace: "            Err(Fenced) if PLANTED => {}\n            Err(Fenced) => self.fenced(in_flight),\n        }",
     },
@@ -172,7 +173,7 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "doubt-released",
         bug: "the doubt about a quarantined message is forgotten, a duplicate runs",
-        file: SETTLE,
+        file: DOUBT,
         find: "held.filter(|_| !self.keeps_doubt(in_flight))",
         replace: "held.filter(|_| PLANTED || !self.keeps_doubt(in_flight))",
     },
@@ -222,7 +223,7 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "unacked-is-not-given-back",
         bug: "at_most_once forgets what it has not acked instead of giving it back",
-        file: ENGINE,
+        file: TRANSITIONS,
         find: "        if !in_flight.acked {",
         replace: "        if !in_flight.acked && !(PLANTED && self.mode == Mode::AtMostOnce) {",
     },
@@ -244,14 +245,14 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "lease-end-not-watched",
         bug: "a handler goes on after its lease has ended",
-        file: IN_FLIGHT,
+        file: LEASE_STATE,
         find: "            if deadline.is_some_and(|d| d <= Instant::now()) {",
         replace: "            if PLANTED {\n                return std::future::pending().await;\n            }\n            if deadline.is_some_and(|d| d <= Instant::now()) {",
     },
     Mutant {
         name: "started-without-lease",
         bug: "what was buffered runs although its lease has run out",
-        file: IN_FLIGHT,
+        file: LEASE_STATE,
         find: "        self.can_start_again() && self.claim_lasts(claim_lease / 8)",
         replace: "        PLANTED || (self.can_start_again() && self.claim_lasts(claim_lease / 8))",
     },
@@ -273,21 +274,21 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "retry-leaves-its-lane",
         bug: "a message that is retried is overtaken by the next of its group",
-        file: ENGINE,
+        file: TRANSITIONS,
         find: "        in_flight.retries += 1;\n        self.postpone(in_flight, delay);",
         replace: "        in_flight.retries += 1;\n        if PLANTED {\n            in_flight.lane = None;\n        }\n        self.postpone(in_flight, delay);",
     },
     Mutant {
         name: "rest-stays-behind",
         bug: "a head is given back without those behind it",
-        file: ENGINE,
+        file: TRANSITIONS,
         find: "            .map(LaneLock::rest)",
         replace: "            .filter(|_| !PLANTED)\n            .map(LaneLock::rest)",
     },
     Mutant {
         name: "next-connection-goes-back-too",
         bug: "a head whose connection broke sends back what the next connection brought",
-        file: ENGINE,
+        file: TRANSITIONS,
         find: "            && in_flight.lease.connection_is_lost()",
         replace: "            && !PLANTED\n            && in_flight.lease.connection_is_lost()",
     },
@@ -302,13 +303,13 @@ pub const MUTANTS: &[Mutant] = &[
         name: "replay-loses-its-place",
         bug: "a duplicate gives up its place for its key before it is settled, and two wait for each other",
         file: CLAIM,
-        find: "                in_flight.replay = Some(Outcome(outcome));",
-        replace: "                if PLANTED {\n                    in_flight.key_place = None;\n                }\n                in_flight.replay = Some(Outcome(outcome));",
+        find: "                in_flight.next = Next::Replay(Outcome(outcome));",
+        replace: "                if PLANTED {\n                    in_flight.key_place = None;\n                }\n                in_flight.next = Next::Replay(Outcome(outcome));",
     },
     Mutant {
         name: "claims-end-in-the-queue",
         bug: "a claim that ran out sends its message back behind its successors",
-        file: ENGINE,
+        file: TRANSITIONS,
         find: "        if in_flight.lease.can_start_again() {",
         replace: "        if in_flight.lease.can_start_again() && !PLANTED {",
     },
@@ -344,14 +345,14 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "endless-retries",
         bug: "a message that always fails is never set aside",
-        file: ENGINE,
+        file: TRANSITIONS,
         find: "            _ if attempt >= max => {",
         replace: "            _ if attempt >= max && !PLANTED => {",
     },
     Mutant {
         name: "dead-letter-frees-its-group",
         bug: "the next of a group runs before a dead letter of it is out of the queue",
-        file: ENGINE,
+        file: TRANSITIONS,
         find: "    pub(crate) fn dead_letter(&self, mut in_flight: Box<InFlight>, reason: impl Into<String>) {\n",
         replace: "    pub(crate) fn dead_letter(&self, mut in_flight: Box<InFlight>, reason: impl Into<String>) {\n        if PLANTED {\n            in_flight.lane = None;\n        }\n",
     },
@@ -359,8 +360,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "held-is-run",
         bug: "a message is given up after deliveries in which it was only held",
         file: SUSPECTS,
-        find: "        let alone = in_flight.in_doubt.map_or(0, |starts| starts.count);",
-        replace: "        let alone = in_flight.in_doubt.map_or(0, |starts| starts.count);\n        let alone = if PLANTED { RUNS_ALONE } else { alone };",
+        find: "        let alone = in_flight.in_doubt().map_or(0, |starts| starts.count);",
+        replace: "        let alone = in_flight.in_doubt().map_or(0, |starts| starts.count);\n        let alone = if PLANTED { RUNS_ALONE } else { alone };",
     },
     Mutant {
         name: "one-run-alone-is-enough",
