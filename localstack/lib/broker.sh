@@ -94,7 +94,7 @@ ours() { [ -n "$1" ] && grep -qzxF "ONLYONCE_BROKER=$dir" "/proc/$1/environ" 2>/
 
 running() { ours "$(cat "$dir/pid" 2>/dev/null)"; }
 
-# Waits until this process has ended, which may remove its file earlier, for so many seconds at most.
+# Waits until this process has ended, which may remove its file earlier, for this many seconds at most.
 ended() {
     local end=$((SECONDS + $2))
     while ours "$1"; do

@@ -95,7 +95,7 @@ macro_rules! __source_checks {
             broker_id_is_given_once
             identity_is_told_and_stays
             namesake_is_another_queue
-            inspect_tells_the_lease
+            queue_info_tells_the_lease
             expired_lease_redelivers
             extend_keeps_the_lease
             late_settlement_disturbs_nobody
@@ -119,7 +119,7 @@ macro_rules! __store_checks {
     ($($then:tt)+) => {
         $crate::__checks! { $($then)+
             completed_key_is_a_duplicate
-            live_claim_is_busy_for_others
+            live_claim_is_in_progress_for_others
             same_owner_claims_again_with_a_higher_token
             expired_claim_is_taken_over
             stale_token_is_fenced
@@ -128,12 +128,12 @@ macro_rules! __store_checks {
             expired_claim_that_nobody_took_completes
             renewed_claim_outlives_its_first_lease
             released_key_is_new
-            uncertain_only_after_a_start
-            uncertain_outlives_takeovers
+            in_doubt_only_after_a_start
+            doubt_outlives_takeovers
             starts_are_counted
-            other_payload_conflicts
+            other_payload_is_a_mismatch
             corrected_payload_takes_over_what_never_started
-            second_claim_in_a_batch_is_busy
+            second_claim_in_a_batch_is_in_progress
             answers_follow_the_batch
             large_batches_are_taken_whole
             empty_batches_are_harmless
@@ -154,12 +154,12 @@ macro_rules! __transactional_store_checks {
         $crate::__checks! { $($then)+
             effect_and_record_commit_together
             effect_and_record_survive_a_crash
-            undo_takes_back_only_its_part
-            unfinished_part_is_not_committed
+            rollback_takes_back_only_its_savepoint
+            unfinished_savepoint_is_not_committed
             dropped_transaction_leaves_nothing
             stale_token_is_fenced
-            last_part_completes_with_the_commit
-            part_completes_once
+            last_savepoint_completes_with_the_commit
+            savepoint_completes_once
             expired_claim_that_nobody_took_completes
             takeover_and_commit_exclude_each_other
             refused_commit_leaves_nothing

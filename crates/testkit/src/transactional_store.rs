@@ -106,7 +106,7 @@ pub async fn effect_and_record_survive_a_crash(harness: &impl TransactionalStore
 }
 
 /// Several messages share a commit; one that fails takes only its own effects with it.
-pub async fn undo_takes_back_only_its_part(harness: &impl TransactionalStoreHarness) {
+pub async fn rollback_takes_back_only_its_savepoint(harness: &impl TransactionalStoreHarness) {
     let store = harness.transactional().await;
     let mut held = Vec::new();
     for name in ["k1", "k2", "k3"] {
@@ -133,7 +133,7 @@ pub async fn undo_takes_back_only_its_part(harness: &impl TransactionalStoreHarn
 }
 
 /// A savepoint that was not completed is not committed.
-pub async fn unfinished_part_is_not_committed(harness: &impl TransactionalStoreHarness) {
+pub async fn unfinished_savepoint_is_not_committed(harness: &impl TransactionalStoreHarness) {
     let store = harness.transactional().await;
     let held = take(&store, A, "k", LONG).await;
     let mut tx = begin(&store).await;
@@ -188,7 +188,7 @@ pub async fn stale_token_is_fenced(harness: &impl TransactionalStoreHarness) {
 }
 
 /// The last savepoint may complete with the commit; fenced, it takes nothing with it that came before.
-pub async fn last_part_completes_with_the_commit(harness: &impl TransactionalStoreHarness) {
+pub async fn last_savepoint_completes_with_the_commit(harness: &impl TransactionalStoreHarness) {
     let store = harness.transactional().await;
     let stale = take(&store, A, "stale", harness.lease()).await;
     let (one, two) = (
@@ -215,7 +215,7 @@ pub async fn last_part_completes_with_the_commit(harness: &impl TransactionalSto
 }
 
 /// A token completes once, in this transaction or in an earlier one.
-pub async fn part_completes_once(harness: &impl TransactionalStoreHarness) {
+pub async fn savepoint_completes_once(harness: &impl TransactionalStoreHarness) {
     let store = harness.transactional().await;
     let held = take(&store, A, "k", LONG).await;
     let mut tx = begin(&store).await;

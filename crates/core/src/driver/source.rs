@@ -12,7 +12,7 @@ use crate::driver::{Delivery, Durability, Receipt};
 pub struct ReceiveLimits {
     /// At most this many messages; at least 1.
     pub messages: usize,
-    /// At most so many messages of one group: as many as can run one after another before their leases would have to be
+    /// At most this many messages of one group: as many as can run one after another before their leases would have to be
     /// extended; at least 1, and `usize::MAX` where leases have no end. A source whose broker fills a request from one
     /// group asks for no more at once; others may ignore it.
     pub per_group: usize,
@@ -23,7 +23,7 @@ pub struct ReceiveLimits {
 }
 
 impl ReceiveLimits {
-    /// Whether one more message may be added to so many messages of so many bytes.
+    /// Whether one more message may be added to this many messages and bytes.
     #[must_use]
     pub fn allows_more(&self, messages: usize, bytes: usize) -> bool {
         messages == 0 || (messages < self.messages && bytes < self.bytes)

@@ -43,7 +43,7 @@ pub enum ClaimResult {
         /// outlive takeovers, until a claim is completed or released.
         in_doubt: Option<Starts>,
         /// How many claims of this key before this one, in a row, have expired: their owners neither completed nor released
-        /// them. Where the broker does not count deliveries, so many workers may have died of the message.
+        /// them. Where the broker does not count deliveries, this is how many workers may have died of the message.
         takeovers: u32,
     },
     /// It took effect before.

@@ -8,7 +8,7 @@ tokio::task_local! {
     static CURRENT: Running;
 }
 
-/// While a handler waits, its time-out is looked at so often.
+/// While a handler waits, its time-out is looked at once in this time.
 const TICK: Duration = Duration::from_millis(10);
 
 /// One run of a handler, for the stores and sinks that are called within it: what it waits for, and what it keeps others

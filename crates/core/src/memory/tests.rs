@@ -83,7 +83,7 @@ async fn retention_drops_what_waits_and_what_comes_back_late() {
     assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
 }
 
-/// So many messages in so many groups that a scan over either would take hours.
+/// Enough messages in enough groups that a scan over either would take hours.
 #[tokio::test]
 async fn many_messages_in_many_groups_are_received_and_settled() {
     let queue = MemoryQueue::new("q");

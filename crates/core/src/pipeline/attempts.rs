@@ -84,7 +84,7 @@ impl Attempts {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that this delivery of the message `id` has had so many runs.
+    /// Remembers that this delivery of the message `id` has had this many runs.
     pub(crate) fn record(&self, id: &str, delivery: Counted, runs: u32) {
         let mut memory = self.memory();
         let before = match memory.remove(id) {

@@ -113,7 +113,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         self
     }
 
-    /// How long a claim in the store lasts without being renewed: after a crash, so long its messages wait for the next
+    /// How long a claim in the store lasts without being renewed. After a crash its messages wait that long for the next
     /// worker. Default: 30 s, at least 10 ms, at most a day. It is renewed when a third has passed.
     pub fn claim_lease(mut self, lease: Duration) -> Self {
         self.setup.options.claim_lease = lease.clamp(SHORTEST_CLAIM, LONGEST_CLAIM);
@@ -153,7 +153,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         self
     }
 
-    /// Stop, with a drain, when nothing has been received for so long.
+    /// Stop, with a drain, when nothing has been received for this time.
     pub fn stop_when_idle(mut self, idle: Duration) -> Self {
         self.setup.options.stop_when_idle = Some(idle);
         self

@@ -13,7 +13,7 @@ use super::engine::Engine;
 use super::in_flight::{InFlight, Next};
 use super::keys::KeyPlace;
 
-/// At most so many claims in one call to the store.
+/// At most this many claims in one call to the store.
 const BATCH: usize = 1_000;
 /// A store whose answer says "busy for no time" is asked again after this.
 const BUSY_AT_LEAST: Duration = Duration::from_millis(10);

@@ -8,7 +8,7 @@ use super::backoff::Backoff;
 use super::engine::Engine;
 use super::in_flight::InFlight;
 
-/// At most so many records in one call to the store.
+/// At most this many records in one call to the store.
 const BATCH: usize = 1_000;
 
 impl<Tx: Send + 'static> Engine<Tx> {

@@ -14,7 +14,7 @@ use super::counters::add;
 use super::engine::Engine;
 use super::in_flight::InFlight;
 
-/// At most so many dead letters in one call to the sink.
+/// At most this many dead letters in one call to the sink.
 const BATCH: usize = 100;
 
 type Dead = Vec<(Box<InFlight>, String)>;

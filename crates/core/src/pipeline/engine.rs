@@ -25,7 +25,7 @@ use super::lease_renewer::LeaseRenewer;
 use super::options::{InDoubt, Options};
 use super::set_aside::SetAside;
 
-/// So many messages that cannot be told apart or read, and none that can, are no exceptions.
+/// From this many on, messages that cannot be told apart or read are no exceptions, if no other message came.
 pub(crate) const FEW: usize = 10;
 
 /// The ways out of a stage and into the next. The channels have no bound of their own: each item carries its share of

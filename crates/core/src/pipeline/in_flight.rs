@@ -59,7 +59,7 @@ pub(crate) struct InFlight {
     pub(crate) permit: Permit,
 }
 
-/// A settlement whose result stays unknown is sent at most so many times.
+/// How often a settlement whose result stays unknown is sent, at most.
 const TRIES: u32 = 5;
 
 impl InFlight {

@@ -19,7 +19,7 @@ use super::lease_state::LeaseState;
 
 /// How long one receive may wait: the longest poll that any broker allows.
 const LONG_POLL: Duration = Duration::from_secs(20);
-/// Where all is held that may be, receives wait for room for so many messages, but no longer than this.
+/// Where all is held that may be, receives wait for room for this many messages, but no longer than this time.
 const CHUNK: usize = 16;
 const CHUNK_WAIT: Duration = Duration::from_millis(5);
 
@@ -126,7 +126,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         self.startable_by_one().saturating_mul(workers)
     }
 
-    /// How many one worker can start, one after another, at the rate of late; one as long as nothing is known of that.
+    /// How many one worker can start, one after another, by the recent mean duration of a handler; one as long as there is none.
     fn startable_by_one(&self) -> usize {
         let Some(lease) = self.lease else {
             return usize::MAX;

@@ -4,7 +4,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct RetryPolicy {
-    /// After so many attempts the message is dead-lettered. At least 1.
+    /// The message is dead-lettered after this many attempts. At least 1.
     ///
     /// Attempts are runs, as far as this worker knows them: what it gave back without running it has lost none, and its
     /// retries in place are not forgotten when it gives the message back. Deliveries to other workers count as one attempt
@@ -35,7 +35,7 @@ impl Default for RetryPolicy {
 pub(crate) const LONGEST_DELAY: Duration = Duration::from_secs(365 * 86_400);
 
 impl RetryPolicy {
-    /// At most so many attempts.
+    /// At most this many attempts.
     #[must_use]
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.max_attempts = attempts.max(1);

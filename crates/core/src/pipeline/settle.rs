@@ -10,7 +10,7 @@ use super::counters::add;
 use super::engine::Engine;
 use super::in_flight::InFlight;
 
-/// At most so many settlements are taken up at once.
+/// At most this many settlements are taken up at once.
 const BATCH: usize = 1_000;
 /// Settlements that do not fill a request wait for more, but no longer than this: little beside the request's own time.
 const FILL_WAIT: Duration = Duration::from_millis(5);

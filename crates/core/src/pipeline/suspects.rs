@@ -15,7 +15,7 @@ use super::engine::Engine;
 use super::in_flight::InFlight;
 use super::lanes::Working;
 
-/// So many runs alone that have not ended are no accident.
+/// How many runs alone may fail to end before the message is given up.
 const RUNS_ALONE: u32 = 3;
 
 /// Held while a message runs; dropped when it has.

@@ -9,13 +9,13 @@ use super::plan::{Behaviour, Plan};
 
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct Cut {
-    /// With --seed: only so many of its messages.
+    /// With --seed: only this many of its messages.
     #[arg(long, requires = "seed")]
     pub messages: Option<usize>,
-    /// With --seed: only so many of its workers.
+    /// With --seed: only this many of its workers.
     #[arg(long, requires = "seed")]
     pub workers: Option<u64>,
-    /// With --seed: only so many faults, the first.
+    /// With --seed: only this many faults, the first.
     #[arg(long, requires = "seed")]
     pub faults: Option<usize>,
     /// With --seed: without these kinds of faults.

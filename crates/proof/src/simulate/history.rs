@@ -21,7 +21,7 @@ pub struct Runs {
     pub may_be_given_up: bool,
 }
 
-/// So many runs alone that do not end are no accident, and no fewer.
+/// How many runs alone may fail to end before a message is given up, and no fewer.
 pub const RUNS_ALONE: u32 = 3;
 
 #[derive(Debug, Default)]

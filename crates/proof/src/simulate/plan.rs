@@ -22,7 +22,7 @@ pub enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     Succeeds,
-    /// Fails so many times first.
+    /// Fails this many times first.
     Fails(u32),
     Panics(u32),
     /// Can never be handled.

@@ -6,7 +6,7 @@ use super::cut::Cut;
 use super::plan::Plan;
 use super::world::{self, Outcome};
 
-/// At most so many runs.
+/// At most this many runs.
 const TRIES: usize = 400;
 
 /// What was broken, whatever the messages and workers concerned.

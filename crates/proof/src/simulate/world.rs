@@ -40,7 +40,7 @@ pub struct Outcome {
     pub lasted: Duration,
 }
 
-/// What is settled at all is settled so long after everything went wrong.
+/// What is settled at all is settled within this time after the last fault.
 const PATIENCE: Duration = Duration::from_secs(1_800);
 /// Workers that are told to stop have stopped after this.
 const DRAIN: Duration = Duration::from_secs(120);
@@ -169,10 +169,10 @@ async fn redrive(world: &World) -> Result<(), Error> {
 async fn put_back(world: &World) -> Result<(), Error> {
     let letters = world.broker.dead_letters().take_all().await?;
     let poison = |message: &Message| world.is_hopeless(index_of(message));
-    let (poison, mended): (Vec<_>, Vec<_>) = letters.into_iter().partition(poison);
+    let (poison, repaired): (Vec<_>, Vec<_>) = letters.into_iter().partition(poison);
     world.broker.dead_letters().put_back(poison).await;
-    world.history.redriven(mended.iter().map(index_of));
-    for message in mended {
+    world.history.redriven(repaired.iter().map(index_of));
+    for message in repaired {
         world.faults.log(|| format!("redriven {}", message.label()));
         world.broker.publish(message).await;
     }

@@ -11,7 +11,7 @@ use super::faults::{Direction, Lanes};
 use super::pump::{Holes, Pump};
 use super::{End, Side};
 
-/// A server that does not answer for so long is not there.
+/// A server that does not answer for this time is not there.
 const CONNECTING: Duration = Duration::from_secs(10);
 
 /// What a connection is told to do.

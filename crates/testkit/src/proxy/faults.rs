@@ -24,16 +24,16 @@ impl Direction {
 /// What is wrong in one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Every byte, and the end of the stream, arrives so much later.
+    /// Every byte, and the end of the stream, arrives later by this time.
     Delay(Duration),
-    /// So many bytes pass in a second, over each connection. With 0 nothing moves and nothing is lost, until it is
+    /// This many bytes pass in a second, over each connection. With 0 nothing moves and nothing is lost, until it is
     /// healed.
     Throttle(u64),
     /// What is sent vanishes, and the connection stays open. A connection that has lost something stays a black hole
     /// in this direction for good, since TCP delivers nothing past a hole; nor does either side hear that the other
     /// has gone.
     BlackHole,
-    /// So many more bytes pass; the connection that carries the next one is cut there, in the middle of whatever it
+    /// This many more bytes pass; the connection that carries the next one is cut there, in the middle of whatever it
     /// was ([finished](super::End::Finish), so that what did pass arrives). Then the fault is over.
     Truncate(usize),
 }

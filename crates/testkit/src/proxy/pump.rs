@@ -14,7 +14,7 @@ use super::faults::{Direction, Fault, Lane, Lanes};
 const CHUNK: usize = 16 << 10;
 /// Chunks that are held while they are delayed or throttled.
 const HELD: usize = 64;
-/// A throttled stream passes in pieces of so long.
+/// A throttled stream passes in pieces that take this time.
 const PIECE: Duration = Duration::from_millis(50);
 
 /// In which directions a connection has lost something.
@@ -156,7 +156,7 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// How much of `left` passes at once at so many bytes a second; sets when it goes on.
+    /// How much of `left` passes at once at this many bytes a second; sets when it goes on.
     fn piece(&mut self, rate: u64, left: usize) -> usize {
         let most = (rate as f64 * PIECE.as_secs_f64()).max(1.0) as usize;
         let piece = left.min(most);

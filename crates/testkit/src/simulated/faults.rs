@@ -94,12 +94,12 @@ impl Mix {
         Self::default()
     }
 
-    /// Everything goes wrong with this probability that a worker can mend by itself.
+    /// Everything goes wrong with this probability that a worker can repair by itself.
     #[must_use]
     pub fn everything(probability: f64) -> Self {
         let fatal = [Fault::Refused, Fault::Death];
-        let mendable = Fault::ALL.into_iter().filter(|f| !fatal.contains(f));
-        Self(mendable.map(|fault| (fault, probability)).collect())
+        let repairable = Fault::ALL.into_iter().filter(|f| !fatal.contains(f));
+        Self(repairable.map(|fault| (fault, probability)).collect())
     }
 
     /// Sets how likely `fault` is.
@@ -183,7 +183,7 @@ const LATE: u64 = 12_000;
 const LATENCY: u64 = 4;
 
 impl Faults {
-    /// Faults of `mix` for so long from now, decided by `seed`. Must be called within a tokio runtime.
+    /// Faults of `mix` for this time from now, decided by `seed`. Must be called within a tokio runtime.
     #[must_use]
     pub fn new(seed: u64, mix: Mix, lasting: Duration) -> Self {
         let begun = Instant::now();
@@ -203,7 +203,7 @@ impl Faults {
         }
     }
 
-    /// At most so many faults.
+    /// At most this many faults.
     pub fn limit(&self, most: usize) {
         self.state().left = most;
     }

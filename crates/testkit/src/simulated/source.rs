@@ -83,7 +83,7 @@ impl Consumer {
         }
     }
 
-    /// A second by this worker's clock is so many seconds: with more than one it takes leases for longer than they are.
+    /// How many seconds a second by this worker's clock is: with more than one it takes leases for longer than they are.
     #[must_use]
     pub fn with_second(mut self, second: f64) -> Self {
         self.second = second;

@@ -7,7 +7,7 @@ use super::SourceHarness;
 use super::tools::*;
 
 /// The live queue tells its lease, or that it cannot be read.
-pub async fn inspect_tells_the_lease(harness: &dyn SourceHarness) {
+pub async fn queue_info_tells_the_lease(harness: &dyn SourceHarness) {
     let source = harness.source().await;
     let info = source.queue_info().await.expect("the queue can be read");
     if able(&*source).await.timed_lease && info.unknown.is_empty() {

@@ -11,7 +11,7 @@ use super::StoreHarness;
 use super::tools::*;
 
 /// A key that stands twice in one batch is given once, so that one pipeline never runs it twice at the same time.
-pub async fn second_claim_in_a_batch_is_busy(harness: &dyn StoreHarness) {
+pub async fn second_claim_in_a_batch_is_in_progress(harness: &dyn StoreHarness) {
     let store = harness.store().await;
     let before = take(&*store, A, "owned", LONG).await;
     let twice = [claim("new"), claim("owned"), claim("new"), claim("owned")];

@@ -22,7 +22,7 @@ pub async fn completed_key_is_a_duplicate(harness: &dyn StoreHarness) {
 }
 
 /// A live claim makes everyone else wait, and tells for how long at most.
-pub async fn live_claim_is_busy_for_others(harness: &dyn StoreHarness) {
+pub async fn live_claim_is_in_progress_for_others(harness: &dyn StoreHarness) {
     let (store, other) = (harness.store().await, harness.store().await);
     take(&*store, A, "k", LONG).await;
     for _ in 0..2 {
@@ -158,7 +158,7 @@ pub async fn released_key_is_new(harness: &dyn StoreHarness) {
 }
 
 /// Only a claim that was started leaves doubt.
-pub async fn uncertain_only_after_a_start(harness: &dyn StoreHarness) {
+pub async fn in_doubt_only_after_a_start(harness: &dyn StoreHarness) {
     let store = harness.store().await;
     take(&*store, A, "waited", harness.lease()).await;
     let started = take(&*store, A, "started", harness.lease()).await;
@@ -170,7 +170,7 @@ pub async fn uncertain_only_after_a_start(harness: &dyn StoreHarness) {
 
 /// Doubt stays until someone completes or releases: a takeover that dies before it starts does not clear it, and the
 /// owner itself hears of it as well.
-pub async fn uncertain_outlives_takeovers(harness: &dyn StoreHarness) {
+pub async fn doubt_outlives_takeovers(harness: &dyn StoreHarness) {
     let store = harness.store().await;
     let started = take(&*store, A, "k", harness.lease()).await;
     assert_eq!(Call::Start.one(&*store, started).await, Ok(()));
@@ -187,7 +187,7 @@ pub async fn uncertain_outlives_takeovers(harness: &dyn StoreHarness) {
     }
 }
 
-/// Each claim that is marked as started counts once, and the last is named, until one is completed or released: so many
+/// Each claim that is marked as started counts once, and the last is named, until one is completed or released: that many
 /// workers may have died of the message, and what was decided about one run was not decided about the next.
 pub async fn starts_are_counted(harness: &dyn StoreHarness) {
     let store = harness.store().await;
@@ -212,7 +212,7 @@ pub async fn starts_are_counted(harness: &dyn StoreHarness) {
 }
 
 /// A key that was used for another payload is never taken for a duplicate, nor run as if it were new.
-pub async fn other_payload_conflicts(harness: &dyn StoreHarness) {
+pub async fn other_payload_is_a_mismatch(harness: &dyn StoreHarness) {
     let store = harness.store().await;
     let started = take(&*store, A, "started", harness.lease()).await;
     assert_eq!(Call::Start.one(&*store, started).await, Ok(()));
@@ -268,7 +268,7 @@ pub async fn corrected_payload_takes_over_what_never_started(harness: &dyn Store
     );
 }
 
-/// Each claim that expires is counted, until one is completed or released: so many owners may have died of the message.
+/// Each claim that expires is counted, until one is completed or released: that many owners may have died of the message.
 pub async fn takeovers_are_counted(harness: &dyn StoreHarness) {
     let store = harness.store().await;
     let lease = harness.lease();

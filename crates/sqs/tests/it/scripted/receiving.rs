@@ -250,7 +250,7 @@ async fn attempts_have_different_ids() {
 
 /// SQS may have begun to count when the request came.
 #[tokio::test(start_paused = true)]
-async fn a_lease_is_reckoned_from_before_the_request() {
+async fn a_lease_is_counted_from_before_the_request() {
     let script = Script::of([receive().gets(messages(&["a"]).after(seconds(15)))]);
     let source = script.source(STANDARD);
     let begun = Instant::now();

@@ -84,7 +84,7 @@ enum Bug {
     /// One message that is refused makes the whole batch fail.
     RefusalFailsBatch,
     /// The queue's lease is guessed.
-    InspectGuesses,
+    QueueInfoGuesses,
     /// As `FewCapabilities`, and receipts name the message, not the delivery.
     ReceiptOutlivesConnection,
 }
@@ -331,7 +331,7 @@ impl Source for Buggy {
         if self.is_limited() || self.bug == Bug::ModestCapabilities {
             info.capabilities = Capabilities::default();
         }
-        if self.bug == Bug::InspectGuesses {
+        if self.bug == Bug::QueueInfoGuesses {
             info.lease = Some(Duration::from_secs(30));
         }
         if self.bug == Bug::NameIsIdentity {
@@ -644,8 +644,8 @@ plant! {
     refusal_fails_batch: RefusalFailsBatch [
         refused_message_affects_only_itself
     ]
-    inspect_guesses: InspectGuesses [
-        inspect_tells_the_lease
+    queue_info_guesses: QueueInfoGuesses [
+        queue_info_tells_the_lease
     ]
     receipt_outlives_connection: ReceiptOutlivesConnection [
         broken_connection_gives_back

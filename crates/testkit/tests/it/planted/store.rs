@@ -399,9 +399,9 @@ plant! {
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
         large_batches_are_taken_whole
-        live_claim_is_busy_for_others
+        live_claim_is_in_progress_for_others
         one_live_owner_per_key
-        other_payload_conflicts
+        other_payload_is_a_mismatch
         outcome_of_64_kib_is_replayed
         prune_removes_only_what_has_expired
         random_histories_agree_with_the_model
@@ -409,14 +409,14 @@ plant! {
         released_key_is_new
         renewed_claim_outlives_its_first_lease
         same_owner_claims_again_with_a_higher_token
-        second_claim_in_a_batch_is_busy
+        second_claim_in_a_batch_is_in_progress
         stale_token_is_fenced
         starts_are_counted
         takeovers_are_counted
         token_is_fenced_once_it_is_spent
         tokens_rise_across_a_crash
-        uncertain_only_after_a_start
-        uncertain_outlives_takeovers
+        in_doubt_only_after_a_start
+        doubt_outlives_takeovers
     ]
     store_suite renew_ignores_token: RenewIgnoresToken [
         answers_follow_the_batch
@@ -449,7 +449,7 @@ plant! {
         corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
-        live_claim_is_busy_for_others
+        live_claim_is_in_progress_for_others
         one_live_owner_per_key
         random_histories_agree_with_the_model
         renewed_claim_outlives_its_first_lease
@@ -458,14 +458,14 @@ plant! {
     store_suite owner_is_busy_to_itself: OwnerIsBusyToItself [
         random_histories_agree_with_the_model
         same_owner_claims_again_with_a_higher_token
-        second_claim_in_a_batch_is_busy
+        second_claim_in_a_batch_is_in_progress
         stale_token_is_fenced
         takeovers_are_counted
-        uncertain_outlives_takeovers
+        doubt_outlives_takeovers
     ]
     store_suite batch_claims_twice: BatchClaimsTwice [
         random_histories_agree_with_the_model
-        second_claim_in_a_batch_is_busy
+        second_claim_in_a_batch_is_in_progress
     ]
     store_suite payloads_are_ignored: PayloadsAreIgnored [
         answers_follow_the_batch
@@ -473,7 +473,7 @@ plant! {
         corrected_payload_takes_over_what_never_started
         expired_claim_that_nobody_took_completes
         large_batches_are_taken_whole
-        other_payload_conflicts
+        other_payload_is_a_mismatch
         outcome_of_64_kib_is_replayed
         prune_removes_only_what_has_expired
         random_histories_agree_with_the_model
@@ -485,8 +485,8 @@ plant! {
         prune_removes_only_what_has_expired
         random_histories_agree_with_the_model
         starts_are_counted
-        uncertain_only_after_a_start
-        uncertain_outlives_takeovers
+        in_doubt_only_after_a_start
+        doubt_outlives_takeovers
     ]
     store_suite starts_are_not_counted: StartsAreNotCounted [
         random_histories_agree_with_the_model
@@ -495,7 +495,7 @@ plant! {
     store_suite start_is_taken_for_ones_own: StartIsTakenForOnesOwn [
         random_histories_agree_with_the_model
         starts_are_counted
-        uncertain_outlives_takeovers
+        doubt_outlives_takeovers
     ]
     store_suite takeovers_are_forgotten: TakeoversAreForgotten [
         takeovers_are_counted
@@ -506,8 +506,8 @@ plant! {
         corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
         expired_claim_that_nobody_took_completes
-        live_claim_is_busy_for_others
-        other_payload_conflicts
+        live_claim_is_in_progress_for_others
+        other_payload_is_a_mismatch
         outcome_of_64_kib_is_replayed
         prune_removes_only_what_has_expired
         random_histories_agree_with_the_model
@@ -515,13 +515,13 @@ plant! {
         released_key_is_new
         renewed_claim_outlives_its_first_lease
         same_owner_claims_again_with_a_higher_token
-        second_claim_in_a_batch_is_busy
+        second_claim_in_a_batch_is_in_progress
         stale_token_is_fenced
         starts_are_counted
         token_is_fenced_once_it_is_spent
         tokens_rise_across_a_crash
-        uncertain_only_after_a_start
-        uncertain_outlives_takeovers
+        in_doubt_only_after_a_start
+        doubt_outlives_takeovers
     ]
     store_suite tokens_fall: TokensFall [
         corrected_payload_takes_over_what_never_started
@@ -530,7 +530,7 @@ plant! {
         random_histories_agree_with_the_model
         released_key_is_new
         same_owner_claims_again_with_a_higher_token
-        second_claim_in_a_batch_is_busy
+        second_claim_in_a_batch_is_in_progress
         tokens_rise_across_a_crash
     ]
     store_suite answers_are_reversed: AnswersAreReversed [
@@ -538,7 +538,7 @@ plant! {
         large_batches_are_taken_whole
         one_live_owner_per_key
         random_histories_agree_with_the_model
-        second_claim_in_a_batch_is_busy
+        second_claim_in_a_batch_is_in_progress
     ]
     store_suite prune_ignores_limit: PruneIgnoresLimit [
         prune_removes_only_what_has_expired
@@ -558,7 +558,7 @@ plant! {
         completed_key_is_a_duplicate
         expired_claim_that_nobody_took_completes
         large_batches_are_taken_whole
-        other_payload_conflicts
+        other_payload_is_a_mismatch
         outcome_of_64_kib_is_replayed
         prune_removes_only_what_has_expired
         random_histories_agree_with_the_model
@@ -568,20 +568,20 @@ plant! {
     transactional_store_suite effects_escape: EffectsEscape [
         dropped_transaction_leaves_nothing
         effect_and_record_commit_together
-        last_part_completes_with_the_commit
-        part_completes_once
+        last_savepoint_completes_with_the_commit
+        savepoint_completes_once
         refused_commit_leaves_nothing
         refused_commit_spares_the_others
         stale_token_is_fenced
         takeover_and_commit_exclude_each_other
-        undo_takes_back_only_its_part
-        unfinished_part_is_not_committed
+        rollback_takes_back_only_its_savepoint
+        unfinished_savepoint_is_not_committed
     ]
     transactional_store_suite undo_does_nothing: UndoDoesNothing [
-        undo_takes_back_only_its_part
+        rollback_takes_back_only_its_savepoint
     ]
     transactional_store_suite transaction_ignores_token: TransactionIgnoresToken [
-        last_part_completes_with_the_commit
+        last_savepoint_completes_with_the_commit
         stale_token_is_fenced
     ]
     transactional_store_suite refusal_is_unknown: RefusalIsUnknown [
