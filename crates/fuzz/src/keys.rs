@@ -39,9 +39,6 @@ fn compare(input: &mut Unstructured<'_>) -> Result<()> {
 }
 
 fn digest([consumer, queue, key]: [&str; 3]) -> KeyDigest {
-    let scope = Scope {
-        consumer: consumer.into(),
-        queue: queue.into(),
-    };
+    let scope = Scope::new(consumer, queue);
     KeyDigest::new(&scope, &DedupKey::new(key))
 }

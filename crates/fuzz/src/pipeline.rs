@@ -88,12 +88,7 @@ async fn run(messages: Vec<Message>) {
     assert_eq!(store.effects().len() as u64, report.applied);
     assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
     assert_eq!(dead.depth() as u64, report.dead_lettered);
-    let limit = ReceiveLimits {
-        messages: 100,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    };
+    let limit = ReceiveLimits::new(100, Duration::ZERO);
     for letter in dead.receive(limit).await.expect("the queue is open") {
         let attribute = |name| letter.message.attributes.get(name).expect("it is there");
         let reason = attribute(DEAD_LETTER_REASON);

@@ -31,12 +31,7 @@ fn config(file: &Path) -> Config {
 }
 
 fn limit() -> ReceiveLimits {
-    ReceiveLimits {
-        messages: 10,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    }
+    ReceiveLimits::new(10, Duration::ZERO)
 }
 
 /// Whatever one message's rows hold, it is delivered, dead-lettered or reported, and the others come all the same.
@@ -88,10 +83,8 @@ async fn settle(queue: &SqliteQueue, deliveries: &[Delivery]) -> Vec<SettleResul
         },
         None => Disposition::Ack,
     };
-    let settlement = |delivery| Settlement {
-        receipt: Delivery::clone(delivery).receipt,
-        disposition: disposition(delivery),
-    };
+    let settlement =
+        |delivery| Settlement::new(Delivery::clone(delivery).receipt, disposition(delivery));
     let batch: Vec<_> = deliveries.iter().map(settlement).collect();
     queue.settle(&batch).await
 }
@@ -124,15 +117,9 @@ const SEAL: &str =
 /// Claims three keys, completes the first and starts the second.
 async fn use_store(store: &SqliteStore) -> std::result::Result<(), Error> {
     let (owner, hour) = (Owner(1), Duration::from_secs(3_600));
-    let claims = [1, 2, 3].map(|n| Claim {
-        key: KeyDigest([n; 16]),
-        fingerprint: Fingerprint([n; 16]),
-    });
+    let claims = [1, 2, 3].map(|n| Claim::new(KeyDigest([n; 16]), Fingerprint([n; 16])));
     store.claim(owner, &claims, hour).await?;
-    let held = |n: usize| HeldClaim {
-        key: claims[n].key,
-        token: Token(u64::MAX),
-    };
+    let held = |n: usize| HeldClaim::new(claims[n].key, Token(u64::MAX));
     store.renew(&[held(2)], hour).await?;
     store.start(&[held(1)]).await?;
     store.release(&[held(2)]).await?;
@@ -140,15 +127,12 @@ async fn use_store(store: &SqliteStore) -> std::result::Result<(), Error> {
     if let onlyonce::driver::ClaimResult::Acquired { token, .. } =
         store.claim(owner, &claims, hour).await?[0]
     {
-        completions.push(Completion {
-            held: HeldClaim {
-                key: claims[0].key,
-                token,
-            },
-            fingerprint: claims[0].fingerprint,
-            outcome: Some("done".into()),
-            retention: hour,
-        });
+        completions.push(Completion::new(
+            HeldClaim::new(claims[0].key, token),
+            claims[0].fingerprint,
+            Some("done".into()),
+            hour,
+        ));
     }
     store.complete(&completions).await?;
     Ok(())

@@ -90,10 +90,10 @@ async fn claim_and_complete(store: &SqliteStore, owner: Owner, n: usize) -> Resu
 }
 
 fn random_claim() -> Claim {
-    Claim {
-        key: KeyDigest(fastrand::u128(..).to_le_bytes()),
-        fingerprint: Fingerprint(fastrand::u128(..).to_le_bytes()),
-    }
+    Claim::new(
+        KeyDigest(fastrand::u128(..).to_le_bytes()),
+        Fingerprint(fastrand::u128(..).to_le_bytes()),
+    )
 }
 
 fn token(claimed: &ClaimResult) -> Token {
@@ -104,15 +104,12 @@ fn token(claimed: &ClaimResult) -> Token {
 }
 
 fn completion(claim: Claim, token: Token) -> Completion {
-    Completion {
-        held: HeldClaim {
-            key: claim.key,
-            token,
-        },
-        fingerprint: claim.fingerprint,
-        outcome: None,
-        retention: DAY,
-    }
+    Completion::new(
+        HeldClaim::new(claim.key, token),
+        claim.fingerprint,
+        None,
+        DAY,
+    )
 }
 
 /// Claims, writes an effect and completes it in one transaction per message.
@@ -165,12 +162,7 @@ async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
     }
     meter.print(queue.database(), QUEUED, "published", None);
     let meter = Meter::start(queue.database());
-    let limit = ReceiveLimits {
-        messages: 256,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    };
+    let limit = ReceiveLimits::new(256, Duration::ZERO);
     let mut settling = VecDeque::new();
     let mut received = 0;
     while received < QUEUED {
@@ -178,10 +170,8 @@ async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
         received += deliveries.len();
         let queue = Arc::clone(&queue);
         settling.push_back(tokio::spawn(async move {
-            let ack = |d: onlyonce_core::driver::Delivery| Settlement {
-                receipt: d.receipt,
-                disposition: Disposition::Ack,
-            };
+            let ack =
+                |d: onlyonce_core::driver::Delivery| Settlement::new(d.receipt, Disposition::Ack);
             let batch: Vec<Settlement> = deliveries.into_iter().map(ack).collect();
             let answers = queue.settle(&batch).await;
             assert!(answers.iter().all(|answer| answer.is_applied()));

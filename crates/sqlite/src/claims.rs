@@ -167,7 +167,7 @@ fn find(conn: &Connection, claim: &Claim) -> Result<Existing, DbError> {
 /// As the row has them: no start has the token 0.
 fn starts(last: i64, count: u32) -> Option<Starts> {
     let last = Token(last.unsigned_abs());
-    (last != Token(0)).then_some(Starts { last, count })
+    (last != Token(0)).then_some(Starts::new(last, count))
 }
 
 /// Promises to renew the claims that are still held: see [`Promise`].

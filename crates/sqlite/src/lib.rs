@@ -20,7 +20,7 @@
 //! // let url = "sqlite:app.db?queue=orders";
 //! let queue = SqliteQueue::open(url.parse()?).await?;
 //! queue.publish(&[Message::new("one order").with_dedup_id("order-1")]).await;
-//! let limit = ReceiveLimits { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
+//! let limit = ReceiveLimits::new(10, Duration::from_secs(1)).with_bytes(1 << 20).with_per_group(10);
 //! assert_eq!(queue.receive(limit).await?.len(), 1);
 //! # Ok(())
 //! # }

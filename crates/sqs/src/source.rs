@@ -277,11 +277,13 @@ impl Shared {
             state.polls.ready.clear();
             state.leases.handles()
         };
-        let nacks = held.into_iter().map(|handle| Settlement {
-            receipt: Receipt::new(SqsReceipt { handle }),
-            disposition: Disposition::Nack {
-                delay: Duration::ZERO,
-            },
+        let nacks = held.into_iter().map(|handle| {
+            Settlement::new(
+                Receipt::new(SqsReceipt { handle }),
+                Disposition::Nack {
+                    delay: Duration::ZERO,
+                },
+            )
         });
         let answers = self.settle(&nacks.collect::<Vec<_>>()).await;
         self.state().leases.end_all();

@@ -363,7 +363,7 @@ async fn race<H: TransactionalStoreHarness>(harness: &H, owner: Owner, keys: &[S
         };
         harness.write(&mut tx, name).await;
         // Whatever goes wrong, the next claim tells what became of it.
-        if let Ok(Ok(())) = tx.complete(&completion(HeldClaim { key, token })).await {
+        if let Ok(Ok(())) = tx.complete(&completion(HeldClaim::new(key, token))).await {
             tx.commit().await.ok();
         }
     }

@@ -111,12 +111,7 @@ async fn feed_queue(url: String, traffic: Traffic) -> Result<Sent, BoxError> {
 /// How many messages wait in a queue.
 async fn waiting(url: &str) -> Result<u64, BoxError> {
     let source = onlyonce::source(url).await?;
-    let limit = ReceiveLimits {
-        messages: 1_000,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::from_millis(100),
-    };
+    let limit = ReceiveLimits::new(1_000, Duration::from_millis(100));
     let mut count = 0;
     loop {
         let deliveries = source.receive(limit).await?;

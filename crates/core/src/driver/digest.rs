@@ -63,11 +63,23 @@ impl fmt::Debug for Fingerprint {
 
 /// Within what a dedup key is unique: two consumers of one queue, or one consumer of two queues, do not share keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Scope {
     /// The consumer's name.
     pub consumer: String,
     /// The queue's [identity](crate::driver::QueueInfo::identity).
     pub queue: String,
+}
+
+impl Scope {
+    /// The scope of this consumer of this queue.
+    #[must_use]
+    pub fn new(consumer: impl Into<String>, queue: impl Into<String>) -> Self {
+        Self {
+            consumer: consumer.into(),
+            queue: queue.into(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -76,10 +88,7 @@ mod tests {
 
     #[test]
     fn digests_separate_scope_from_key() {
-        let scope = |consumer: &str, queue: &str| Scope {
-            consumer: consumer.into(),
-            queue: queue.into(),
-        };
+        let scope = |consumer: &str, queue: &str| Scope::new(consumer, queue);
         let key = |scope: &Scope, key: &str| KeyDigest::new(scope, &DedupKey::new(key));
         assert_ne!(key(&scope("a", "bc"), "k"), key(&scope("ab", "c"), "k"));
         assert_ne!(key(&scope("a", "b"), "ck"), key(&scope("a", "bc"), "k"));

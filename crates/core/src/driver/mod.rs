@@ -2,6 +2,10 @@
 //!
 //! A broker is a [`Source`] and a [`Sink`], a store a [`Store`] and, where it has transactions, a [`TransactionalStore`]. The
 //! suites of `onlyonce-testkit` show whether they do what their documentation here asks of them.
+//!
+//! Structs here can get more fields, and are made by their constructors. The enums that an adapter must decide on
+//! ([`Disposition`], [`SettleResult`], [`ExtendResult`], [`ClaimResult`]) are complete: one more is a change that each adapter has to
+//! be adapted to, so it does not compile until it is.
 
 mod delivery;
 mod digest;

@@ -9,6 +9,7 @@ use crate::driver::{Delivery, Durability, Receipt};
 
 /// How much one [`Source::receive`] may return, and how long it may wait for the first.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct ReceiveLimits {
     /// At most this many messages; at least 1.
     pub messages: usize,
@@ -23,6 +24,31 @@ pub struct ReceiveLimits {
 }
 
 impl ReceiveLimits {
+    /// At most this many messages, within this time.
+    #[must_use]
+    pub fn new(messages: usize, wait: Duration) -> Self {
+        Self {
+            messages,
+            per_group: usize::MAX,
+            bytes: usize::MAX,
+            wait,
+        }
+    }
+
+    /// Sets [`bytes`](Self::bytes).
+    #[must_use]
+    pub fn with_bytes(mut self, bytes: usize) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// Sets [`per_group`](Self::per_group).
+    #[must_use]
+    pub fn with_per_group(mut self, per_group: usize) -> Self {
+        self.per_group = per_group;
+        self
+    }
+
     /// Whether one more message may be added to this many messages and bytes.
     #[must_use]
     pub fn allows_more(&self, messages: usize, bytes: usize) -> bool {
@@ -50,11 +76,23 @@ pub enum Disposition {
 
 /// One delivery and what to do with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Settlement {
     /// Which delivery.
     pub receipt: Receipt,
     /// What to do with it.
     pub disposition: Disposition,
+}
+
+impl Settlement {
+    /// This is to be done with that delivery.
+    #[must_use]
+    pub fn new(receipt: Receipt, disposition: Disposition) -> Self {
+        Self {
+            receipt,
+            disposition,
+        }
+    }
 }
 
 /// A source's answer to one settlement.
@@ -120,6 +158,7 @@ impl From<ExtendResult> for SettleResult {
 
 /// Who keeps the messages of one group in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ordering {
     /// Nobody: messages have no group, or it is only a hint.
     #[default]

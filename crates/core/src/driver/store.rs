@@ -25,11 +25,20 @@ impl Owner {
 
 /// A wish to own one key for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Claim {
     /// Digest of scope and dedup key.
     pub key: KeyDigest,
     /// Digest of the payload.
     pub fingerprint: Fingerprint,
+}
+
+impl Claim {
+    /// A wish to own this key for this payload.
+    #[must_use]
+    pub fn new(key: KeyDigest, fingerprint: Fingerprint) -> Self {
+        Self { key, fingerprint }
+    }
 }
 
 /// The store's answer to a [`Claim`].
@@ -63,11 +72,20 @@ pub enum ClaimResult {
 
 /// Claims of one key that were marked as [started](Store::start) since one was completed or released.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Starts {
     /// The token of the last of them.
     pub last: Token,
     /// How many they are. A claim that is marked twice counts once.
     pub count: u32,
+}
+
+impl Starts {
+    /// This many claims, of which the last had this token.
+    #[must_use]
+    pub fn new(last: Token, count: u32) -> Self {
+        Self { last, count }
+    }
 }
 
 impl Starts {
@@ -86,6 +104,7 @@ impl Starts {
 
 /// A claim that is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct HeldClaim {
     /// The key.
     pub key: KeyDigest,
@@ -93,8 +112,17 @@ pub struct HeldClaim {
     pub token: Token,
 }
 
+impl HeldClaim {
+    /// The claim of this key under this token.
+    #[must_use]
+    pub fn new(key: KeyDigest, token: Token) -> Self {
+        Self { key, token }
+    }
+}
+
 /// The record that a message took effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Completion {
     /// The claim under which it did.
     pub held: HeldClaim,
@@ -106,6 +134,24 @@ pub struct Completion {
     pub retention: Duration,
 }
 
+impl Completion {
+    /// The record of what took effect under this claim.
+    #[must_use]
+    pub fn new(
+        held: HeldClaim,
+        fingerprint: Fingerprint,
+        outcome: Option<Bytes>,
+        retention: Duration,
+    ) -> Self {
+        Self {
+            held,
+            fingerprint,
+            outcome,
+            retention,
+        }
+    }
+}
+
 /// The token is no longer the key's newest: somebody took the key over, or it is done already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fenced;
@@ -115,6 +161,7 @@ pub type Verdicts = Vec<Result<(), Fenced>>;
 
 /// What is kept of what was confirmed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Durability {
     /// Nothing, once this process has ended.
     Process,

@@ -35,7 +35,7 @@ use crate::{Error, ErrorKind, Message};
 /// let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(5));
 /// queue.publish(&[Message::new("one order").with_dedup_id("order-1")]).await;
 ///
-/// let limit = ReceiveLimits { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::from_secs(1) };
+/// let limit = ReceiveLimits::new(10, Duration::from_secs(1)).with_bytes(1 << 20).with_per_group(10);
 /// let deliveries = queue.receive(limit).await?;
 /// assert_eq!(deliveries[0].message.body, "one order");
 /// assert_eq!((queue.depth(), queue.in_flight()), (0, 1));

@@ -5,12 +5,7 @@ use crate::Message;
 use crate::driver::{Disposition, ReceiveLimits, Settlement, Sink, Source};
 
 fn limit(messages: usize) -> ReceiveLimits {
-    ReceiveLimits {
-        messages,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    }
+    ReceiveLimits::new(messages, Duration::ZERO)
 }
 
 fn bodies(deliveries: &[crate::driver::Delivery]) -> Vec<String> {
@@ -21,10 +16,7 @@ fn bodies(deliveries: &[crate::driver::Delivery]) -> Vec<String> {
 fn all(deliveries: &[crate::driver::Delivery], disposition: &Disposition) -> Vec<Settlement> {
     deliveries
         .iter()
-        .map(|d| Settlement {
-            receipt: d.receipt.clone(),
-            disposition: disposition.clone(),
-        })
+        .map(|d| Settlement::new(d.receipt.clone(), disposition.clone()))
         .collect()
 }
 

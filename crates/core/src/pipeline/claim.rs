@@ -134,7 +134,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 takeovers,
             } => {
                 let key = claim.key;
-                in_flight.lease.claimed(HeldClaim { key, token }, until);
+                in_flight.lease.claimed(HeldClaim::new(key, token), until);
                 let message = &in_flight.delivery.message;
                 let decided = in_doubt.is_some_and(|starts| is_decided(message, starts));
                 in_flight.takeovers = takeovers;

@@ -35,9 +35,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
         }
         let acks: Vec<Settlement> = batch
             .iter()
-            .map(|(in_flight, _)| Settlement {
-                receipt: in_flight.delivery.receipt.clone(),
-                disposition: Disposition::Ack,
+            .map(|(in_flight, _)| {
+                Settlement::new(in_flight.delivery.receipt.clone(), Disposition::Ack)
             })
             .collect();
         let answers = match acks.is_empty() {

@@ -92,12 +92,12 @@ pub(crate) struct Engine<Tx> {
 
 impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) fn completion(&self, in_flight: &InFlight, outcome: Outcome) -> Option<Completion> {
-        Some(Completion {
-            held: in_flight.lease.held()?,
-            fingerprint: in_flight.claim?.fingerprint,
-            outcome: outcome.0,
-            retention: self.options.dedup_retention,
-        })
+        Some(Completion::new(
+            in_flight.lease.held()?,
+            in_flight.claim?.fingerprint,
+            outcome.0,
+            self.options.dedup_retention,
+        ))
     }
 
     /// A call to the store, with an end: half a claim's lease.

@@ -99,12 +99,12 @@ impl<Tx: Send + 'static> Engine<Tx> {
             .options
             .stop_when_idle
             .map_or(LONG_POLL, |idle| idle / 4);
-        ReceiveLimits {
-            messages: room.messages.max(1),
-            per_group: self.startable_by_one(),
-            bytes: room.bytes,
-            wait: idle.clamp(Duration::from_millis(1), LONG_POLL),
-        }
+        ReceiveLimits::new(
+            room.messages.max(1),
+            idle.clamp(Duration::from_millis(1), LONG_POLL),
+        )
+        .with_bytes(room.bytes)
+        .with_per_group(self.startable_by_one())
     }
 
     /// How much more may be held: what can start in time, and in any case something for each idle worker, so that
@@ -169,10 +169,10 @@ impl<Tx: Send + 'static> Engine<Tx> {
     fn admit(&self, delivery: Delivery, key: Option<DedupKey>) -> Box<InFlight> {
         let message = &delivery.message;
         let claim = match (&key, &self.store) {
-            (Some(key), Some(_)) => Some(Claim {
-                key: KeyDigest::new(&self.scope, key),
-                fingerprint: Fingerprint::of(&message.body),
-            }),
+            (Some(key), Some(_)) => Some(Claim::new(
+                KeyDigest::new(&self.scope, key),
+                Fingerprint::of(&message.body),
+            )),
             _ => None,
         };
         let seq = self.arrivals.fetch_add(1, Ordering::Relaxed);

@@ -7,6 +7,7 @@ use super::{ConfigRisk, RetryPolicy};
 /// What to do with a message that may have taken effect: its former owner had started the handler and vanished before
 /// it recorded an end. Only in `idempotent` mode; a transaction leaves no doubt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum InDoubt {
     /// Run the handler again; the downstream recognises the key.
     #[default]

@@ -182,10 +182,7 @@ fn build<Tx: Transaction>(
         owner: Owner::random(),
         queue: setup.source.name().into(),
         consumer: options.consumer.as_str().into(),
-        scope: Scope {
-            consumer: options.consumer.clone(),
-            queue: identity,
-        },
+        scope: Scope::new(options.consumer.clone(), identity),
         counters: setup.counters,
         budget: Budget::new(options.prefetch_messages, options.prefetch_bytes),
         keys: Keys::new(heads.clone()),

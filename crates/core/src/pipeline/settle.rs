@@ -98,13 +98,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             .into_iter()
             .map(|(in_flight, disposition)| {
                 let receipt = in_flight.delivery.receipt.clone();
-                (
-                    in_flight,
-                    Settlement {
-                        receipt,
-                        disposition,
-                    },
-                )
+                (in_flight, Settlement::new(receipt, disposition))
             })
             .unzip();
         let answers = self.source.settle(&settlements).await;

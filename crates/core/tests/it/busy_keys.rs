@@ -76,10 +76,10 @@ async fn record_slowly(body: Bytes, tx: &mut MemoryTx) {
 async fn neither_waits_for_the_other(behind_another: bool) {
     let store = MemoryStore::new();
     let (consumer, queue) = ("default".to_owned(), "orders".to_owned());
-    let claim = Claim {
-        key: KeyDigest::new(&Scope { consumer, queue }, &DedupKey::new("k")),
-        fingerprint: Fingerprint::of(b"k"),
-    };
+    let claim = Claim::new(
+        KeyDigest::new(&Scope::new(consumer, queue), &DedupKey::new("k")),
+        Fingerprint::of(b"k"),
+    );
     let other = Owner::random();
     let ClaimResult::Acquired { token, .. } = store
         .claim(other, &[claim], Duration::from_secs(1))
@@ -103,10 +103,7 @@ async fn neither_waits_for_the_other(behind_another: bool) {
         }
         deliver(&script, 1, "k");
         sleep(Duration::from_millis(500)).await;
-        let held = HeldClaim {
-            key: claim.key,
-            token,
-        };
+        let held = HeldClaim::new(claim.key, token);
         assert_eq!(store.release(&[held]).await.unwrap(), [Ok(())]);
         deliver(&script, 2, "k");
     };

@@ -36,12 +36,9 @@ fn reasons(queue: &MemoryQueue) -> Vec<(String, String)> {
 async fn hold(queue: &MemoryQueue, workers: u32) {
     for _ in 0..workers {
         let held = queue.clone();
-        let limit = ReceiveLimits {
-            messages: 1,
-            per_group: 1,
-            bytes: 1,
-            wait: LEASE * 2,
-        };
+        let limit = ReceiveLimits::new(1, LEASE * 2)
+            .with_bytes(1)
+            .with_per_group(1);
         assert_eq!(held.receive(limit).await.unwrap().len(), 1);
     }
 }

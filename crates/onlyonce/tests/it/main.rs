@@ -20,12 +20,7 @@ async fn a_memory_queue_is_the_same_for_source_and_sink() {
         .pop()
         .unwrap()
         .unwrap();
-    let limit = ReceiveLimits {
-        messages: 1,
-        per_group: usize::MAX,
-        bytes: 1_000,
-        wait: Duration::from_secs(1),
-    };
+    let limit = ReceiveLimits::new(1, Duration::from_secs(1)).with_bytes(1_000);
     let received = source.receive(limit).await.unwrap();
     assert_eq!(received[0].message.body, "hello");
 }

@@ -134,12 +134,7 @@ fn out_of_order(db: &Connection, traffic: &Traffic) -> rusqlite::Result<u64> {
 
 /// Takes out everything that is there.
 async fn all(source: &dyn Source) -> Result<Vec<Delivery>, Error> {
-    let limit = ReceiveLimits {
-        messages: 1_000,
-        per_group: usize::MAX,
-        bytes: 1 << 20,
-        wait: LISTEN,
-    };
+    let limit = ReceiveLimits::new(1_000, LISTEN).with_bytes(1 << 20);
     let mut all = Vec::new();
     loop {
         let deliveries = source.receive(limit).await?;
@@ -154,10 +149,7 @@ async fn all(source: &dyn Source) -> Result<Vec<Delivery>, Error> {
 }
 
 fn ack(delivery: &Delivery) -> Settlement {
-    Settlement {
-        receipt: delivery.receipt.clone(),
-        disposition: Disposition::Ack,
-    }
+    Settlement::new(delivery.receipt.clone(), Disposition::Ack)
 }
 
 fn dead_letters(dead: &[Delivery], traffic: &Traffic, audit: &mut Audit) {

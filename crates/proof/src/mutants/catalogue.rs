@@ -183,7 +183,7 @@ pub const MUTANTS: &[Mutant] = &[
         bug: "the broker is told before the effect is durable",
         file: TRANSACTION,
         find: "        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));",
-        replace: "        if PLANTED {\n            let all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));\n            let ack = |in_flight: &Box<InFlight>| crate::driver::Settlement { receipt: in_flight.delivery.receipt.clone(), disposition: crate::driver::Disposition::Ack };\n            let acks: Vec<_> = all.map(ack).collect();\n            self.source.settle(&acks).await;\n        }\n        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));",
+        replace: "        if PLANTED {\n            let all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));\n            let ack = |in_flight: &Box<InFlight>| crate::driver::Settlement::new(in_flight.delivery.receipt.clone(), crate::driver::Disposition::Ack);\n            let acks: Vec<_> = all.map(ack).collect();\n            self.source.settle(&acks).await;\n        }\n        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));",
     },
     Mutant {
         name: "partial-failure-ignored",
@@ -218,7 +218,7 @@ pub const MUTANTS: &[Mutant] = &[
         bug: "an ack of the highest tag acks those below it, which are not done",
         file: CONSUMER,
         find: "        let request = self.settling(sent);",
-        replace: "        if PLANTED && let Some((highest, _)) = sent.iter().rfind(|(s, _)| s.disposition == Disposition::Ack) {\n            let highest = highest.receipt.clone();\n            let below: Vec<_> = self.channel().out.values().take_while(|out| out.receipt != highest).cloned().collect();\n            sent.extend(below.into_iter().map(|out| (Settlement { receipt: out.receipt, disposition: Disposition::Ack }, out.message)));\n        }\n        let request = self.settling(sent);",
+        replace: "        if PLANTED && let Some((highest, _)) = sent.iter().rfind(|(s, _)| s.disposition == Disposition::Ack) {\n            let highest = highest.receipt.clone();\n            let below: Vec<_> = self.channel().out.values().take_while(|out| out.receipt != highest).cloned().collect();\n            sent.extend(below.into_iter().map(|out| (Settlement::new(out.receipt, Disposition::Ack), out.message)));\n        }\n        let request = self.settling(sent);",
     },
     Mutant {
         name: "unacked-is-not-given-back",
@@ -417,7 +417,7 @@ pub const SUPPORT: &[(&str, &str, &str)] = &[
     (
         STORE,
         "    pub(super) fn verify(",
-        "    /// The claim with the key's newest token, if that bug is planted.\n    pub(super) fn newest(&self, held: &HeldClaim, planted: bool) -> HeldClaim {\n        match self.by_key.get(&held.key).map(|r| &r.state) {\n            Some(State::Claimed { token, .. }) if planted => HeldClaim { key: held.key, token: *token },\n            _ => *held,\n        }\n    }\n\n    pub(super) fn verify(",
+        "    /// The claim with the key's newest token, if that bug is planted.\n    pub(super) fn newest(&self, held: &HeldClaim, planted: bool) -> HeldClaim {\n        match self.by_key.get(&held.key).map(|r| &r.state) {\n            Some(State::Claimed { token, .. }) if planted => HeldClaim::new(held.key, *token),\n            _ => *held,\n        }\n    }\n\n    pub(super) fn verify(",
     ),
     (
         TX,

@@ -118,10 +118,7 @@ async fn look(
 
 /// The token of a claim that nobody had before.
 async fn token(store: &SqliteStore) -> Result<u64, Error> {
-    let claim = Claim {
-        key: KeyDigest([0; 16]),
-        fingerprint: Fingerprint([0; 16]),
-    };
+    let claim = Claim::new(KeyDigest([0; 16]), Fingerprint([0; 16]));
     let claimed = store.claim(Owner::random(), &[claim], LEASE).await?;
     Ok(match claimed.first() {
         Some(ClaimResult::Acquired { token, .. }) => token.0,

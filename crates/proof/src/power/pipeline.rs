@@ -49,10 +49,7 @@ pub fn dedup_id(id: u32) -> String {
 
 /// Under which the store keeps that this message took effect.
 pub fn key(id: u32) -> KeyDigest {
-    let scope = Scope {
-        consumer: CONSUMER.into(),
-        queue: QUEUE.into(),
-    };
+    let scope = Scope::new(CONSUMER, QUEUE);
     KeyDigest::new(&scope, &DedupKey::new(dedup_id(id)))
 }
 

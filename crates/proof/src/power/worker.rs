@@ -100,12 +100,12 @@ async fn load(store: &SqliteStore, ballast: Range<u32>, retention: Duration) -> 
             let ClaimResult::Acquired { token, .. } = claimed else {
                 return None;
             };
-            Some(Completion {
-                held: HeldClaim { key: *key, token },
-                fingerprint: FINGERPRINT,
-                outcome: None,
+            Some(Completion::new(
+                HeldClaim::new(*key, token),
+                FINGERPRINT,
+                None,
                 retention,
-            })
+            ))
         });
         store.complete(&completions.collect::<Vec<_>>()).await?;
     }
@@ -120,10 +120,7 @@ async fn take_token(store: &impl Store) -> Result<(), Error> {
 }
 
 fn claim(key: KeyDigest) -> Claim {
-    Claim {
-        key,
-        fingerprint: FINGERPRINT,
-    }
+    Claim::new(key, FINGERPRINT)
 }
 
 /// Publishes these messages in small batches, and now and then one again.

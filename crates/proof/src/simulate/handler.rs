@@ -174,10 +174,7 @@ impl<'a> Run<'a> {
     /// Nothing that was recorded runs again.
     fn check_record(&self, key: &DedupKey, context: &Context) {
         let world = &*self.worker.world;
-        let scope = Scope {
-            consumer: context.consumer.to_string(),
-            queue: context.queue.to_string(),
-        };
+        let scope = Scope::new(context.consumer.to_string(), context.queue.to_string());
         let done = world.storage.is_done(&KeyDigest::new(&scope, key));
         if done && world.plan.has_store() && world.keeps_claims() {
             world.history.breach(format!(

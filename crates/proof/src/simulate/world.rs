@@ -235,10 +235,7 @@ impl World {
         let Some(key) = &self.plan.messages[index].key else {
             return 0;
         };
-        let scope = Scope {
-            consumer: "default".into(),
-            queue: "queue".into(),
-        };
+        let scope = Scope::new("default", "queue");
         let key = KeyDigest::new(&scope, &DedupKey::new(key.as_str()));
         self.storage.starts(&key)
     }

@@ -43,10 +43,7 @@ async fn a_claim_ends_one_lease_from_now_whatever_the_clock_does() {
         let store = SqliteStore::open(scene.config()).await.unwrap();
         let first = token(&claim_one(&store, 1).await);
         scene.step(step);
-        let held = HeldClaim {
-            key: key(1),
-            token: first,
-        };
+        let held = HeldClaim::new(key(1), first);
         assert!(is_busy(&claim_one(&store, 1).await), "{step}: too early");
         scene.pass(LEASE / 2);
         assert_eq!(store.renew(&[held], LEASE).await.unwrap(), [Ok(())]);
@@ -100,10 +97,7 @@ async fn the_queue_keeps_its_leases_delays_and_retention_whatever_the_clock_does
         let again = queue.receive(limit(10)).await.unwrap();
         assert_eq!(again.len(), 1, "{step}: its lease has ended");
         let delay = Duration::from_secs(10);
-        let nack = Settlement {
-            receipt: again[0].receipt.clone(),
-            disposition: Disposition::Nack { delay },
-        };
+        let nack = Settlement::new(again[0].receipt.clone(), Disposition::Nack { delay });
         scene.step(-2 * step);
         assert!(queue.settle(&[nack]).await[0].is_applied());
         scene.step(step);

@@ -63,12 +63,7 @@ impl SourceHarness for Queue {
     }
 
     async fn dead_letters(&self) -> Vec<DeadLettered> {
-        let limit = ReceiveLimits {
-            messages: 1000,
-            per_group: usize::MAX,
-            bytes: usize::MAX,
-            wait: Duration::ZERO,
-        };
+        let limit = ReceiveLimits::new(1000, Duration::ZERO);
         let dead = self.open("orders.dead").await;
         let letters = dead.receive(limit).await.unwrap();
         Source::close(&*dead).await.unwrap();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use onlyonce_core::Message;
 use onlyonce_core::driver::{
-    ClaimResult, Disposition, Owner, ReceiveLimits, Settlement, Sink, Source, Store, Transaction,
+    ClaimResult, Disposition, Owner, Settlement, Sink, Source, Store, Transaction,
     TransactionalStore,
 };
 use onlyonce_sqlite::{Config, SqliteQueue, SqliteStore};
@@ -120,10 +120,7 @@ async fn consume(config: Config) {
         let deliveries = queue.receive(limit(3)).await.unwrap();
         for delivery in deliveries {
             let text = String::from_utf8(delivery.message.body.to_vec()).unwrap();
-            let ack = Settlement {
-                receipt: delivery.receipt,
-                disposition: Disposition::Ack,
-            };
+            let ack = Settlement::new(delivery.receipt, Disposition::Ack);
             assert!(queue.settle(&[ack]).await[0].is_applied());
             say(text.parse().unwrap());
         }
@@ -201,10 +198,8 @@ async fn what_was_acked_stays_acked_after_a_kill_and_the_rest_comes_again() {
     let mut rest = BTreeSet::new();
     // The last one may have been acked and not said.
     while rest.len() + acked.len() < 299 {
-        let waiting = ReceiveLimits {
-            wait: Duration::from_secs(10),
-            ..limit(100)
-        };
+        let mut waiting = limit(100);
+        waiting.wait = Duration::from_secs(10);
         let deliveries = queue.receive(waiting).await.unwrap();
         assert!(
             !deliveries.is_empty(),
@@ -225,10 +220,8 @@ async fn a_waiting_receive_notices_what_another_process_publishes() {
     let file = dir.path().join("wait.db");
     let queue = SqliteQueue::open(config(&file)).await.unwrap();
     let mut publisher = spawn("publish", &file);
-    let waiting = ReceiveLimits {
-        wait: Duration::from_secs(60),
-        ..limit(1)
-    };
+    let mut waiting = limit(1);
+    waiting.wait = Duration::from_secs(60);
     let got = queue.receive(waiting).await.unwrap();
     assert_eq!(got[0].message.body, "hello");
     assert!(publisher.wait().unwrap().success());

@@ -35,10 +35,7 @@ async fn settle(
     deliveries: &[Delivery],
     disposition: Disposition,
 ) -> Vec<SettleResult> {
-    let settlement = |d: &Delivery| Settlement {
-        receipt: d.receipt.clone(),
-        disposition: disposition.clone(),
-    };
+    let settlement = |d: &Delivery| Settlement::new(d.receipt.clone(), disposition.clone());
     let batch: Vec<_> = deliveries.iter().map(settlement).collect();
     queue.settle(&batch).await
 }
@@ -236,14 +233,9 @@ async fn limits_on_bytes_and_messages_hold() {
     let scene = Scene::new();
     let queue = open(&scene).await;
     publish(&queue, &messages(&["12345", "12345", "12345"], None)).await;
-    let small = ReceiveLimits {
-        messages: 10,
-        per_group: usize::MAX,
-        bytes: 10,
-        wait: Duration::ZERO,
-    };
+    let small = ReceiveLimits::new(10, Duration::ZERO).with_bytes(10);
     assert_eq!(queue.receive(small).await.unwrap().len(), 2);
-    let tiny = ReceiveLimits { bytes: 1, ..small };
+    let tiny = small.with_bytes(1);
     assert_eq!(queue.receive(tiny).await.unwrap().len(), 1);
 }
 
@@ -254,10 +246,8 @@ async fn a_waiting_receive_is_woken_by_a_publish() {
     let waiting = tokio::spawn({
         let queue = Arc::clone(&queue);
         async move {
-            let limit = ReceiveLimits {
-                wait: Duration::from_secs(60),
-                ..limit(1)
-            };
+            let mut limit = limit(1);
+            limit.wait = Duration::from_secs(60);
             queue.receive(limit).await.unwrap()
         }
     });

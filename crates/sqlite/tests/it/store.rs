@@ -60,10 +60,7 @@ async fn another_payload_is_a_mismatch_whether_claimed_or_done() {
     let scene = Scene::new();
     let store = SqliteStore::open(scene.config()).await.unwrap();
     let owner = Owner::random();
-    let other = Claim {
-        key: key(1),
-        fingerprint: Fingerprint::of(b"another"),
-    };
+    let other = Claim::new(key(1), Fingerprint::of(b"another"));
     let claimed = store.claim(owner, &[claim(1)], LEASE).await.unwrap();
     let conflict = [ClaimResult::PayloadMismatch];
     assert_eq!(store.claim(owner, &[other], LEASE).await.unwrap(), conflict);
@@ -78,10 +75,7 @@ async fn only_a_started_claim_that_expires_is_in_doubt_and_stays_so() {
     let store = SqliteStore::open(scene.config()).await.unwrap();
     let (a, b, c) = (Owner::random(), Owner::random(), Owner::random());
     let answers = store.claim(a, &[claim(1), claim(2)], LEASE).await.unwrap();
-    let started = HeldClaim {
-        key: key(2),
-        token: token(&answers[1]),
-    };
+    let started = HeldClaim::new(key(2), token(&answers[1]));
     assert_eq!(store.start(&[started]).await.unwrap(), [Ok(())]);
     scene.pass(LEASE);
     let in_doubt = |claimed: &ClaimResult| {
@@ -100,10 +94,7 @@ async fn only_a_started_claim_that_expires_is_in_doubt_and_stays_so() {
     scene.pass(LEASE);
     let taken = store.claim(c, &[claim(2)], LEASE).await.unwrap();
     assert!(in_doubt(&taken[0]));
-    let held = HeldClaim {
-        key: key(2),
-        token: token(&taken[0]),
-    };
+    let held = HeldClaim::new(key(2), token(&taken[0]));
     assert_eq!(store.release(&[held]).await.unwrap(), [Ok(())]);
     let taken = store.claim(a, &[claim(2)], LEASE).await.unwrap();
     assert!(!in_doubt(&taken[0]));
@@ -117,10 +108,7 @@ async fn an_expired_claim_that_nobody_took_is_renewed_and_completes() {
         .claim(Owner::random(), &[claim(1)], LEASE)
         .await
         .unwrap();
-    let held = HeldClaim {
-        key: key(1),
-        token: token(&answers[0]),
-    };
+    let held = HeldClaim::new(key(1), token(&answers[0]));
     scene.pass(LEASE * 2);
     assert_eq!(store.renew(&[held], LEASE).await.unwrap(), [Ok(())]);
     let busy = store

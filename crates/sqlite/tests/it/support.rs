@@ -62,10 +62,7 @@ pub(crate) fn key(n: u64) -> KeyDigest {
 }
 
 pub(crate) fn claim(n: u64) -> Claim {
-    Claim {
-        key: key(n),
-        fingerprint: Fingerprint::of(b"payload"),
-    }
+    Claim::new(key(n), Fingerprint::of(b"payload"))
 }
 
 pub(crate) fn token(claimed: &ClaimResult) -> Token {
@@ -76,21 +73,16 @@ pub(crate) fn token(claimed: &ClaimResult) -> Token {
 }
 
 pub(crate) fn completion(n: u64, token: Token) -> Completion {
-    Completion {
-        held: HeldClaim { key: key(n), token },
-        fingerprint: Fingerprint::of(b"payload"),
-        outcome: None,
-        retention: DAY,
-    }
+    Completion::new(
+        HeldClaim::new(key(n), token),
+        Fingerprint::of(b"payload"),
+        None,
+        DAY,
+    )
 }
 
 pub(crate) fn limit(messages: usize) -> ReceiveLimits {
-    ReceiveLimits {
-        messages,
-        per_group: usize::MAX,
-        bytes: 1 << 20,
-        wait: Duration::ZERO,
-    }
+    ReceiveLimits::new(messages, Duration::ZERO).with_bytes(1 << 20)
 }
 
 pub(crate) fn messages(texts: &[&str], group: Option<&str>) -> Vec<Message> {

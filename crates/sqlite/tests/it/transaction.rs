@@ -40,10 +40,7 @@ impl Stage {
             .store
             .claim(self.owner, &[claim(n as u64)], LEASE)
             .await;
-        HeldClaim {
-            key: key(n as u64),
-            token: token(&claimed.unwrap()[0]),
-        }
+        HeldClaim::new(key(n as u64), token(&claimed.unwrap()[0]))
     }
 
     async fn begin(&self) -> SqliteTx {
@@ -148,10 +145,7 @@ async fn a_stale_token_is_refused_and_its_effects_rolled_back() {
     assert_eq!(complete(&mut tx, zombie).await, Err(Fenced));
     // Another savepoint of the same transaction is not touched by it.
     effect(&mut tx, 2).await;
-    let live = HeldClaim {
-        key: key(1),
-        token: token(&taken[0]),
-    };
+    let live = HeldClaim::new(key(1), token(&taken[0]));
     complete(&mut tx, live).await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(stage.effects().await, [2]);
@@ -272,10 +266,8 @@ async fn renewals_are_answered_during_a_turn_and_last() {
     let mut tx = stage.begin().await;
     effect(&mut tx, 1).await;
     // Both: the claim of the transaction itself, and a bystander's; a token that was never given is refused.
-    let wrong = HeldClaim {
-        token: onlyonce_core::driver::Token(held2.token.0 + 100),
-        ..held2
-    };
+    let mut wrong = held2;
+    wrong.token.0 += 100;
     stage.scene.pass(LEASE - Duration::from_secs(1));
     let verdicts = stage.store.renew(&[held1, held2, wrong], LEASE).await;
     assert_eq!(verdicts.unwrap(), [Ok(()), Ok(()), Err(Fenced)]);

@@ -42,10 +42,7 @@ async fn receive(source: &dyn Source, many: usize) -> Vec<Delivery> {
 async fn ack(source: &dyn Source, deliveries: &[Delivery]) {
     let settlements: Vec<_> = deliveries
         .iter()
-        .map(|delivery| Settlement {
-            receipt: delivery.receipt.clone(),
-            disposition: Disposition::Ack,
-        })
+        .map(|delivery| Settlement::new(delivery.receipt.clone(), Disposition::Ack))
         .collect();
     for answer in source.settle(&settlements).await {
         assert!(matches!(answer, SettleResult::Applied), "{answer:?}");
@@ -335,12 +332,12 @@ async fn is_cut_off(emulator: Emulator) {
         "its effect must not be committed"
     );
     assert_eq!(next[0].attempt, Some(2), "nobody had it in between");
-    let back = Settlement {
-        receipt: next[0].receipt.clone(),
-        disposition: Disposition::Nack {
+    let back = Settlement::new(
+        next[0].receipt.clone(),
+        Disposition::Nack {
             delay: Duration::ZERO,
         },
-    };
+    );
     assert!(other.settle(&[back]).await[0].is_applied());
 
     proxy.heal();

@@ -46,19 +46,11 @@ impl DeadLetters {
     /// # Errors
     /// What the queue in memory says, if it was closed.
     pub async fn take_all(&self) -> Result<Vec<Message>, Error> {
-        let all = ReceiveLimits {
-            messages: usize::MAX,
-            per_group: usize::MAX,
-            bytes: usize::MAX,
-            wait: Duration::ZERO,
-        };
+        let all = ReceiveLimits::new(usize::MAX, Duration::ZERO);
         let deliveries = self.queue.receive(all).await?;
         let acks: Vec<Settlement> = deliveries
             .iter()
-            .map(|delivery| Settlement {
-                receipt: delivery.receipt.clone(),
-                disposition: Disposition::Ack,
-            })
+            .map(|delivery| Settlement::new(delivery.receipt.clone(), Disposition::Ack))
             .collect();
         self.queue.settle(&acks).await;
         Ok(deliveries

@@ -325,13 +325,7 @@ impl Source for Consumer {
                     let label = out.message.label();
                     (self.broker.faults)
                         .log(|| format!("worker {} settles {label}: {disposition:?}", self.worker));
-                    sent.push((
-                        Settlement {
-                            receipt,
-                            disposition,
-                        },
-                        out.message,
-                    ));
+                    sent.push((Settlement::new(receipt, disposition), out.message));
                     None
                 }
             };

@@ -41,14 +41,11 @@ pub async fn namesake_is_another_queue(harness: &dyn SourceHarness) {
         }
         sink.close().await.expect("the sink closes");
         let delivery = collect_one(harness, &*source).await;
-        let scope = Scope {
-            consumer: "default".into(),
-            queue: identity(&*source).await,
-        };
-        let claim = Claim {
-            key: KeyDigest::new(&scope, &DedupKey::new("payment")),
-            fingerprint: Fingerprint::of(&delivery.message.body),
-        };
+        let scope = Scope::new("default", identity(&*source).await);
+        let claim = Claim::new(
+            KeyDigest::new(&scope, &DedupKey::new("payment")),
+            Fingerprint::of(&delivery.message.body),
+        );
         let claimed = store
             .claim(Owner::random(), &[claim], harness.lease())
             .await;

@@ -78,10 +78,7 @@ pub async fn bad_receipt_affects_only_itself(harness: &dyn SourceHarness) {
     let mut bogus = harness.made_up(&receipts[1]);
     bogus.push(Receipt::new("of another broker"));
     receipts.splice(2..2, bogus.clone());
-    let ack = |receipt| Settlement {
-        receipt,
-        disposition: Disposition::Ack,
-    };
+    let ack = |receipt| Settlement::new(receipt, Disposition::Ack);
     let batch: Vec<_> = receipts.into_iter().map(ack).collect();
     let answers = source.settle(&batch).await;
     assert_eq!(answers.len(), batch.len());

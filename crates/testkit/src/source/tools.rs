@@ -17,12 +17,7 @@ pub(super) const NACK: Disposition = Disposition::Nack {
 pub(super) const CLOCKS: Duration = Duration::from_millis(20);
 
 pub(super) fn limit(messages: usize, wait: Duration) -> ReceiveLimits {
-    ReceiveLimits {
-        messages,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait,
-    }
+    ReceiveLimits::new(messages, wait)
 }
 
 /// Messages `prefix1`, `prefix2`…; the body is the dedup id.
@@ -139,10 +134,8 @@ pub(super) async fn nothing(harness: &dyn SourceHarness, source: &dyn Source) {
 }
 
 pub(super) fn settlements(deliveries: &[Delivery], disposition: &Disposition) -> Vec<Settlement> {
-    let settlement = |delivery: &Delivery| Settlement {
-        receipt: delivery.receipt.clone(),
-        disposition: disposition.clone(),
-    };
+    let settlement =
+        |delivery: &Delivery| Settlement::new(delivery.receipt.clone(), disposition.clone());
     deliveries.iter().map(settlement).collect()
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onlyonce_core::driver::{ClaimResult, Completion, HeldClaim, Owner, Store, Token};
+use onlyonce_core::driver::{ClaimResult, HeldClaim, Owner, Store, Token};
 
 use super::StoreHarness;
 use super::tools::*;
@@ -27,7 +27,7 @@ pub async fn second_claim_in_a_batch_is_in_progress(harness: &dyn StoreHarness) 
         );
     }
     let key = key("new");
-    let first = HeldClaim { key, token };
+    let first = HeldClaim::new(key, token);
     assert_eq!(Call::Complete.one(&*store, first).await, Ok(()));
 }
 
@@ -58,10 +58,7 @@ pub async fn answers_follow_the_batch(harness: &dyn StoreHarness) {
         panic!("{answers:?}");
     };
     // The tokens belong to the keys that they stand for.
-    let held = |name, token| HeldClaim {
-        key: key(name),
-        token,
-    };
+    let held = |name, token| HeldClaim::new(key(name), token);
     let (first, second) = (held("new-1", first), held("new-2", second));
     for call in [Call::Renew, Call::Start, Call::Complete] {
         let batch = [made_up(busy), second, completed, first];
@@ -84,10 +81,7 @@ pub async fn large_batches_are_taken_whole(harness: &dyn StoreHarness) {
     let answers = claim_all(&*store, A, &claims, LONG).await;
     let held: Vec<HeldClaim> = (claims.iter().zip(answers))
         .map(|(claim, answer)| match answer {
-            ClaimResult::Acquired { token, .. } => HeldClaim {
-                key: claim.key,
-                token,
-            },
+            ClaimResult::Acquired { token, .. } => HeldClaim::new(claim.key, token),
             other => panic!("nothing was claimed before, got {other:?}"),
         })
         .collect();
@@ -97,9 +91,10 @@ pub async fn large_batches_are_taken_whole(harness: &dyn StoreHarness) {
     }
     // Outcomes of their own, so that a mix-up shows.
     let outcome = |n: usize| Some(n.to_string().into());
-    let with_outcome = |(n, held): (usize, &HeldClaim)| Completion {
-        outcome: outcome(n),
-        ..completion(*held)
+    let with_outcome = |(n, held): (usize, &HeldClaim)| {
+        let mut completion = completion(*held);
+        completion.outcome = outcome(n);
+        completion
     };
     let batch: Vec<_> = held.iter().enumerate().map(with_outcome).collect();
     let verdicts = store.complete(&batch).await.expect("it completes");
@@ -152,7 +147,7 @@ async fn contend(store: Arc<dyn Store>, owner: Owner, watched: Arc<[Watched; 4]>
             assert!(last < Some(token), "{name}: {token:?} after {last:?}");
             watched.won.fetch_add(1, Ordering::SeqCst);
             let key = key(name);
-            won.push((HeldClaim { key, token }, watched));
+            won.push((HeldClaim::new(key, token), watched));
         }
         tokio::task::yield_now().await;
         for (_, watched) in &won {
@@ -194,10 +189,9 @@ pub async fn prune_removes_only_what_has_expired(harness: &dyn StoreHarness) {
     let names: Vec<String> = (0..5).map(|n| format!("short-{n}")).collect();
     for name in names.iter().map(String::as_str).chain(["long"]) {
         let held = take(&*store, A, name, LONG).await;
-        batch.push(Completion {
-            retention: if name == "long" { LONG } else { short },
-            ..completion(held)
-        });
+        let mut completion = completion(held);
+        completion.retention = if name == "long" { LONG } else { short };
+        batch.push(completion);
     }
     let live = take(&*store, A, "live", LONG).await;
     let expired = take(&*store, A, "expired", short).await;

@@ -179,10 +179,7 @@ pub async fn doubt_outlives_takeovers(harness: &dyn StoreHarness) {
             expire(harness).await;
         }
         let (_, in_doubt) = take_key(&*store, owner, "k", harness.lease()).await;
-        let starts = Starts {
-            last: started.token,
-            count: 1,
-        };
+        let starts = Starts::new(started.token, 1);
         assert_eq!(in_doubt, Some(starts), "{owner:?} must be told");
     }
 }
@@ -201,7 +198,7 @@ pub async fn starts_are_counted(harness: &dyn StoreHarness) {
         // One that dies before it starts changes nothing.
         expire(harness).await;
         let last = held.token;
-        before = Some(Starts { last, count });
+        before = Some(Starts::new(last, count));
         let (_, in_doubt) = take_key(&*store, A, "k", harness.lease()).await;
         assert_eq!(in_doubt, before, "after the start of {owner:?}");
         expire(harness).await;
@@ -283,7 +280,7 @@ pub async fn takeovers_are_counted(harness: &dyn StoreHarness) {
             panic!("it should be new, it is {answer:?}");
         };
         let key = key("k");
-        (takeovers, HeldClaim { key, token })
+        (takeovers, HeldClaim::new(key, token))
     };
     for n in 0..3 {
         let owner = if n % 2 == 0 { A } else { B };

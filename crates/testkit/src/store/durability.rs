@@ -1,7 +1,7 @@
 //! What outlives the store's own process.
 
 use bytes::Bytes;
-use onlyonce_core::driver::{ClaimResult, Completion};
+use onlyonce_core::driver::ClaimResult;
 
 use super::StoreHarness;
 use super::tools::*;
@@ -41,10 +41,8 @@ pub async fn outcome_of_64_kib_is_replayed(harness: &dyn StoreHarness) {
     let store = harness.store().await;
     let bytes: Bytes = (0..64 * 1024).map(|n| (n % 251) as u8).collect();
     let held = take(&*store, A, "k", LONG).await;
-    let batch = [Completion {
-        outcome: Some(bytes.clone()),
-        ..completion(held)
-    }];
+    let mut batch = [completion(held)];
+    batch[0].outcome = Some(bytes.clone());
     let verdicts = store.complete(&batch).await.expect("it completes");
     assert_eq!(verdicts, [Ok(())]);
     let ClaimResult::Completed { outcome } = ask(&*store, B, "k").await else {
@@ -53,10 +51,8 @@ pub async fn outcome_of_64_kib_is_replayed(harness: &dyn StoreHarness) {
     assert!(outcome == Some(bytes), "the outcome was changed");
     // None and empty are different outcomes.
     let held = take(&*store, A, "empty", LONG).await;
-    let batch = [Completion {
-        outcome: Some(Bytes::new()),
-        ..completion(held)
-    }];
+    let mut batch = [completion(held)];
+    batch[0].outcome = Some(Bytes::new());
     store.complete(&batch).await.expect("it completes");
     let outcome = Some(Bytes::new());
     assert_eq!(

@@ -224,12 +224,11 @@ impl History<'_> {
         let chosen: Vec<Given> = (0..self.rng.usize(1..=3))
             .map(|_| self.model.given[count - 1 - self.rng.usize(..count.min(6))])
             .collect();
-        let completion = |given: &Given| Completion {
-            fingerprint: given.payload,
-            ..completion(HeldClaim {
-                key: key(&self.name(given.n)),
-                token: given.token,
-            })
+        let completion = |given: &Given| {
+            let held = HeldClaim::new(key(&self.name(given.n)), given.token);
+            let mut completion = completion(held);
+            completion.fingerprint = given.payload;
+            completion
         };
         let batch: Vec<Completion> = chosen.iter().map(completion).collect();
         let verdicts = call.all(store, &batch, lease).await;

@@ -31,19 +31,16 @@ pub(crate) fn claim(name: &str) -> Claim {
 }
 
 pub(crate) fn claim_for(name: &str, payload: &str) -> Claim {
-    Claim {
-        key: key(name),
-        fingerprint: fingerprint(payload),
-    }
+    Claim::new(key(name), fingerprint(payload))
 }
 
 pub(crate) fn completion(held: HeldClaim) -> Completion {
-    Completion {
+    Completion::new(
         held,
-        fingerprint: fingerprint("payload"),
-        outcome: Some(Bytes::from_static(b"outcome")),
-        retention: LONG,
-    }
+        fingerprint("payload"),
+        Some(Bytes::from_static(b"outcome")),
+        LONG,
+    )
 }
 
 pub(crate) fn done() -> ClaimResult {
@@ -87,7 +84,7 @@ pub(crate) async fn take_key(
         panic!("`{name}` should be new, it is {answer:?}");
     };
     let key = key(name);
-    (HeldClaim { key, token }, in_doubt)
+    (HeldClaim::new(key, token), in_doubt)
 }
 
 /// [`take_key`] of a key with a certain past.
@@ -153,8 +150,5 @@ impl Call {
 
 /// A token that was never given.
 pub(crate) fn made_up(held: HeldClaim) -> HeldClaim {
-    HeldClaim {
-        token: Token(held.token.0.wrapping_add(1_000_000)),
-        ..held
-    }
+    HeldClaim::new(held.key, Token(held.token.0.wrapping_add(1_000_000)))
 }

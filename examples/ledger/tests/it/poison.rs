@@ -54,12 +54,7 @@ async fn dead_letters(folder: &Folder) -> Vec<Message> {
     let source = onlyonce::source(&format!("{}.dead", folder.queue()))
         .await
         .unwrap();
-    let limit = ReceiveLimits {
-        messages: 100,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::from_millis(200),
-    };
+    let limit = ReceiveLimits::new(100, Duration::from_millis(200));
     let mut letters = Vec::new();
     loop {
         let deliveries = source.receive(limit).await.unwrap();

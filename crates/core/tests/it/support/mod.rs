@@ -20,19 +20,11 @@ pub async fn publish(queue: &MemoryQueue, messages: impl IntoIterator<Item = Mes
 
 /// Takes out of a queue whatever is there.
 pub async fn take_all(queue: &MemoryQueue) -> Vec<Message> {
-    let everything = ReceiveLimits {
-        messages: usize::MAX,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    };
+    let everything = ReceiveLimits::new(usize::MAX, Duration::ZERO);
     let deliveries = queue.receive(everything).await.unwrap();
     let acks: Vec<_> = deliveries
         .iter()
-        .map(|delivery| Settlement {
-            receipt: delivery.receipt.clone(),
-            disposition: Disposition::Ack,
-        })
+        .map(|delivery| Settlement::new(delivery.receipt.clone(), Disposition::Ack))
         .collect();
     assert!(
         queue
@@ -212,10 +204,7 @@ impl FaultyStore {
 }
 
 fn claim_of(completion: &Completion) -> Claim {
-    Claim {
-        key: completion.held.key,
-        fingerprint: completion.fingerprint,
-    }
+    Claim::new(completion.held.key, completion.fingerprint)
 }
 
 #[async_trait]

@@ -236,12 +236,7 @@ pub(crate) fn numbered(n: usize) -> Message {
 }
 
 pub(crate) fn limit(messages: usize) -> ReceiveLimits {
-    ReceiveLimits {
-        messages,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::from_millis(500),
-    }
+    ReceiveLimits::new(messages, Duration::from_millis(500))
 }
 
 /// Receives until there are `many`; fails after a while.
@@ -293,10 +288,7 @@ pub(crate) async fn settle_receipts(
 ) -> Vec<SettleResult> {
     let batch: Vec<_> = receipts
         .iter()
-        .map(|receipt| Settlement {
-            receipt: receipt.clone(),
-            disposition: disposition.clone(),
-        })
+        .map(|receipt| Settlement::new(receipt.clone(), disposition.clone()))
         .collect();
     source.settle(&batch).await
 }
@@ -308,10 +300,7 @@ pub(crate) async fn ack(source: &RabbitSource, deliveries: &[Delivery]) {
 }
 
 pub(crate) fn settlement(delivery: &Delivery, disposition: &Disposition) -> Settlement {
-    Settlement {
-        receipt: delivery.receipt.clone(),
-        disposition: disposition.clone(),
-    }
+    Settlement::new(delivery.receipt.clone(), disposition.clone())
 }
 
 pub(crate) fn sorted(mut texts: Vec<String>) -> Vec<String> {

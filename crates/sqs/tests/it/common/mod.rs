@@ -198,10 +198,5 @@ impl Intercept for Requests {
 }
 
 pub(crate) fn limit(messages: usize, wait: Duration) -> ReceiveLimits {
-    ReceiveLimits {
-        messages,
-        bytes: usize::MAX,
-        per_group: usize::MAX,
-        wait,
-    }
+    ReceiveLimits::new(messages, wait)
 }

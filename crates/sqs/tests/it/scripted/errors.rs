@@ -271,10 +271,7 @@ async fn what_fails_as_a_whole_is_unknown_for_each_and_can_be_tried_again() {
         .await;
         let acks: Vec<Settlement> = held
             .iter()
-            .map(|delivery| Settlement {
-                receipt: delivery.receipt.clone(),
-                disposition: Disposition::Ack,
-            })
+            .map(|delivery| Settlement::new(delivery.receipt.clone(), Disposition::Ack))
             .collect();
         let answers = source.settle(&acks).await;
         for (answer, name) in answers.iter().zip(["a", "b"]) {

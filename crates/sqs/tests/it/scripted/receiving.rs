@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use onlyonce_core::driver::{Receipt, ReceiveLimits, Source as _};
+use onlyonce_core::driver::{Receipt, Source as _};
 use onlyonce_core::memory::MemoryStore;
 use onlyonce_core::{ConfigRisk, ErrorKind, Pipeline};
 use onlyonce_sqs::{SqsReceipt, SqsSource};
@@ -329,10 +329,7 @@ async fn a_receive_asks_for_no_more_than_its_limit() {
         (FIFO, 50, usize::MAX, 10),
     ] {
         let script = Script::of([]);
-        let limit = ReceiveLimits {
-            per_group,
-            ..limit(messages, Duration::ZERO)
-        };
+        let limit = limit(messages, Duration::ZERO).with_per_group(per_group);
         let source = script.source(queue);
         source.receive(limit).await.unwrap();
         quiet().await;
@@ -372,10 +369,7 @@ async fn no_more_is_asked_for_than_has_room() {
         let dropped = timeout(Duration::ZERO, source.receive(limit(10, seconds(20)))).await;
         assert!(dropped.is_err(), "its poll goes on");
         sleep(seconds(2)).await;
-        let limit = ReceiveLimits {
-            bytes,
-            ..limit(20, Duration::ZERO)
-        };
+        let limit = limit(20, Duration::ZERO).with_bytes(bytes);
         let received = source.receive(limit).await.unwrap();
         quiet().await;
         assert_eq!(names(&received), names_of[..got], "{bytes} bytes");

@@ -481,12 +481,7 @@ pub(crate) fn config(queue: &str) -> Config {
 }
 
 pub(crate) fn limit(messages: usize, wait: Duration) -> ReceiveLimits {
-    ReceiveLimits {
-        messages,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait,
-    }
+    ReceiveLimits::new(messages, wait)
 }
 
 /// A source that has just received messages of these names, in requests of ten, and the steps that follow.
@@ -523,10 +518,7 @@ pub(crate) fn dead(delivery: &Delivery, reason: &str) -> Settlement {
 }
 
 fn settlement(delivery: &Delivery, disposition: Disposition) -> Settlement {
-    Settlement {
-        receipt: delivery.receipt.clone(),
-        disposition,
-    }
+    Settlement::new(delivery.receipt.clone(), disposition)
 }
 
 pub(crate) fn receipts(held: &[Delivery]) -> Vec<Receipt> {

@@ -153,10 +153,7 @@ impl Buggy {
 
     async fn one(&self, receipt: &Receipt, disposition: Disposition) -> SettleResult {
         let receipt = receipt.clone();
-        let settlement = Settlement {
-            receipt,
-            disposition,
-        };
+        let settlement = Settlement::new(receipt, disposition);
         self.queue().settle(&[settlement]).await.remove(0)
     }
 
@@ -182,6 +179,7 @@ impl Buggy {
         Settlement {
             receipt,
             disposition,
+            ..
         }: &Settlement,
     ) -> SettleResult {
         let plain = *disposition == Disposition::Ack || *disposition == NACK;

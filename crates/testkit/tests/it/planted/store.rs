@@ -125,12 +125,7 @@ impl Buggy {
 
     async fn seen(&self, held: HeldClaim, fingerprint: Fingerprint) -> Result<(), Error> {
         let (outcome, retention) = (None, Duration::from_secs(3600));
-        let completion = Completion {
-            held,
-            fingerprint,
-            outcome,
-            retention,
-        };
+        let completion = Completion::new(held, fingerprint, outcome, retention);
         self.store.complete(&[completion]).await.map(drop)
     }
 
@@ -147,28 +142,25 @@ impl Buggy {
         self.newest.lock().expect("no panic").insert(key, *token);
         match self.bug {
             Bug::SeenBeforeDone => {
-                let held = HeldClaim { key, token: *token };
+                let held = HeldClaim::new(key, *token);
                 self.seen(held, claim.fingerprint).await?;
             }
             Bug::DoubtIsForgotten => *in_doubt = None,
             Bug::DoubtIsInvented => {
                 let last = *token;
-                in_doubt.get_or_insert(Starts { last, count: 1 });
+                in_doubt.get_or_insert(Starts::new(last, 1));
             }
             Bug::StartsAreNotCounted => {
-                *in_doubt = in_doubt.map(|starts| Starts { count: 1, ..starts });
+                *in_doubt = in_doubt.map(|starts| Starts::new(starts.last, 1));
             }
             Bug::StartIsTakenForOnesOwn => {
                 let last = *token;
-                *in_doubt = in_doubt.map(|starts| Starts { last, ..starts });
+                *in_doubt = in_doubt.map(|starts| Starts::new(last, starts.count));
             }
             Bug::TakeoversAreForgotten => *takeovers = 0,
             Bug::TokensFall => {
                 *token = fall(*token);
-                *in_doubt = in_doubt.map(|starts| Starts {
-                    last: fall(starts.last),
-                    ..starts
-                });
+                *in_doubt = in_doubt.map(|starts| Starts::new(fall(starts.last), starts.count));
             }
             _ => {}
         }
