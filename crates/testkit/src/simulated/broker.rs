@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::faults::Faults;
+use super::sessions::Sessions;
 use super::sink::DeadLetters;
 use super::source::Consumer;
 
@@ -35,6 +36,7 @@ pub(super) struct Settings {
     pub(super) capabilities: Capabilities,
     pub(super) lease: Duration,
     pub(super) max_deliveries: Option<u32>,
+    pub(super) sessions: bool,
 }
 
 #[derive(Debug, Default)]
@@ -50,6 +52,9 @@ struct State {
     active: Option<u64>,
     last_channel: u64,
     leases: HashMap<Receipt, Instant>,
+    sessions: Sessions,
+    /// What was delivered and will soon be taken away, or has been.
+    revoked: HashSet<Receipt>,
     /// By worker and the broker's id of the message.
     latest: HashMap<(u64, String), Receipt>,
     breaches: Vec<String>,
@@ -67,6 +72,7 @@ impl Broker {
                 capabilities: MemoryQueue::CAPABILITIES,
                 lease,
                 max_deliveries: None,
+                sessions: false,
             },
             queue: queue.with_lease(lease),
             faults: faults.clone(),
@@ -95,6 +101,14 @@ impl Broker {
     pub fn with_max_deliveries(mut self, max: u32) -> Self {
         self.settings.max_deliveries = Some(max);
         self.queue = self.queue.clone().with_max_deliveries(max);
+        self
+    }
+
+    /// Gives one lease for all messages of a group that a consumer holds: whoever extends one of them extends all. It concerns
+    /// [timed leases](Capabilities::timed_lease) of a broker with [`Ordering::Group`].
+    #[must_use]
+    pub fn with_sessions(mut self) -> Self {
+        self.settings.sessions = true;
         self
     }
 
@@ -139,12 +153,20 @@ impl Broker {
         state.leases.get(receipt).copied()
     }
 
-    /// What workers did that no worker may: settling a delivery after its lease had ended.
+    /// Whether the broker has announced to `worker` that it will take its latest delivery of the message with this id away.
+    pub fn is_revoked(&self, worker: u64, broker_id: &str) -> bool {
+        let state = self.state();
+        let latest = state.latest.get(&(worker, broker_id.into()));
+        latest.is_some_and(|receipt| state.revoked.contains(receipt))
+    }
+
+    /// What workers did that no worker may: settling a delivery after its lease had ended, extending a shared lease more than
+    /// once.
     pub fn breaches(&self) -> Vec<String> {
         self.state().breaches.clone()
     }
 
-    fn breach(&self, what: String) {
+    pub(super) fn breach(&self, what: String) {
         self.faults.log(|| format!("BREACH: {what}"));
         self.state().breaches.push(what);
     }
@@ -176,7 +198,60 @@ impl Broker {
 
     /// By the server's clock, the lease of `receipt` now ends at `until`.
     pub(super) fn lease(&self, receipt: &Receipt, until: Instant) {
-        self.state().leases.insert(receipt.clone(), until);
+        let mut state = self.state();
+        for same in state.sessions.all_with(receipt) {
+            state.leases.insert(same, until);
+        }
+    }
+
+    /// Whether all that a consumer holds of a group has one lease.
+    fn has_sessions(&self) -> bool {
+        let Settings {
+            capabilities,
+            sessions,
+            ..
+        } = self.settings;
+        sessions && capabilities.timed_lease && capabilities.ordering == Ordering::Group
+    }
+
+    /// `channel` got a message under a lease until then. Returns when that ends: if it has others of the group, with theirs.
+    pub(super) fn begin_lease(
+        &self,
+        channel: u64,
+        message: &Message,
+        receipt: &Receipt,
+        until: Instant,
+    ) -> Instant {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut until = until;
+        if let Some(group) = message.group.clone().filter(|_| self.has_sessions()) {
+            let end = |other: &Receipt| state.leases.get(other).copied();
+            let lasts = |other: &Receipt| end(other).is_some_and(|end| end > Instant::now());
+            let other = state.sessions.join((channel, group), receipt, lasts);
+            until = other.and_then(|other| end(&other)).unwrap_or(until);
+        }
+        state.leases.insert(receipt.clone(), until);
+        until
+    }
+
+    /// The number of the lease that it shares.
+    pub(super) fn session(&self, receipt: &Receipt) -> Option<u64> {
+        self.state().sessions.number(receipt)
+    }
+
+    /// Those that have the same lease as `receipt` and are not settled.
+    pub(super) fn sharing(&self, receipt: &Receipt) -> Vec<Receipt> {
+        self.state().sessions.held_with(receipt)
+    }
+
+    pub(super) fn settled(&self, receipt: &Receipt) {
+        self.state().sessions.settled(receipt);
+    }
+
+    /// It was announced that `receipt` will be taken away.
+    pub(super) fn revoked(&self, receipt: &Receipt) {
+        self.state().revoked.insert(receipt.clone());
     }
 
     pub(super) fn delivered(&self, worker: u64, broker_id: &str, receipt: &Receipt) {

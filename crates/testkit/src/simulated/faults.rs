@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,11 +55,14 @@ pub enum Fault {
     /// The worker dies just before its request, or just after its reply. Whoever runs it must see to that: see
     /// [`Faults::death_of`].
     Death,
+    /// The broker announces that it will take a connection's deliveries away, and does so a little later. It concerns leases
+    /// that last as long as their connection.
+    Revoke,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::LostRequest,
         Self::Outage,
         Self::LateRequest,
@@ -70,6 +74,7 @@ impl Fault {
         Self::Echo,
         Self::Amnesia,
         Self::Death,
+        Self::Revoke,
     ];
 
     fn concerns(self, call: Call) -> bool {
@@ -77,6 +82,7 @@ impl Fault {
             Self::Partial => matches!(call, Call::Settle | Call::Extend | Call::Publish),
             Self::Cut => matches!(call, Call::Receive | Call::Settle),
             Self::Amnesia => call == Call::Claim,
+            Self::Revoke => call == Call::Receive,
             Self::Refused => matches!(call, Call::Receive | Call::Claim),
             _ => true,
         }
@@ -146,6 +152,8 @@ pub(super) struct Disturbance {
     pub(super) refused: bool,
     pub(super) partial: Option<Rng>,
     pub(super) cut: bool,
+    /// How long after the notice the deliveries are taken away.
+    pub(super) revoked: Option<Duration>,
     pub(super) amnesia: bool,
     pub(super) death: Option<Death>,
 }
@@ -179,6 +187,8 @@ impl Disturbance {
 
 /// The longest that a call is late: longer than any lease in a simulation.
 const LATE: u64 = 12_000;
+/// How long what runs may go on after a notice, in milliseconds.
+const GRACE: RangeInclusive<u64> = 1_000..=3_000;
 /// The usual way there or back.
 const LATENCY: u64 = 4;
 
@@ -263,6 +273,10 @@ impl Faults {
             it.partial = Some(rng.fork());
         }
         it.amnesia = state.strikes(worker, call, Fault::Amnesia);
+        if state.strikes(worker, call, Fault::Revoke) {
+            let rng = state.stream(worker, call, Some(Fault::Revoke));
+            it.revoked = Some(Duration::from_millis(rng.u64(GRACE)));
+        }
         if state.strikes(worker, call, Fault::Death) {
             it.death = Some(Death {
                 after: state.stream(worker, call, Some(Fault::Death)).bool(),
@@ -347,6 +361,7 @@ impl fmt::Display for Disturbance {
             (self.refused, "refused"),
             (self.partial.is_some(), "some entries fail"),
             (self.cut, "connection cut"),
+            (self.revoked.is_some(), "deliveries revoked"),
             (self.amnesia, "claims forgotten"),
             (self.death.is_some(), "the worker dies"),
         ];

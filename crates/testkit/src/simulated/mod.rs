@@ -35,6 +35,7 @@
 mod broker;
 mod faults;
 mod network;
+mod sessions;
 mod sink;
 mod source;
 mod store;

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ pub struct Consumer {
     broker: Broker,
     worker: u64,
     second: f64,
-    channel: Mutex<Channel>,
+    channel: Arc<Mutex<Channel>>,
 }
 
 /// What lasts until the connection breaks.
@@ -43,6 +43,10 @@ struct Channel {
     /// Received for a call that was dropped.
     received: Vec<Delivery>,
     lost: CancellationToken,
+    /// What was delivered will soon be taken away.
+    notice: CancellationToken,
+    /// Until when each session was extended, as this worker was told.
+    extended: HashMap<u64, Instant>,
     closed: bool,
 }
 
@@ -65,7 +69,7 @@ struct Out {
 
 impl Consumer {
     pub(super) fn new(broker: Broker, worker: u64) -> Self {
-        let channel = Mutex::new(Channel {
+        let channel = Arc::new(Mutex::new(Channel {
             id: broker.new_channel(),
             queue: Arc::new(broker.queue.clone()),
             epoch: 1,
@@ -73,8 +77,10 @@ impl Consumer {
             out: BTreeMap::new(),
             received: Vec::new(),
             lost: CancellationToken::new(),
+            notice: CancellationToken::new(),
+            extended: HashMap::new(),
             closed: false,
-        });
+        }));
         Self {
             broker,
             worker,
@@ -91,7 +97,7 @@ impl Consumer {
     }
 
     fn channel(&self) -> MutexGuard<'_, Channel> {
-        self.channel.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.channel)
     }
 
     fn able(&self) -> Capabilities {
@@ -100,29 +106,31 @@ impl Consumer {
 
     /// The connection breaks, and a new one takes its place. Leases by the clock outlive it, and so do their receipts.
     fn cut(&self) {
+        if !self.able().timed_lease {
+            replace(&self.broker, &self.channel);
+        }
+    }
+
+    /// The broker tells that it will take away what it has delivered, delivers nothing more by this connection, and ends it
+    /// after `grace`.
+    fn revoke(&self, grace: Duration) {
         if self.able().timed_lease {
             return;
         }
-        let (id, new) = (
-            self.broker.new_channel(),
-            Arc::new(self.broker.queue.clone()),
-        );
-        let mut channel = self.channel();
-        let old = (
-            std::mem::replace(&mut channel.id, id),
-            std::mem::replace(&mut channel.queue, new),
-        );
-        let lost = std::mem::take(&mut channel.lost);
-        channel.epoch += 1;
-        channel.last_tag = 0;
-        channel.received.clear();
-        let ended = std::mem::take(&mut channel.out);
-        drop(channel);
-        for out in ended.values() {
-            self.broker.lease(&out.receipt, Instant::now());
-        }
-        lost.cancel();
-        end_channel(self.broker.clone(), old, Duration::ZERO);
+        let (id, notice) = {
+            let channel = self.channel();
+            let all = channel.out.values();
+            all.for_each(|out| self.broker.revoked(&out.receipt));
+            (channel.id, channel.notice.clone())
+        };
+        notice.cancel();
+        let (broker, channel) = (self.broker.clone(), Arc::downgrade(&self.channel));
+        tokio::spawn(async move {
+            sleep(grace).await;
+            if let Some(channel) = channel.upgrade() {
+                end_revoked(&broker, &channel, id);
+            }
+        });
     }
 
     /// Passes a delivery on as this kind of broker would.
@@ -135,6 +143,7 @@ impl Consumer {
         let message = Arc::new(message);
         let id = message.broker_id.as_deref().unwrap_or_default();
         self.broker.delivered(self.worker, id, &delivery.receipt);
+        let session = self.broker.session(&delivery.receipt);
         let mut channel = self.channel();
         channel.last_tag += 1;
         let place = (channel.epoch, channel.last_tag);
@@ -144,13 +153,19 @@ impl Consumer {
             handed: Arc::downgrade(&message),
         };
         channel.out.insert(place, out);
-        let lease = match delivery.lease.until {
+        let mut lease = match delivery.lease.until {
             Some(until) if self.able().timed_lease => {
                 let lease = self.broker.settings.lease;
-                Lease::until(until - lease + lease.mul_f64(self.second))
+                let until = until - lease + lease.mul_f64(self.second);
+                // It may have been extended for the others meanwhile.
+                let known = session.and_then(|number| channel.extended.get(&number));
+                Lease::until(known.map_or(until, |known| until.max(*known)))
             }
-            _ => Lease::default().tied_to(channel.lost.clone()),
+            _ => Lease::default()
+                .tied_to(channel.lost.clone())
+                .revoked_by(channel.notice.clone()),
         };
+        lease.shared = session;
         let (channel, tag) = place;
         let receipt = Receipt::new(SimulatedReceipt { channel, tag });
         let mut handed = Delivery::new(Message::default(), receipt, lease);
@@ -193,7 +208,15 @@ impl Consumer {
     /// Waits until this consumer may receive.
     async fn active(&self) {
         loop {
-            let id = self.channel().id;
+            let (id, revoked) = {
+                let channel = self.channel();
+                let revoked = channel.notice.is_cancelled() && !channel.closed;
+                (channel.id, revoked.then(|| channel.lost.clone()))
+            };
+            if let Some(lost) = revoked {
+                lost.cancelled().await;
+                continue;
+            }
             self.broker.activate(id).await;
             if self.channel().id == id {
                 return;
@@ -202,10 +225,21 @@ impl Consumer {
         }
     }
 
+    /// Whether the channel with this number still delivers.
+    fn delivers(&self, id: u64) -> bool {
+        let channel = self.channel();
+        channel.id == id && !channel.notice.is_cancelled()
+    }
+
     async fn fetch(&self, limit: ReceiveLimits) -> Result<(), Error> {
         let disturbance = self.broker.faults.on(self.worker, Call::Receive);
         if disturbance.cut {
             self.cut();
+        }
+        if let Some(grace) = disturbance.revoked {
+            self.revoke(grace);
+        }
+        if disturbance.cut || disturbance.revoked.is_some() {
             self.active().await;
         }
         disturbance.before().await;
@@ -217,8 +251,8 @@ impl Consumer {
             let channel = self.channel();
             (channel.id, channel.queue.clone())
         };
-        let deliveries = match queue.receive(limit).await {
-            Ok(deliveries) if self.channel().id == id => deliveries,
+        let mut deliveries = match queue.receive(limit).await {
+            Ok(deliveries) if self.delivers(id) => deliveries,
             // What the broken connection still got is given back with the rest of it.
             Ok(_) => return Err(Error::new(ErrorKind::Connection, "simulated: cut")),
             Err(_) if !self.channel().closed => {
@@ -226,9 +260,10 @@ impl Consumer {
             }
             Err(closed) => return Err(closed),
         };
-        for delivery in &deliveries {
-            if let Some(until) = delivery.lease.until {
-                self.broker.lease(&delivery.receipt, until);
+        for delivery in &mut deliveries {
+            if let Some(until) = &mut delivery.lease.until {
+                let (message, receipt) = (&delivery.message, &delivery.receipt);
+                *until = self.broker.begin_lease(id, message, receipt, *until);
             }
         }
         disturbance.after().await;
@@ -242,6 +277,35 @@ impl Consumer {
         Ok(())
     }
 
+    /// Notes it as a breach when a shared lease is asked for more than once: in one request, or again although it was extended.
+    fn check_shared(&self, batch: &[Receipt], lease: Duration) {
+        let mut asked = HashSet::new();
+        for number in batch.iter().filter_map(|receipt| self.session(receipt)) {
+            let known = self.channel().extended.get(&number).copied();
+            // The renewer asks after a third.
+            let again = known.is_some_and(|end| end > Instant::now() + lease * 2 / 3 + TICK);
+            if !asked.insert(number) || again {
+                let worker = self.worker;
+                self.broker.breach(format!(
+                    "worker {worker} extended session {number} more than once"
+                ));
+            }
+        }
+    }
+
+    fn note_extended(&self, batch: &[Receipt], answers: &[ExtendResult]) {
+        for (receipt, answer) in batch.iter().zip(answers) {
+            if let (Some(number), ExtendResult::Extended(until)) = (self.session(receipt), answer) {
+                self.channel().extended.insert(number, *until);
+            }
+        }
+    }
+
+    /// The session of what was handed out.
+    fn session(&self, receipt: &Receipt) -> Option<u64> {
+        self.broker.session(&self.find(receipt)?.receipt)
+    }
+
     /// What the server does with settlements.
     fn settling(
         &self,
@@ -253,12 +317,54 @@ impl Consumer {
             let answers = queue.settle(&settlements).await;
             let acked = settlements.iter().zip(messages).zip(&answers);
             for ((settlement, message), answer) in acked {
+                if answer.is_applied() {
+                    broker.settled(&settlement.receipt);
+                }
                 if settlement.disposition == Disposition::Ack && answer.is_applied() {
                     broker.acked(message);
                 }
             }
             answers
         }
+    }
+}
+
+fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
+    channel.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A channel ends with all leases of its deliveries, and a new one takes its place.
+fn replace(broker: &Broker, channel: &Mutex<Channel>) {
+    let (id, new) = (broker.new_channel(), Arc::new(broker.queue.clone()));
+    let mut channel = lock(channel);
+    let old = (
+        std::mem::replace(&mut channel.id, id),
+        std::mem::replace(&mut channel.queue, new),
+    );
+    let lost = std::mem::take(&mut channel.lost);
+    channel.notice = CancellationToken::new();
+    channel.epoch += 1;
+    channel.last_tag = 0;
+    channel.received.clear();
+    let ended = std::mem::take(&mut channel.out);
+    drop(channel);
+    for out in ended.values() {
+        broker.lease(&out.receipt, Instant::now());
+    }
+    lost.cancel();
+    end_channel(broker.clone(), old, Duration::ZERO);
+}
+
+/// The time after a notice is over. A channel that was closed meanwhile needs no other in its place.
+fn end_revoked(broker: &Broker, channel: &Mutex<Channel>, id: u64) {
+    let (is_same, closed, lost) = {
+        let channel = lock(channel);
+        (channel.id == id, channel.closed, channel.lost.clone())
+    };
+    match closed {
+        true => lost.cancel(),
+        false if is_same => replace(broker, channel),
+        false => {}
     }
 }
 
@@ -355,6 +461,7 @@ impl Source for Consumer {
                 .map(|_| ExtendResult::Unknown(refused()))
                 .collect();
         }
+        self.check_shared(batch, lease);
         let asked = Instant::now();
         let mut disturbance = self.broker.faults.on(self.worker, Call::Extend);
         let mut partial = disturbance.partial.take();
@@ -375,17 +482,15 @@ impl Source for Consumer {
         let (queue, broker) = (self.channel().queue.clone(), self.broker.clone());
         let granted = lease.div_f64(self.second);
         let replies = send(&disturbance, async move {
-            let until = Instant::now() + granted;
-            let answers = queue.extend(&sent, granted).await;
-            let extended = sent.iter().zip(&answers).filter(|(_, a)| a.is_extended());
-            extended.for_each(|(receipt, _)| broker.lease(receipt, until));
-            answers.into_iter().map(SettleResult::from).collect()
+            extend_all(&broker, &queue, &sent, granted).await
         })
         .await;
         let answers = merge(answers, replies).into_iter();
-        answers
+        let answers: Vec<_> = answers
             .map(|answer| answer.extended(asked + lease))
-            .collect()
+            .collect();
+        self.note_extended(batch, &answers);
+        answers
     }
 
     async fn queue_info(&self) -> Result<QueueInfo, Error> {
@@ -416,6 +521,31 @@ impl Source for Consumer {
         self.broker.deactivate(id);
         closed
     }
+}
+
+/// What the server does with extensions: each is for all that share the lease.
+async fn extend_all(
+    broker: &Broker,
+    queue: &MemoryQueue,
+    receipts: &[Receipt],
+    granted: Duration,
+) -> Vec<SettleResult> {
+    let until = Instant::now() + granted;
+    let leases: Vec<_> = receipts.iter().map(|one| broker.sharing(one)).collect();
+    let answers = queue.extend(&leases.concat(), granted).await;
+    let mut answers = answers.into_iter();
+    let extend = |same: &Vec<Receipt>| {
+        let extended = answers.by_ref().take(same.len());
+        // What was settled meanwhile has no lease any more, and the others have.
+        match extended.filter(ExtendResult::is_extended).count() {
+            0 => SettleResult::LeaseLost,
+            _ => {
+                broker.lease(&same[0], until);
+                SettleResult::Applied
+            }
+        }
+    };
+    leases.iter().map(extend).collect()
 }
 
 /// Fills in, in order, what the server answered.
