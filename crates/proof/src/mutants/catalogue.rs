@@ -257,6 +257,27 @@ pub const MUTANTS: &[Mutant] = &[
         replace: "        PLANTED || (self.can_start_again() && self.claim_lasts(claim_lease / 8))",
     },
     Mutant {
+        name: "started-after-notice",
+        bug: "what was buffered runs although its lease will soon be taken away",
+        file: IN_FLIGHT,
+        find: "        !is_cancelled(self.revoked.as_ref()) && self.lease_lasts(self.length() / 8)",
+        replace: "        (PLANTED || !is_cancelled(self.revoked.as_ref())) && self.lease_lasts(self.length() / 8)",
+    },
+    Mutant {
+        name: "shared-lease-told-to-one",
+        bug: "only the first message of a shared lease learns that it was extended",
+        file: LEASE_RENEWER,
+        find: "        same.iter().for_each(|state| state.extended(until));",
+        replace: "        let told = if PLANTED { 1 } else { same.len() };\n        same.iter().take(told).for_each(|state| state.extended(until));",
+    },
+    Mutant {
+        name: "shared-leases-are-one",
+        bug: "the extension of one session counts for every other",
+        file: LEASE_RENEWER,
+        find: "            Some(number) => *places.entry(number).or_insert(sorted.len()),",
+        replace: "            Some(number) => *places.entry(if PLANTED { 0 } else { number }).or_insert(sorted.len()),",
+    },
+    Mutant {
         name: "not-checked-after-start-mark",
         bug: "a handler starts although its lease ended while its start was being noted",
         file: WORKER,

@@ -151,6 +151,7 @@ impl<'a> Run<'a> {
             last: context.attempt > world.plan.max_attempts,
         };
         run.check_lease("started");
+        run.check_revoked();
         run.check_order();
         if world.plan.messages[index].malformed {
             world
@@ -192,6 +193,19 @@ impl<'a> Run<'a> {
         if over && world.plan.second(self.worker.id) <= 1.0 && world.plan.mode != Mode::AtMostOnce {
             world.history.breach(format!(
                 "worker {} {what} the handler of message {} after its lease had ended",
+                self.worker.id, self.message
+            ));
+        }
+    }
+
+    /// Nothing starts on a delivery that will soon be taken away.
+    fn check_revoked(&self) {
+        let world = &*self.worker.world;
+        let revoked = world.broker.is_revoked(self.worker.id, &self.broker_id);
+        // That mode acks before it runs.
+        if revoked && world.plan.mode != Mode::AtMostOnce {
+            world.history.breach(format!(
+                "worker {} started the handler of message {} after its lease had been revoked",
                 self.worker.id, self.message
             ));
         }

@@ -61,6 +61,8 @@ pub struct Plan {
     pub mode: Mode,
     pub capabilities: Capabilities,
     pub lease: Duration,
+    /// Whether all that a consumer holds of a group has one lease.
+    pub sessions: bool,
     pub claim_lease: Duration,
     /// How long a second is by each worker's clock; `None`: all agree.
     pub seconds: Option<[f64; 3]>,
@@ -106,6 +108,7 @@ impl Plan {
             mode,
             capabilities,
             lease,
+            sessions: false,
             claim_lease,
             seconds,
             max_deliveries: (rng.u32(..6) == 0).then_some(30),
@@ -142,6 +145,7 @@ impl Plan {
             plan.early_redrives = vec![at(), at()];
             plan.early_redrives.sort_unstable();
         }
+        shared_or_revoked(rng, &mut plan);
         cut.apply(&mut plan);
         plan
     }
@@ -184,11 +188,17 @@ fn capabilities(rng: &mut Rng, mode: Mode) -> Capabilities {
     it
 }
 
+/// How likely a fault is at most.
+fn worst(rng: &mut Rng) -> f64 {
+    [0.0, 0.02, 0.1, 0.25][rng.usize(..4)]
+}
+
 /// Some kinds of faults, each seldom or often.
 fn mix(rng: &mut Rng, mode: Mode) -> Mix {
     let mut mix = Mix::nothing();
-    let worst = [0.0, 0.02, 0.1, 0.25][rng.usize(..4)];
-    for fault in Fault::ALL {
+    let worst = worst(rng);
+    // What came later is drawn last: see `shared_or_revoked`.
+    for fault in Fault::ALL.into_iter().filter(|it| *it != Fault::Revoke) {
         let probability = match fault {
             _ if rng.bool() => 0.0,
             // Then the broker, not the pipeline, runs it twice.
@@ -235,6 +245,17 @@ fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
         });
     }
     messages
+}
+
+/// A broker whose leases belong to several messages, or are taken away with notice.
+fn shared_or_revoked(rng: &mut Rng, plan: &mut Plan) {
+    let (shared, revoked) = (rng.u32(..4) == 0, rng.u32(..4) == 0);
+    let timed = plan.capabilities.timed_lease;
+    plan.sessions = shared && timed && plan.capabilities.ordering == Ordering::Group;
+    if revoked && !timed {
+        let probability = worst(rng) * 2.0;
+        plan.mix = plan.mix.clone().with(Fault::Revoke, probability);
+    }
 }
 
 /// Lets the runs of one message never end, where something else ends them or counts them.

@@ -196,6 +196,9 @@ impl World {
         if let Some(max) = plan.max_deliveries {
             broker = broker.with_max_deliveries(max);
         }
+        if plan.sessions {
+            broker = broker.with_sessions();
+        }
         let sink =
             !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 1;
         Self {
