@@ -1,15 +1,20 @@
-//! The simulated broker, where nothing goes wrong, passes every check, whatever kind of broker it is.
+//! The simulated broker, where nothing goes wrong, passes every check, whatever kind of broker it is; and what is its own.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::driver::{Capabilities, Ordering, Receipt, Sink, SinkInfo, Source};
+use onlyonce_core::driver::{
+    Capabilities, Delivery, Disposition, Ordering, Receipt, ReceiveLimits, Settlement, Sink,
+    SinkInfo, Source,
+};
 use onlyonce_core::{Error, ErrorKind, Message};
-use onlyonce_testkit::simulated::{Broker, Faults, Mix, SimulatedReceipt};
+use onlyonce_testkit::simulated::{Broker, Fault, Faults, Mix, SimulatedReceipt};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::{Gap, source_suite};
+use tokio::time::{Instant, sleep, timeout};
 
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -26,12 +31,17 @@ impl Simulated {
     }
 
     fn with_connection_leases() -> Self {
-        let mut capabilities = Capabilities::default();
-        capabilities.confirms_settle = true;
-        capabilities.dead_letter = true;
-        capabilities.ordering = Ordering::Group;
-        Self(Self::new().0.with_capabilities(capabilities))
+        Self(Self::new().0.with_capabilities(connection_leases()))
     }
+}
+
+/// Of a broker whose deliveries are leased for as long as their connection lasts.
+fn connection_leases() -> Capabilities {
+    let mut capabilities = Capabilities::default();
+    capabilities.confirms_settle = true;
+    capabilities.dead_letter = true;
+    capabilities.ordering = Ordering::Group;
+    capabilities
 }
 
 /// A way to publish to the queue itself.
@@ -142,4 +152,79 @@ mod with_connection_leases {
         #[tokio::test(start_paused = true)]
         Simulated::with_connection_leases()
     );
+}
+
+fn all() -> ReceiveLimits {
+    ReceiveLimits {
+        messages: 10,
+        per_group: 10,
+        bytes: 1 << 20,
+        wait: Duration::from_secs(10),
+    }
+}
+
+fn ack(delivery: &Delivery) -> [Settlement; 1] {
+    [Settlement {
+        receipt: delivery.receipt.clone(),
+        disposition: Disposition::Ack,
+    }]
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_extends_one_of_a_session_extends_all_of_it_and_no_other() {
+    let broker = Simulated::with_sessions().0;
+    for (body, group) in [("1", "a"), ("2", "a"), ("3", "b")] {
+        broker.publish(Message::new(body).with_group(group)).await;
+    }
+    let source = broker.connect(1);
+    let mut got = source.receive(all()).await.unwrap();
+    got.sort_by_key(|delivery| delivery.message.body.clone());
+    let numbers: Vec<_> = got.iter().map(|one| one.lease.shared.unwrap()).collect();
+    assert_eq!(numbers[0], numbers[1]);
+    assert_ne!(numbers[0], numbers[2]);
+    sleep(LEASE / 2).await;
+    let extended = source.extend(&[got[1].receipt.clone()], LEASE).await;
+    assert!(extended[0].is_extended());
+    sleep(LEASE * 3 / 4).await;
+    assert!(source.settle(&ack(&got[0])).await[0].is_applied());
+    // The session of a message that is settled lasts for as long as others of it are held.
+    let extended = source.extend(&[got[0].receipt.clone()], LEASE).await;
+    assert!(extended[0].is_extended());
+    sleep(LEASE / 2).await;
+    assert!(source.settle(&ack(&got[1])).await[0].is_applied());
+    assert!(!source.settle(&ack(&got[2])).await[0].is_applied());
+    let extended = source.extend(&[got[0].receipt.clone()], LEASE).await;
+    assert!(!extended[0].is_extended());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_is_told_before_its_deliveries_are_taken_away() {
+    let mix = Mix::nothing().with(Fault::Revoke, 1.0);
+    let faults = Faults::new(1, mix, Duration::from_secs(3_600));
+    faults.limit(0);
+    let broker = Broker::new("orders", &faults).with_capabilities(connection_leases());
+    for body in ["1", "2"] {
+        broker.publish(Message::new(body)).await;
+    }
+    let source = broker.connect(1);
+    let first = source.receive(all()).await.unwrap();
+    let (revoked, lost) = (&first[0].lease.revoked, &first[0].lease.lost);
+    let (revoked, lost) = (revoked.clone().unwrap(), lost.clone().unwrap());
+    let id = |delivery: &Delivery| delivery.message.broker_id.clone().unwrap();
+    assert!(!broker.is_revoked(1, &id(&first[0])));
+
+    faults.limit(1);
+    broker.publish(Message::new("3")).await;
+    let (asked, mut next) = (Instant::now(), pin!(source.receive(all())));
+    assert!(timeout(Duration::ZERO, &mut next).await.is_err());
+    assert!(revoked.is_cancelled() && broker.is_revoked(1, &id(&first[0])));
+    assert!(source.settle(&ack(&first[0])).await[0].is_applied());
+    assert!(!lost.is_cancelled());
+    let next = next.await.unwrap();
+    assert!(lost.is_cancelled());
+    assert!(asked.elapsed() >= Duration::from_secs(1), "{asked:?}");
+    let bodies: Vec<_> = next.iter().map(|one| &one.message.body[..]).collect();
+    assert_eq!(bodies, [b"2", b"3"]);
+    assert!(!broker.is_revoked(1, &id(&next[0])));
+    assert!(!source.settle(&ack(&first[1])).await[0].is_applied());
 }
