@@ -167,8 +167,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "short-retention",
         bug: "a record is forgotten while its message can still come again",
         file: ENGINE,
-        find: "            retention: self.options.dedup_retention,",
-        replace: "            retention: if PLANTED { Duration::from_secs(5) } else { self.options.dedup_retention },",
+        find: "            self.options.dedup_retention,",
+        replace: "            if PLANTED { Duration::from_secs(5) } else { self.options.dedup_retention },",
     },
     Mutant {
         name: "doubt-released",
@@ -259,7 +259,7 @@ pub const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "started-after-notice",
         bug: "what was buffered runs although its lease will soon be taken away",
-        file: IN_FLIGHT,
+        file: LEASE_STATE,
         find: "        !is_cancelled(self.revoked.as_ref()) && self.lease_lasts(self.length() / 8)",
         replace: "        (PLANTED || !is_cancelled(self.revoked.as_ref())) && self.lease_lasts(self.length() / 8)",
     },
@@ -409,8 +409,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "prefetch-unbounded",
         bug: "more is received than there is room for",
         file: INTAKE,
-        find: "            messages: room.messages.max(1),",
-        replace: "            messages: if PLANTED { usize::MAX } else { room.messages.max(1) },",
+        find: "            room.messages.max(1),",
+        replace: "            if PLANTED { usize::MAX } else { room.messages.max(1) },",
     },
     Mutant {
         name: "dead-letter-runs-again",

@@ -155,19 +155,13 @@ mod with_connection_leases {
 }
 
 fn all() -> ReceiveLimits {
-    ReceiveLimits {
-        messages: 10,
-        per_group: 10,
-        bytes: 1 << 20,
-        wait: Duration::from_secs(10),
-    }
+    ReceiveLimits::new(10, Duration::from_secs(10))
+        .with_bytes(1 << 20)
+        .with_per_group(10)
 }
 
 fn ack(delivery: &Delivery) -> [Settlement; 1] {
-    [Settlement {
-        receipt: delivery.receipt.clone(),
-        disposition: Disposition::Ack,
-    }]
+    [Settlement::new(delivery.receipt.clone(), Disposition::Ack)]
 }
 
 #[tokio::test(start_paused = true)]
