@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, ExtendResult, Ordering, QueueInfo, Receipt, ReceiveLimits,
-    SettleResult, Settlement, Sink, SinkInfo, Source,
+    Acks, Capabilities, Delivery, Disposition, ExtendResult, Ordering, QueueInfo, Receipt,
+    ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 use onlyonce_core::{Error, ErrorKind, Message};
 use tokio::time::Instant;
@@ -46,7 +46,7 @@ pub struct SqliteQueue {
 /// What can be done with each of its queues.
 fn capabilities() -> Capabilities {
     let mut can = Capabilities::default();
-    can.confirms_settle = true;
+    can.acks = Acks::Confirmed;
     can.extend = true;
     can.timed_lease = true;
     can.delayed_nack = true;

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use onlyonce_core::Error;
-use onlyonce_core::driver::{Capabilities, Ordering, QueueInfo};
+use onlyonce_core::driver::{Acks, Capabilities, Ordering, QueueInfo};
 use serde_json::Value;
 
 use crate::Config;
@@ -145,7 +145,7 @@ impl Settings {
 
 fn capabilities(fifo: bool, dead_letter: bool) -> Capabilities {
     let mut can = Capabilities::default();
-    can.confirms_settle = true;
+    can.acks = Acks::Confirmed;
     can.extend = true;
     can.timed_lease = true;
     can.delayed_nack = true;

@@ -7,6 +7,7 @@
 //! ([`Disposition`], [`SettleResult`], [`ExtendResult`], [`ClaimResult`]) are complete: one more is a change that each adapter has to
 //! be adapted to, so it does not compile until it is.
 
+mod ack_window;
 mod delivery;
 mod digest;
 mod params;
@@ -17,6 +18,7 @@ mod source;
 mod store;
 
 pub use crate::handler::{Running, Waiting};
+pub use ack_window::AckWindow;
 pub use delivery::{Delivery, Lease};
 pub use digest::{Fingerprint, KeyDigest, Scope};
 pub use params::Params;
@@ -24,8 +26,8 @@ pub use printable::Printable;
 pub use receipt::Receipt;
 pub use sink::{Sink, SinkInfo};
 pub use source::{
-    Capabilities, Disposition, ExtendResult, Ordering, QueueInfo, ReceiveLimits, SettleResult,
-    Settlement, Source,
+    Acks, Capabilities, Disposition, ExtendResult, Ordering, QueueInfo, ReceiveLimits,
+    SettleResult, Settlement, Source,
 };
 pub use store::{
     Claim, ClaimResult, Completion, Durability, Fenced, HeldClaim, Owner, Starts, Store, StoreInfo,

@@ -98,8 +98,7 @@ impl Settlement {
 /// A source's answer to one settlement.
 #[derive(Debug)]
 pub enum SettleResult {
-    /// It was done: confirmed by the broker where [`Capabilities::confirms_settle`] says so, otherwise handed to the
-    /// connection in full.
+    /// It was done. What that means for an ack, [`Capabilities::acks`] says.
     Applied,
     /// The lease had ended; nothing was done and the message is or will be delivered again.
     LeaseLost,
@@ -173,13 +172,36 @@ pub enum Ordering {
     Group,
 }
 
+/// What is known of an ack that was [`Applied`](SettleResult::Applied).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Acks {
+    /// It was handed to the connection in full, and nobody says whether it arrived.
+    #[default]
+    Unconfirmed,
+    /// The source has noted it. The broker keeps one position for each partition (each group is in one), and everything
+    /// before it counts as acked: the source moves it once all before are settled ([`AckWindow`](super::AckWindow)). What was
+    /// acked beyond a gap comes again to another consumer.
+    Cumulative,
+    /// The broker has answered this ack by itself: it knows that this message took effect.
+    Confirmed,
+}
+
+impl Acks {
+    /// Whether a message whose ack was applied never comes again, as far as the broker keeps its word.
+    #[must_use]
+    pub fn confirms(self) -> bool {
+        matches!(self, Self::Confirmed)
+    }
+}
+
 /// What can and cannot be done with a queue, as the live one is. The conformance suite proves each claim, and asserts that what
 /// is not claimed is missing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// The broker answers settlements, so `Applied` means that it knows.
-    pub confirms_settle: bool,
+    /// What an ack that is [`Applied`](SettleResult::Applied) has reached.
+    pub acks: Acks,
     /// [`Source::extend`] works.
     pub extend: bool,
     /// Leases end by the clock (otherwise with the connection alone).

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::later;
 use super::state::{DeadLetter, State, Taken};
 use crate::driver::{
-    Capabilities, Delivery, Durability, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
+    Acks, Capabilities, Delivery, Durability, ExtendResult, Lease, Ordering, QueueInfo, Receipt,
     ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 use crate::{Error, ErrorKind, Message};
@@ -61,7 +61,7 @@ struct Shared {
 impl MemoryQueue {
     /// What can be done with it: everything.
     pub const CAPABILITIES: Capabilities = Capabilities {
-        confirms_settle: true,
+        acks: Acks::Confirmed,
         extend: true,
         timed_lease: true,
         delayed_nack: true,

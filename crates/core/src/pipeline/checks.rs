@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::driver::{Durability, Ordering, QueueInfo, SinkInfo, StoreInfo};
+use crate::driver::{Acks, Durability, Ordering, QueueInfo, SinkInfo, StoreInfo};
 use crate::{Error, ErrorKind};
 
 use super::Mode;
@@ -28,7 +28,8 @@ pub enum ConfigRisk {
     NoDeadLetter,
     /// Order within groups was asked for, and the queue does not keep it.
     NoOrder,
-    /// `at_most_once` on a broker that never confirms an ack: a lost ack would run the handler twice.
+    /// `at_most_once` on a broker that does not confirm each ack by itself: an ack that is lost, or that is waiting for those
+    /// before it, would run the handler twice.
     UnconfirmedAck,
     /// The store can lose the record that a message took effect while the queue can still deliver it: it is in memory only, drops
     /// what it has no room for, or fails over to a replica that lags.
@@ -158,11 +159,20 @@ impl Checks<'_> {
         (self.options.require_ordering && unordered).then(|| (ConfigRisk::NoOrder, why.into()))
     }
 
+    /// The handler may run although the broker does not know of the ack.
     fn unconfirmed_ack(&self) -> Option<Risk> {
-        let unconfirmed = !self.queue.capabilities.confirms_settle;
-        let why = "this broker never confirms an ack, so at_most_once cannot be kept: use at_least_once or a store";
-        (self.mode == Mode::AtMostOnce && unconfirmed)
-            .then(|| (ConfigRisk::UnconfirmedAck, why.into()))
+        let acks = self.queue.capabilities.acks;
+        let why = match acks {
+            Acks::Cumulative => {
+                "this broker confirms an ack only together with all before it, and delivers the message again where one of them is missing"
+            }
+            _ => "this broker never confirms an ack",
+        };
+        (self.mode == Mode::AtMostOnce && !acks.confirms()).then(|| {
+            let why =
+                format!("{why}, so at_most_once cannot be kept: use at_least_once or a store");
+            (ConfigRisk::UnconfirmedAck, why)
+        })
     }
 
     /// The store can lose a record while the queue still has the message.
@@ -221,6 +231,24 @@ mod tests {
         all.queue.capabilities.dead_letter = false;
         all.sink = Some(SinkInfo::default());
         assert_eq!(found(&all), []);
+    }
+
+    #[test]
+    fn at_most_once_needs_a_broker_that_confirms_each_ack() {
+        let mut all = Found::default();
+        for (acks, why) in [
+            (Acks::Unconfirmed, Some("never confirms an ack")),
+            (Acks::Cumulative, Some("only together with all before it")),
+            (Acks::Confirmed, None),
+        ] {
+            all.queue.capabilities.acks = acks;
+            let found = risks(Mode::AtMostOnce, &Options::default(), &all);
+            let told = found
+                .iter()
+                .find(|(risk, _)| *risk == ConfigRisk::UnconfirmedAck);
+            assert_eq!(told.is_some(), why.is_some(), "{acks:?}");
+            assert!(told.is_none_or(|(_, text)| text.contains(why.unwrap_or_default())));
+        }
     }
 
     #[test]

@@ -149,7 +149,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             self.attempts.forget(id);
         }
         if let Some(id) = in_flight.broker_id()
-            && self.capabilities.confirms_settle
+            && self.capabilities.acks.confirms()
             && !returns
         {
             self.set_aside.forget(id);

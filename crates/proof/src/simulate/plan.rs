@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use onlyonce_core::driver::{Capabilities, Ordering};
+use onlyonce_core::driver::{Acks, Capabilities, Ordering};
 use onlyonce_testkit::simulated::{Fault, Mix};
 
 use super::cut::Cut;
@@ -176,7 +176,10 @@ fn capabilities(rng: &mut Rng, mode: Mode) -> Capabilities {
     let mut it = Capabilities::default();
     it.timed_lease = rng.u32(..3) > 0;
     it.extend = it.timed_lease && rng.u32(..4) > 0;
-    it.confirms_settle = mode == Mode::AtMostOnce || rng.u32(..3) > 0;
+    it.acks = match mode == Mode::AtMostOnce || rng.u32(..3) > 0 {
+        true => Acks::Confirmed,
+        false => Acks::Unconfirmed,
+    };
     it.delayed_nack = rng.bool();
     it.dead_letter = rng.bool();
     it.counts_attempts = rng.u32(..4) > 0;

@@ -279,7 +279,7 @@ impl World {
         self.plan.messages[index].published.len() > 1
             || self.history.of(index).redriven > 0
             || self.faults.struck().contains_key(&Fault::Echo)
-            || !self.plan.capabilities.confirms_settle
+            || !self.plan.capabilities.acks.confirms()
     }
 
     /// Whether a message may end in the dead-letter queue without a failure of its handler.

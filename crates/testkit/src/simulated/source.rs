@@ -439,7 +439,7 @@ impl Source for Consumer {
         }
         let request = self.settling(sent);
         let breaks = disturbance.lost || disturbance.unanswered;
-        let replies = if self.able().confirms_settle {
+        let replies = if self.able().acks.confirms() {
             send(&disturbance, request).await
         } else {
             // Written to the socket: nobody will ever say whether it arrived.

@@ -22,40 +22,41 @@ pub async fn queue_info_tells_the_lease(harness: &dyn SourceHarness) {
 /// nothing ends by itself.
 pub async fn expired_lease_redelivers(harness: &dyn SourceHarness) {
     publish(harness, &numbered("m", 1)).await;
-    let (first, second) = (harness.source().await, harness.source().await);
-    let held = collect_one(harness, &*first).await;
-    if !able(&*first).await.timed_lease {
+    let both = [&harness.source().await, &harness.source().await];
+    let (first, second, mut held) = whoever_receives(harness, both, 1).await;
+    let held = held.remove(0);
+    if !able(&**first).await.timed_lease {
         assert_eq!(held.lease.until, None, "without a clock there is no end");
         sleep(harness.lease()).await;
-        nothing(harness, &*second).await;
-        return applied(&*first, &[held], &Disposition::Ack).await;
+        nothing(harness, &**second).await;
+        return applied(&**first, &[held], &Disposition::Ack).await;
     }
     let until = held.lease.until.expect("a timed lease has an end");
     assert!(
         until <= Instant::now() + harness.lease(),
         "counted too late"
     );
-    let again = collect_one(harness, &*second).await;
+    let again = collect_one(harness, &**second).await;
     assert!(
         Instant::now() + CLOCKS >= until,
         "it came again although the lease had {:?} to go",
         until - Instant::now()
     );
-    if able(&*first).await.counts_attempts {
+    if able(&**first).await.counts_attempts {
         assert_eq!(again.attempt, Some(2));
     }
-    applied(&*second, &[again], &Disposition::Ack).await;
+    applied(&**second, &[again], &Disposition::Ack).await;
 }
 
 /// An extended lease outlives its first end, and ends at the new one.
 pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
     publish(harness, &numbered("m", 1)).await;
-    let (first, second) = (harness.source().await, harness.source().await);
-    let held = [collect_one(harness, &*first).await];
+    let both = [&harness.source().await, &harness.source().await];
+    let (first, second, held) = whoever_receives(harness, both, 1).await;
     let longer = harness.lease() * 2;
-    if !able(&*first).await.extend {
+    if !able(&**first).await.extend {
         not_extended(&first.extend(&receipts(&held), longer).await);
-        return applied(&*first, &held, &Disposition::Ack).await;
+        return applied(&**first, &held, &Disposition::Ack).await;
     }
     let mut until = Instant::now() + harness.lease();
     // Half-way, and again half-way into the extension.
@@ -75,10 +76,10 @@ pub async fn extend_keeps_the_lease(harness: &dyn SourceHarness) {
         until = granted;
     }
     sleep(until.saturating_duration_since(Instant::now()) / 2).await;
-    nothing(harness, &*second).await;
-    let again = [collect_one(harness, &*second).await];
+    nothing(harness, &**second).await;
+    let again = [collect_one(harness, &**second).await];
     assert!(Instant::now() + CLOCKS >= until, "it came again too soon");
-    applied(&*second, &again, &Disposition::Ack).await;
+    applied(&**second, &again, &Disposition::Ack).await;
 }
 
 /// Whoever lost a delivery can no longer touch it: not settle it, not extend it, not take it from its new owner.

@@ -13,30 +13,29 @@ use super::tools::*;
 
 /// Closing gives back what is unsettled, in order, and ends every lease; other consumers go on.
 pub async fn close_gives_back(harness: &dyn SourceHarness) {
-    let (first, second) = (harness.source().await, harness.source().await);
+    let both = [&harness.source().await, &harness.source().await];
     let sent = grouped("a", 4);
     publish(harness, &sent).await;
-    let receive = first.receive(limit(4, harness.patience()));
-    let held = receive.await.expect("it is open");
+    let (first, second, held) = whoever_receives(harness, both, 4).await;
     first.close().await.expect("it closes");
     first.close().await.expect("closing twice is harmless");
 
     let error = first.receive(limit(1, Duration::ZERO)).await;
     let error = error.expect_err("a closed source receives nothing");
     assert_eq!(error.kind(), ErrorKind::Closed, "{error}");
-    for answer in settle(&*first, &held, &Disposition::Ack).await {
+    for answer in settle(&**first, &held, &Disposition::Ack).await {
         assert!(matches!(answer, SettleResult::LeaseLost), "{answer:?}");
     }
-    let back = drain(harness, &*second, 4).await;
+    let back = drain(harness, &**second, 4).await;
     let until = held[0].lease.until;
     let waited = until.is_some_and(|until| Instant::now() >= until);
     assert!(!waited, "they came back only as their leases ended");
-    if able(&*second).await.ordering != Ordering::None {
+    if able(&**second).await.ordering != Ordering::None {
         assert_eq!(back, bodies(&sent));
     } else {
         assert_eq!(sorted(back), bodies(&sent));
     }
-    nothing(harness, &*second).await;
+    nothing(harness, &**second).await;
 }
 
 /// A receive that is dropped, at whatever moment, loses no message: each comes to a later call.

@@ -1,8 +1,10 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use onlyonce_core::Message;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, ExtendResult, Receipt, ReceiveLimits, SettleResult,
+    Acks, Capabilities, Delivery, Disposition, ExtendResult, Receipt, ReceiveLimits, SettleResult,
     Settlement, Source,
 };
 use tokio::time::{Instant, sleep};
@@ -108,6 +110,62 @@ pub(super) async fn collect_one(harness: &dyn SourceHarness, source: &dyn Source
     collect(harness, source, 1).await.remove(0)
 }
 
+/// Receives from whichever of two consumers gets what waits: where each has partitions of its own, only one does. Returns
+/// that one, the other, and what came.
+pub(super) async fn whoever_receives<'a>(
+    harness: &dyn SourceHarness,
+    [mut one, mut other]: [&'a Arc<dyn Source>; 2],
+    count: usize,
+) -> (&'a Arc<dyn Source>, &'a Arc<dyn Source>, Vec<Delivery>) {
+    let deadline = Instant::now() + harness.patience();
+    loop {
+        let got = receive(&**one, limit(count, harness.quiet())).await;
+        if !got.is_empty() {
+            return (one, other, got);
+        }
+        assert!(Instant::now() < deadline, "nothing came to either");
+        std::mem::swap(&mut one, &mut other);
+    }
+}
+
+/// What was acked, if it may come again all the same to another consumer: an older message was not acked, and the broker
+/// keeps only a position.
+pub(super) fn may_come_again(able: Capabilities, beyond_a_gap: Vec<String>) -> Vec<String> {
+    match able.acks {
+        Acks::Cumulative => beyond_a_gap,
+        _ => Vec::new(),
+    }
+}
+
+/// Receives and acks all that must come, and beside that nothing but what may, each at most once.
+pub(super) async fn drain_exactly(
+    harness: &dyn SourceHarness,
+    source: &dyn Source,
+    must: Vec<String>,
+    may: Vec<String>,
+) {
+    let deadline = Instant::now() + harness.patience();
+    let (mut must, mut may) = (BTreeSet::from_iter(must), BTreeSet::from_iter(may));
+    loop {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        assert!(must.is_empty() || !rest.is_zero(), "missing: {must:?}");
+        let wait = if must.is_empty() {
+            harness.quiet()
+        } else {
+            rest
+        };
+        let got = receive(source, limit(10, wait)).await;
+        if got.is_empty() && must.is_empty() {
+            return;
+        }
+        applied(source, &got, &Disposition::Ack).await;
+        for body in bodies_of(&got) {
+            let expected = must.remove(&body) || may.remove(&body);
+            assert!(expected, "{body} came; missing: {must:?}");
+        }
+    }
+}
+
 /// Receives and acks `count` messages, and returns their bodies in the order in which they came.
 pub(super) async fn drain(
     harness: &dyn SourceHarness,
@@ -193,7 +251,7 @@ pub(super) fn not_extended(answers: &[ExtendResult]) {
 pub(super) async fn lease_lost(source: &dyn Source, answers: &[SettleResult]) {
     for answer in answers {
         let lost = matches!(answer, SettleResult::LeaseLost);
-        let unaware = answer.is_applied() && !able(source).await.confirms_settle;
+        let unaware = answer.is_applied() && !able(source).await.acks.confirms();
         assert!(lost || unaware, "the lease had ended, got {answer:?}");
     }
 }
