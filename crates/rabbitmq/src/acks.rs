@@ -1,4 +1,6 @@
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
+
+use onlyonce_core::driver::AckWindow;
 
 /// Deliveries given back are remembered up to this many, to answer a repeated settlement.
 const REMEMBERED: usize = 10_000;
@@ -27,14 +29,12 @@ pub(crate) enum Frame {
     },
 }
 
-/// What has become of one delivery.
+/// A delivery that the broker takes for unsettled.
 #[derive(Debug)]
-enum Slot<T> {
-    /// It is out, with what belongs to it.
-    Open(T),
+struct Unsettled<T> {
+    kept: T,
     /// It was given back, but the broker does not know it yet.
-    Returned(T),
-    Settled,
+    returned: bool,
 }
 
 /// Which deliveries of one channel are settled; turns settlements in any order into as few frames as are safe.
@@ -44,56 +44,48 @@ enum Slot<T> {
 /// delivery that is still out or that was given back.
 #[derive(Debug)]
 pub(crate) struct Acks<T> {
-    /// Every tag up to this one is settled; the window begins with the next.
-    settled: u64,
-    window: VecDeque<Slot<T>>,
+    /// Its numbers are the channel's tags, from 1.
+    window: AckWindow<Unsettled<T>>,
     given_back: BTreeSet<u64>,
 }
 
 impl<T> Acks<T> {
     pub(crate) fn new() -> Self {
         Self {
-            settled: 0,
-            window: VecDeque::new(),
+            window: AckWindow::starting_at(1),
             given_back: BTreeSet::new(),
         }
     }
 
     /// Takes note of the next delivery of the channel, with what belongs to it. The broker numbers them from 1.
     pub(crate) fn delivered(&mut self, kept: T) {
-        self.window.push_back(Slot::Open(kept));
+        let returned = false;
+        self.window.push(Unsettled { kept, returned });
     }
 
     /// The tag of the last delivery.
     pub(crate) fn last(&self) -> u64 {
-        self.settled + self.window.len() as u64
+        self.window.next_number() - 1
     }
 
     pub(crate) fn any_settled(&self) -> bool {
-        let is_settled = |slot: &Slot<T>| matches!(slot, Slot::Settled);
-        self.settled > 0 || self.window.iter().any(is_settled)
+        self.unsettled() < self.last()
     }
 
     /// What was kept for `tag`, if it is open.
-    pub(crate) fn kept(&mut self, tag: u64) -> Option<&T> {
-        match self.slot(tag)? {
-            Slot::Open(kept) => Some(kept),
-            Slot::Returned(_) | Slot::Settled => None,
-        }
+    pub(crate) fn kept(&self, tag: u64) -> Option<&T> {
+        let unsettled = self.window.get(tag)?;
+        (!unsettled.returned).then_some(&unsettled.kept)
     }
 
     /// How many deliveries the broker takes for unsettled.
     pub(crate) fn unsettled(&self) -> u64 {
-        let is_out = |slot: &&Slot<T>| !matches!(slot, Slot::Settled);
-        self.window.iter().filter(is_out).count() as u64
+        self.window.unsettled() as u64
     }
 
     /// What was kept for the oldest delivery that the broker takes for unsettled.
     pub(crate) fn oldest(&self) -> Option<&T> {
-        match self.window.front()? {
-            Slot::Open(kept) | Slot::Returned(kept) => Some(kept),
-            Slot::Settled => None,
-        }
+        self.window.oldest().map(|(_, unsettled)| &unsettled.kept)
     }
 
     /// Settles; says for each whether it is done as wanted, and what to send.
@@ -119,9 +111,9 @@ impl<T> Acks<T> {
                 self.remember(tag);
             }
         }
-        self.advance();
         acked.sort_unstable();
-        let (below, above) = acked.split_at(acked.partition_point(|tag| *tag <= self.settled));
+        let open = self.window.position();
+        let (below, above) = acked.split_at(acked.partition_point(|tag| *tag < open));
         frames.extend(below.last().map(|tag| Frame::Ack {
             tag: *tag,
             multiple: below.len() > 1,
@@ -135,20 +127,14 @@ impl<T> Acks<T> {
 
     /// Ends an open delivery; false if it is not open.
     fn end(&mut self, tag: u64, verdict: Verdict) -> bool {
-        let Some(slot @ Slot::Open(_)) = self.slot(tag) else {
-            return false;
-        };
-        if let Slot::Open(kept) = std::mem::replace(slot, Slot::Settled)
-            && verdict == Verdict::Return
-        {
-            *slot = Slot::Returned(kept);
+        match self.window.get_mut(tag) {
+            Some(unsettled) if !unsettled.returned => unsettled.returned = true,
+            _ => return false,
+        }
+        if verdict != Verdict::Return {
+            self.window.settle(tag);
         }
         true
-    }
-
-    fn slot(&mut self, tag: u64) -> Option<&mut Slot<T>> {
-        let at = tag.checked_sub(self.settled + 1)?;
-        self.window.get_mut(usize::try_from(at).ok()?)
     }
 
     /// Whether `tag` was settled this way before.
@@ -161,13 +147,6 @@ impl<T> Acks<T> {
         self.given_back.insert(tag);
         if self.given_back.len() > REMEMBERED {
             self.given_back.pop_first();
-        }
-    }
-
-    fn advance(&mut self) {
-        while let Some(Slot::Settled) = self.window.front() {
-            self.window.pop_front();
-            self.settled += 1;
         }
     }
 }
@@ -319,12 +298,11 @@ mod tests {
                     assert_eq!(*state, expected, "seed {seed}, tag {tag}");
                 }
             }
-            assert!(acks.window.len() as u64 <= acks.last());
             let unsettled = |tag: &u64| matches!(wanted.get(tag), None | Some(Return));
             let open: Vec<_> = (1..=acks.last()).filter(unsettled).collect();
             assert_eq!(
-                acks.settled,
-                open.first().map_or(acks.last(), |tag| tag - 1)
+                acks.window.position(),
+                open.first().copied().unwrap_or(acks.last() + 1)
             );
         }
     }

@@ -602,7 +602,7 @@ impl Shared {
                 answers[at] = SettleResult::Unknown(error);
                 continue;
             }
-            let mut acks = lock(&epoch.acks);
+            let acks = lock(&epoch.acks);
             match acks.kept(tag).and_then(|held| held.original.as_deref()) {
                 Some(original) => {
                     originals.push((original.clone(), delay));
