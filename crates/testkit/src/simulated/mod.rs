@@ -5,6 +5,8 @@
 //! crashed), replies are lost after the call took effect, entries of a batch fail, connections break, leases end,
 //! duplicates appear. [`Capabilities`](onlyonce_core::driver::Capabilities) say which kind of broker it is.
 //!
+//! Beside them, [`Log`] is a partitioned log without faults, for sources that know a position and no single acks.
+//!
 //! Run them on tokio's current-thread runtime with a paused clock (`start_paused`): the same seed then gives the same
 //! history, and minutes pass in milliseconds.
 //!
@@ -34,6 +36,7 @@
 
 mod broker;
 mod faults;
+mod log;
 mod network;
 mod sessions;
 mod sink;
@@ -43,6 +46,7 @@ mod tx;
 
 pub use broker::{Broker, MALFORMED};
 pub use faults::{Call, Fault, Faults, Mix};
+pub use log::{Log, LogConsumer, LogProducer, LogReceipt};
 pub use sink::{DeadLetters, Sender};
 pub use source::{Consumer, SimulatedReceipt};
 pub use store::{Connection, Storage};

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]
 
+mod log;
 mod memory;
 mod planted;
 mod proxy;
