@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "its helpers are test code, too")]
 
 mod log;
+mod log_pipelines;
 mod memory;
 mod planted;
 mod proxy;
