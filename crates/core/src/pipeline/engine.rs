@@ -36,7 +36,7 @@ pub(crate) struct Stages {
     /// Ack now, and hand back what the broker confirmed.
     pub(crate) confirm: UnboundedSender<Confirm>,
     pub(crate) complete: UnboundedSender<(Box<InFlight>, Outcome)>,
-    pub(crate) settle: UnboundedSender<(Box<InFlight>, Disposition)>,
+    pub(crate) settle: UnboundedSender<ToSettle>,
     /// Release the claim, then nack with this delay; in the order given.
     pub(crate) give_back: UnboundedSender<Vec<(Box<InFlight>, Duration)>>,
     pub(crate) dead_letter: UnboundedSender<(Box<InFlight>, String)>,
@@ -44,6 +44,14 @@ pub(crate) struct Stages {
 
 /// A message in flight to be acked before it runs, and who waits for it.
 pub(crate) type Confirm = (Box<InFlight>, oneshot::Sender<Box<InFlight>>);
+
+/// What is to be told to the broker.
+pub(crate) enum ToSettle {
+    One(Box<InFlight>, Disposition),
+    /// In one call: a source that can only give back everything from one message on then does so once, and nothing of a group
+    /// comes again while those before it are still to be given back.
+    Together(Vec<(Box<InFlight>, Disposition)>),
+}
 
 /// What all stages share.
 pub(crate) struct Engine<Tx> {

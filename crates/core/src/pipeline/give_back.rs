@@ -4,7 +4,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use crate::driver::Disposition;
 
-use super::engine::Engine;
+use super::engine::{Engine, ToSettle};
 use super::in_flight::InFlight;
 
 /// At most this number of batches are given back at once.
@@ -23,10 +23,13 @@ impl<Tx: Send + 'static> Engine<Tx> {
             self.release(batch.iter().map(|(in_flight, _)| in_flight))
                 .await;
             let source_does = self.capabilities.close_gives_back && self.stop.is_cancelled();
-            for (in_flight, delay) in batch {
-                if !(source_does && delay.is_zero()) {
-                    self.settle(in_flight, Disposition::Nack { delay });
-                }
+            let nacks: Vec<_> = batch
+                .into_iter()
+                .filter(|(in_flight, delay)| !(in_flight.acked || source_does && delay.is_zero()))
+                .map(|(in_flight, delay)| (in_flight, Disposition::Nack { delay }))
+                .collect();
+            if !nacks.is_empty() {
+                let _ = self.stages.settle.send(ToSettle::Together(nacks));
             }
         }
     }

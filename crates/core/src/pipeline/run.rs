@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{
-    Disposition, Owner, QueueInfo, Scope, Sink, Source, Store, Transaction, TransactionalStore,
+    Owner, QueueInfo, Scope, Sink, Source, Store, Transaction, TransactionalStore,
 };
 use crate::handler::Parts;
 use crate::handler::{Callable, States};
@@ -24,7 +24,7 @@ use super::builder::OnDuplicate;
 use super::checks::check;
 use super::counters::Counters;
 use super::drain::GRACE;
-use super::engine::{Confirm, Engine, Stages};
+use super::engine::{Confirm, Engine, Stages, ToSettle};
 use super::in_flight::InFlight;
 use super::keys::Keys;
 use super::lanes::{Exits, Lanes};
@@ -66,7 +66,7 @@ struct Receivers {
     heads: UnboundedReceiver<Box<InFlight>>,
     confirm: UnboundedReceiver<Confirm>,
     complete: UnboundedReceiver<(Box<InFlight>, Outcome)>,
-    settle: UnboundedReceiver<(Box<InFlight>, Disposition)>,
+    settle: UnboundedReceiver<ToSettle>,
     give_back: UnboundedReceiver<Vec<(Box<InFlight>, Duration)>>,
     late: UnboundedReceiver<Box<InFlight>>,
     dead_letter: UnboundedReceiver<(Box<InFlight>, String)>,

@@ -7,7 +7,7 @@ use crate::driver::{Disposition, SettleResult, Settlement};
 
 use super::backoff::Backoff;
 use super::counters::add;
-use super::engine::Engine;
+use super::engine::{Engine, ToSettle};
 use super::in_flight::InFlight;
 
 /// At most this many settlements are taken up at once.
@@ -17,12 +17,22 @@ const FILL_WAIT: Duration = Duration::from_millis(5);
 
 type Settling = Vec<(Box<InFlight>, Disposition)>;
 
+/// Waits for something to settle and takes up what is there; `false` when nothing will come any more.
+async fn take_up(receiver: &mut UnboundedReceiver<ToSettle>, waiting: &mut Settling) -> bool {
+    let mut more = Vec::new();
+    let came = receiver.recv_many(&mut more, BATCH).await > 0;
+    for one in more {
+        match one {
+            ToSettle::One(in_flight, disposition) => waiting.push((in_flight, disposition)),
+            ToSettle::Together(all) => waiting.extend(all),
+        }
+    }
+    came
+}
+
 impl<Tx: Send + 'static> Engine<Tx> {
     /// The last stage: settles whatever waits, in batches. What is worth another try holds up nothing else.
-    pub(crate) async fn settle_stage(
-        &self,
-        mut receiver: UnboundedReceiver<(Box<InFlight>, Disposition)>,
-    ) {
+    pub(crate) async fn settle_stage(&self, mut receiver: UnboundedReceiver<ToSettle>) {
         let mut backoff = Backoff::new();
         let (mut waiting, mut again) = (Vec::new(), Vec::new());
         let mut due = Instant::now();
@@ -51,16 +61,16 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// `false` when nothing will come any more.
     async fn gather(
         &self,
-        receiver: &mut UnboundedReceiver<(Box<InFlight>, Disposition)>,
+        receiver: &mut UnboundedReceiver<ToSettle>,
         waiting: &mut Settling,
     ) -> bool {
-        if waiting.is_empty() && receiver.recv_many(waiting, BATCH).await == 0 {
+        if waiting.is_empty() && !take_up(receiver, waiting).await {
             return false;
         }
         let filled = async {
             while waiting.len() < self.request()
                 && waiting.len() < self.budget.held()
-                && receiver.recv_many(waiting, BATCH).await > 0
+                && take_up(receiver, waiting).await
             {}
         };
         let _ = timeout(FILL_WAIT, filled).await;

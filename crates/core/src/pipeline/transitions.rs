@@ -25,7 +25,7 @@ use crate::{Error, ErrorKind, Failure};
 
 use super::Mode;
 use super::counters::add;
-use super::engine::{Engine, FEW};
+use super::engine::{Engine, FEW, ToSettle};
 use super::in_flight::InFlight;
 use super::lanes::LaneLock;
 use super::retry::LONGEST_DELAY;
@@ -221,7 +221,8 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// Tells the broker; where it was acked before it ran there is nothing left to do.
     pub(crate) fn settle(&self, in_flight: Box<InFlight>, disposition: Disposition) {
         if !in_flight.acked {
-            let _ = self.stages.settle.send((in_flight, disposition));
+            let one = ToSettle::One(in_flight, disposition);
+            let _ = self.stages.settle.send(one);
         }
     }
 

@@ -18,3 +18,4 @@ mod requests;
 mod set_aside;
 mod support;
 mod threads;
+mod together;
