@@ -196,8 +196,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "tail-waits-for-more",
         bug: "what fills no request is settled only when more comes",
         file: SETTLE,
-        find: "        if waiting.is_empty() && receiver",
-        replace: "        if (waiting.is_empty() || PLANTED) && receiver",
+        find: "        if waiting.is_empty() && !take_up",
+        replace: "        if (waiting.is_empty() || PLANTED) && !take_up",
     },
     Mutant {
         name: "settled-past-the-lease",

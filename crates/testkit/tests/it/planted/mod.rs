@@ -3,6 +3,7 @@
 //! A bug declares as gaps the checks that must fail. All others must pass, so a check that notices nothing, or too much,
 //! fails here.
 
+mod log;
 mod source;
 mod store;
 
