@@ -13,7 +13,8 @@ pub struct Lease {
     /// When it ends, on the local monotonic clock, counted from *before* the request that began it.
     /// `None`: it has no end of its own.
     pub until: Option<Instant>,
-    /// Cancelled when the source learns that the lease is gone (a channel that died, a session lock that was lost).
+    /// Cancelled when the source learns that the lease is gone (a channel that died, a session lock that was lost,
+    /// a log that goes back and will deliver the message again).
     pub lost: Option<CancellationToken>,
     /// Cancelled when the lease will soon be taken away: a partition that is assigned to another consumer, a session that must
     /// close. What runs may finish and be settled until then; nothing else starts, and the rest is given back. The

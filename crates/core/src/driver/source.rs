@@ -279,6 +279,9 @@ pub trait Source: Send + Sync + 'static {
     /// Settles each delivery; one answer per settlement, in the same order, whatever happens to the others. Within one
     /// group the settlements take effect as if made in the order given.
     ///
+    /// What the pipeline gives back together is in one batch, last first: the head of a group with all that waits behind it.
+    /// With [`Capabilities::settle_batch`] it may be in several.
+    ///
     /// Idempotent. Dropping the future leaves each settlement either made or not made.
     async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult>;
 

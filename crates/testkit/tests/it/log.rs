@@ -185,51 +185,70 @@ async fn a_batch_that_goes_back_takes_no_lease_from_what_it_acks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_partition_is_revoked_with_notice_and_lost_after_its_grace() {
+async fn who_is_dropped_loses_everything_at_once() {
     let (log, first, held) = one_partition(["a1", "b1", "a2", "b2", "a3"]).await;
-    // With another before it in the list, the partition is the second's.
     let second = log.connect();
-    assert!(!held.iter().any(is_revoked), "the first to join keeps it");
+    assert!(!held.iter().any(is_revoked), "who joined first keeps it");
+    assert!(receive(&second).await.is_empty());
     drop(first);
     assert!(held.iter().all(is_lost));
-    let held = receive(&second).await;
-    assert_eq!(held.len(), 5, "nothing was committed");
-    drop(second);
+    assert_eq!(receive(&second).await.len(), 5, "nothing was committed");
+    assert_eq!(
+        (log.reassigned(), log.cut_off()),
+        (0, 0),
+        "it was not there"
+    );
+}
 
-    let (log, _first, held) = {
-        let log = Log::new("orders").with_partitions(2).with_grace(GRACE);
-        let group = |n: u64| Message::new("m").with_attribute("n", n.to_string());
-        let sent: Vec<_> = (0..6).map(group).collect();
-        log.producer().publish(&sent).await;
-        let first = log.connect();
-        let held = receive(&first).await;
-        (log, first, held)
-    };
+/// Two partitions with three messages each, a consumer that holds them all, and one that joins: what the first keeps, and
+/// what is to be taken from it.
+async fn second_joins() -> (Log, [LogConsumer; 2], [Vec<Delivery>; 2]) {
+    let log = Log::new("orders").with_partitions(2).with_grace(GRACE);
+    let sent: Vec<_> = (0..6).map(|n: u8| Message::new(n.to_string())).collect();
+    log.producer().publish(&sent).await;
+    let first = log.connect();
+    let held = receive(&first).await;
     let second = log.connect();
-    let (kept, taken): (Vec<_>, Vec<_>) = held
-        .iter()
-        .partition(|one| one.receipt.get::<LogReceipt>().unwrap().partition == 0);
+    let is_first = |one: &Delivery| one.receipt.get::<LogReceipt>().unwrap().partition == 0;
+    let (kept, taken): (Vec<_>, Vec<_>) = held.into_iter().partition(is_first);
     assert_eq!((kept.len(), taken.len()), (3, 3));
-    assert!(!kept.iter().any(|one| is_revoked(one)));
+    (log, [first, second], [kept, taken])
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_is_revoked_with_notice_and_lost_after_its_grace() {
+    let (log, [first, second], [kept, taken]) = second_joins().await;
+    assert!(!kept.iter().any(is_revoked));
     assert!(taken.iter().all(|one| is_revoked(one) && !is_lost(one)));
-    // It may finish what it has, and give back the rest; beyond the gap an ack is worth nothing to the next.
+    // It may finish what it has, and give back the rest.
     assert!(
-        settle(&_first, taken[0], Disposition::Ack)
+        settle(&first, &taken[0], Disposition::Ack)
             .await
             .is_applied()
     );
-    assert!(settle(&_first, taken[1], NACK).await.is_applied());
-    assert!(!is_lost(taken[2]), "no rewind takes it");
-    assert!(receive(&second).await.is_empty());
+    assert!(settle(&first, &taken[1], NACK).await.is_applied());
+    assert!(!is_lost(&taken[2]), "nothing is rewound any more");
     sleep(GRACE / 2).await;
-    assert!(receive(&second).await.is_empty());
+    assert!(receive(&first).await.is_empty() && receive(&second).await.is_empty());
     sleep(GRACE).await;
-    assert!(is_lost(taken[2]), "nobody asked for anything meanwhile");
-    let late = settle(&_first, taken[2], Disposition::Ack).await;
+    assert!(is_lost(&taken[2]), "nobody asked for anything meanwhile");
+    let late = settle(&first, &taken[2], Disposition::Ack).await;
     assert!(matches!(late, SettleResult::LeaseLost), "{late:?}");
     assert_eq!(receive(&second).await.len(), 2);
-    assert!(!kept.iter().any(|one| is_lost(one)));
+    assert!(!kept.iter().any(is_lost));
     assert_eq!((log.reassigned(), log.cut_off()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_moves_at_once_when_nothing_of_it_is_in_hand() {
+    let (log, [first, second], [_, taken]) = second_joins().await;
+    for one in &taken[..2] {
+        assert!(settle(&first, one, Disposition::Ack).await.is_applied());
+        assert!(receive(&second).await.is_empty());
+    }
+    assert!(settle(&first, &taken[2], NACK).await.is_applied());
+    assert_eq!(bodies(&receive(&second).await), bodies(&taken[2..]));
+    assert_eq!((log.reassigned(), log.cut_off()), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
