@@ -40,10 +40,10 @@ const A_YEAR: Duration = Duration::from_secs(365 * 86_400);
 /// let log = Log::new("orders").with_partitions(1);
 /// log.producer().publish(&["first", "second"].map(Message::new)).await;
 /// let consumer = log.connect();
-/// let limit = ReceiveLimits { messages: 10, per_group: 10, bytes: 1 << 20, wait: Duration::ZERO };
+/// let limit = ReceiveLimits::new(10, Duration::ZERO).with_bytes(1 << 20).with_per_group(10);
 /// let held = consumer.receive(limit).await?;
 ///
-/// let ack = |n: usize| Settlement { receipt: held[n].receipt.clone(), disposition: Disposition::Ack };
+/// let ack = |n: usize| Settlement::new(held[n].receipt.clone(), Disposition::Ack);
 /// consumer.settle(&[ack(1)]).await;
 /// assert_eq!(log.uncommitted(), 2, "the first is still out");
 /// consumer.settle(&[ack(0)]).await;

@@ -90,12 +90,7 @@ async fn publish(log: &Log, bodies: impl IntoIterator<Item = &'static str>) {
 }
 
 async fn receive(consumer: &LogConsumer) -> Vec<Delivery> {
-    let limit = ReceiveLimits {
-        messages: 100,
-        per_group: usize::MAX,
-        bytes: usize::MAX,
-        wait: Duration::ZERO,
-    };
+    let limit = ReceiveLimits::new(100, Duration::ZERO);
     consumer.receive(limit).await.unwrap()
 }
 
@@ -106,10 +101,7 @@ fn bodies(deliveries: &[Delivery]) -> Vec<String> {
 
 async fn settle(consumer: &LogConsumer, one: &Delivery, disposition: Disposition) -> SettleResult {
     let receipt = one.receipt.clone();
-    let settlement = Settlement {
-        receipt,
-        disposition,
-    };
+    let settlement = Settlement::new(receipt, disposition);
     consumer.settle(&[settlement]).await.remove(0)
 }
 
@@ -167,9 +159,8 @@ async fn giving_back_rewinds_and_repeats_all_that_is_not_acked() {
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_goes_back_takes_no_lease_from_what_it_acks() {
     let (_log, consumer, held) = one_partition(["a1", "b1", "a2", "b2", "a3"]).await;
-    let settlement = |n: usize, disposition: &Disposition| Settlement {
-        receipt: held[n].receipt.clone(),
-        disposition: disposition.clone(),
+    let settlement = |n: usize, disposition: &Disposition| {
+        Settlement::new(held[n].receipt.clone(), disposition.clone())
     };
     let ack = Disposition::Ack;
     let batch = [

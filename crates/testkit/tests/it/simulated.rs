@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Capabilities, Delivery, Disposition, Ordering, Receipt, ReceiveLimits, Settlement, Sink,
+    Acks, Capabilities, Delivery, Disposition, Ordering, Receipt, ReceiveLimits, Settlement, Sink,
     SinkInfo, Source,
 };
 use onlyonce_core::{Error, ErrorKind, Message};
@@ -38,7 +38,7 @@ impl Simulated {
 /// Of a broker whose deliveries are leased for as long as their connection lasts.
 fn connection_leases() -> Capabilities {
     let mut capabilities = Capabilities::default();
-    capabilities.confirms_settle = true;
+    capabilities.acks = Acks::Confirmed;
     capabilities.dead_letter = true;
     capabilities.ordering = Ordering::Group;
     capabilities

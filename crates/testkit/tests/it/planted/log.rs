@@ -38,10 +38,7 @@ struct Buggy {
 
 impl Buggy {
     async fn one(&self, receipt: &Receipt, disposition: &Disposition) -> SettleResult {
-        let settlement = Settlement {
-            receipt: receipt.clone(),
-            disposition: disposition.clone(),
-        };
+        let settlement = Settlement::new(receipt.clone(), disposition.clone());
         self.log.settle(&[settlement]).await.remove(0)
     }
 
@@ -62,6 +59,7 @@ impl Buggy {
         let Settlement {
             receipt,
             disposition,
+            ..
         } = settlement;
         match (self.bug, disposition) {
             (Bug::CommitsTheLast, Disposition::Ack) => {
