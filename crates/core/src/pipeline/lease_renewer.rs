@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -63,18 +63,55 @@ impl LeaseRenewer {
             sleep(between_tries(shortest)).await;
             let leases = self.due_leases();
             if !leases.is_empty() {
-                extend(source, &leases, lease).await;
+                self.extend(source, &leases, lease).await;
             }
             shortest = self.shortest_lease(lease);
         }
     }
 
+    /// Of those that share a lease, the first that is due is enough.
     fn due_leases(&self) -> Vec<Arc<LeaseState>> {
+        let mut shared = HashSet::new();
         let is_due = |state: &&Arc<LeaseState>| {
             let deadline = state.source_deadline();
             state.leased() && deadline.is_some_and(|(until, length)| due(until, length))
         };
-        self.kept().values().filter(is_due).cloned().collect()
+        let kept = self.kept();
+        let due = kept.values().filter(is_due);
+        due.filter(|state| state.shared.is_none_or(|number| shared.insert(number)))
+            .cloned()
+            .collect()
+    }
+
+    async fn extend(&self, source: &dyn Source, leases: &[Arc<LeaseState>], lease: Duration) {
+        let receipts: Vec<Receipt> = leases.iter().map(|one| one.receipt.clone()).collect();
+        let sent = Instant::now();
+        let Ok(answers) = timeout(lease / 3, source.extend(&receipts, lease)).await else {
+            tracing::warn!(queue = source.name(), "extending leases timed out");
+            return;
+        };
+        for (state, answer) in leases.iter().zip(answers) {
+            let until = match answer {
+                ExtendResult::Extended(until) => until,
+                ExtendResult::LeaseLost => sent,
+                ExtendResult::Unknown(error) => {
+                    tracing::warn!(queue = source.name(), %error, "a lease was not extended");
+                    continue;
+                }
+            };
+            let same = self.sharing(state);
+            same.iter().for_each(|state| state.extended(until));
+        }
+    }
+
+    /// All that have the same lease: those too that were not due, or have come meanwhile.
+    fn sharing(&self, one: &Arc<LeaseState>) -> Vec<Arc<LeaseState>> {
+        let Some(number) = one.shared else {
+            return vec![one.clone()];
+        };
+        let kept = self.kept();
+        let same = kept.values().filter(|other| other.shared == Some(number));
+        same.cloned().collect()
     }
 
     /// The shortest lease that the broker has given, where it gives less than what it is asked for.
@@ -106,44 +143,6 @@ impl LeaseRenewer {
         };
         self.kept().values().filter_map(due_claim).collect()
     }
-}
-
-async fn extend(source: &dyn Source, leases: &[Arc<LeaseState>], lease: Duration) {
-    let leases = by_lease(leases);
-    let receipts: Vec<Receipt> = leases.iter().map(|same| same[0].receipt.clone()).collect();
-    let sent = Instant::now();
-    let Ok(answers) = timeout(lease / 3, source.extend(&receipts, lease)).await else {
-        tracing::warn!(queue = source.name(), "extending leases timed out");
-        return;
-    };
-    for (same, answer) in leases.iter().zip(answers) {
-        let until = match answer {
-            ExtendResult::Extended(until) => until,
-            ExtendResult::LeaseLost => sent,
-            ExtendResult::Unknown(error) => {
-                tracing::warn!(queue = source.name(), %error, "a lease was not extended");
-                continue;
-            }
-        };
-        same.iter().for_each(|state| state.extended(until));
-    }
-}
-
-/// Those that share a lease together, the others alone.
-fn by_lease(leases: &[Arc<LeaseState>]) -> Vec<Vec<&LeaseState>> {
-    let mut sorted: Vec<Vec<&LeaseState>> = Vec::with_capacity(leases.len());
-    let mut places = HashMap::new();
-    for state in leases {
-        let place = match state.shared {
-            Some(number) => *places.entry(number).or_insert(sorted.len()),
-            None => sorted.len(),
-        };
-        match sorted.get_mut(place) {
-            Some(same) => same.push(state),
-            None => sorted.push(vec![state]),
-        }
-    }
-    sorted
 }
 
 async fn renew(store: &dyn Store, claims: &[(Arc<LeaseState>, HeldClaim)], lease: Duration) {

@@ -155,6 +155,26 @@ async fn a_shared_lease_is_extended_once_for_all_its_messages() {
     }
 }
 
+/// Another message came later, and its part of the lease was shorter when it came.
+#[tokio::test(start_paused = true)]
+async fn all_messages_of_a_shared_lease_learn_that_it_was_extended() {
+    let mut service = Service::new(LEASE);
+    service.shared = true;
+    publish(&service.queue, [numbered(0)]).await;
+    let queue = service.queue.clone();
+    let later = async {
+        sleep(LEASE / 5).await;
+        publish(&queue, [numbered(1)]).await;
+    };
+    let pipeline = Pipeline::at_least_once(service.clone())
+        .stop_when_idle(IDLE)
+        .run(async || sleep(LEASE * 2 / 5).await);
+    let (report, ()) = tokio::join!(pipeline, later);
+    assert_eq!(report.unwrap().applied, 2);
+    let extensions = service.extensions.lock().unwrap();
+    assert_eq!(extensions.len(), 1, "{extensions:?}");
+}
+
 /// What runs ends and is settled; what has not begun goes back in order, and is not run here.
 #[tokio::test(start_paused = true)]
 async fn a_lease_that_is_revoked_lets_finish_what_runs_and_starts_nothing() {
