@@ -181,11 +181,11 @@ impl Source for RabbitSource {
         &self.shared.queue
     }
 
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let deadline = after(limit.wait);
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        let deadline = after(limits.wait);
         loop {
             let changed = self.shared.changed.notified();
-            if let Some(outcome) = Shared::poll(&self.shared, limit) {
+            if let Some(outcome) = Shared::poll(&self.shared, limits) {
                 return outcome;
             }
             if timeout_at(deadline, changed).await.is_err() {
@@ -258,10 +258,10 @@ impl Source for RabbitSource {
 
 impl Shared {
     /// What `receive` returns now, if anything.
-    fn poll(shared: &Arc<Self>, limit: ReceiveLimits) -> Option<Result<Vec<Delivery>, Error>> {
+    fn poll(shared: &Arc<Self>, limits: ReceiveLimits) -> Option<Result<Vec<Delivery>, Error>> {
         let mut state = lock(&shared.state);
         if !state.ready.is_empty() {
-            return Some(Ok(take(&mut state.ready, limit)));
+            return Some(Ok(take(&mut state.ready, limits)));
         }
         if state.closed {
             let closed = Error::new(ErrorKind::Closed, "the source was closed");
@@ -715,11 +715,11 @@ impl Epoch {
 }
 
 /// Takes what `limit` allows: at least one.
-fn take(ready: &mut VecDeque<Delivery>, limit: ReceiveLimits) -> Vec<Delivery> {
+fn take(ready: &mut VecDeque<Delivery>, limits: ReceiveLimits) -> Vec<Delivery> {
     let mut bytes = 0;
     let mut count = 0;
     for delivery in ready.iter() {
-        if !limit.allows_more(count, bytes) {
+        if !limits.allows_more(count, bytes) {
             break;
         }
         bytes += delivery.message.size();

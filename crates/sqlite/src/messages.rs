@@ -214,24 +214,24 @@ impl Candidate {
     }
 }
 
-/// Leases what is ready, within `limit`.
+/// Leases what is ready, within `limits`.
 pub(crate) fn receive(
     session: &mut Session,
     rules: &Rules,
-    limit: ReceiveLimits,
+    limits: ReceiveLimits,
 ) -> Result<Look, DbError> {
     let now = session.now();
-    let heads = heads(session, rules, now, limit.messages)?;
+    let heads = heads(session, rules, now, limits.messages)?;
     if heads.is_empty() {
         return Ok(Look::Empty(next_free(session, rules, now)?));
     }
     // No group gets more than its share of the messages while others wait.
-    let share = (limit.messages / heads.len()).max(1);
+    let share = (limits.messages / heads.len()).max(1);
     let mut taking = Taking {
         token: session.tokens(1)?,
         session,
         rules,
-        limit,
+        limits,
         now,
         taken: Vec::new(),
         bytes: 0,
@@ -269,7 +269,7 @@ fn next_free(session: &Session, rules: &Rules, now: i64) -> Result<Option<Durati
 struct Taking<'a> {
     session: &'a Session,
     rules: &'a Rules,
-    limit: ReceiveLimits,
+    limits: ReceiveLimits,
     now: i64,
     token: i64,
     taken: Vec<Received>,
@@ -277,7 +277,7 @@ struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// Takes a head and, up to its share, those that follow it in its group. `false`: the limit is reached.
+    /// Takes a head and, up to its share, those that follow it in its group. `false`: a limit is reached.
     fn take_run(&mut self, head: Candidate, share: usize) -> Result<bool, DbError> {
         let followers = match &head.group {
             Some(group) if share > 1 => self.followers(group, head.id, share - 1)?,
@@ -302,7 +302,7 @@ impl Taking<'_> {
         Ok(followers.collect::<Result<_, _>>()?)
     }
 
-    /// Leases one message, or makes a dead letter of it. `false`: it would exceed the limit.
+    /// Leases one message, or makes a dead letter of it. `false`: it would exceed the limits.
     fn take(&mut self, candidate: Candidate) -> Result<bool, DbError> {
         if let Some(reason) = self.rules.gives_up(&candidate, self.now) {
             dead_letter(&self.session.conn, self.rules.dead, candidate.id, &reason)?;
@@ -310,8 +310,8 @@ impl Taking<'_> {
         }
         let received = self.read(candidate)?;
         let size = received.message.size();
-        let full = self.taken.len() >= self.limit.messages
-            || self.bytes.saturating_add(size) > self.limit.bytes;
+        let full = self.taken.len() >= self.limits.messages
+            || self.bytes.saturating_add(size) > self.limits.bytes;
         if full && !self.taken.is_empty() {
             return Ok(false);
         }

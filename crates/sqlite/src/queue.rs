@@ -116,14 +116,14 @@ impl SqliteQueue {
     }
 
     /// Leases what is there; if there is nothing, says when a lease or delay will end.
-    async fn look(&self, limit: ReceiveLimits) -> Result<(Arriving, Option<Duration>), DbError> {
+    async fn look(&self, limits: ReceiveLimits) -> Result<(Arriving, Option<Duration>), DbError> {
         // Before the request, so that we never believe in a lease for longer than the database does.
         let until = after(self.rules.lease);
         let (rules, held) = (Arc::clone(&self.rules), Arc::clone(&self.held));
         self.database
             .work_then(
                 false,
-                move |session| messages::receive(session, &rules, limit),
+                move |session| messages::receive(session, &rules, limits),
                 move |look| match look {
                     Look::Empty(wait) => (Arriving::new(Vec::new(), until, held), wait),
                     Look::Received(received) => (Arriving::new(received, until, held), None),
@@ -154,19 +154,19 @@ impl Source for SqliteQueue {
         &self.name
     }
 
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let deadline = after(limit.wait);
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        let deadline = after(limits.wait);
         let mut pause = FIRST_PAUSE;
         loop {
             // Before the look, so that nothing arrives unnoticed between it and the wait.
             let mut arrival = pin!(self.database.arrivals().notified());
             arrival.as_mut().enable();
             self.check_open()?;
-            let unclaimed = self.held.take_unclaimed(limit.messages);
+            let unclaimed = self.held.take_unclaimed(limits.messages);
             if !unclaimed.is_empty() {
                 return Ok(unclaimed);
             }
-            let (arriving, wait) = self.look(limit).await.map_err(|f| self.error(f))?;
+            let (arriving, wait) = self.look(limits).await.map_err(|f| self.error(f))?;
             if !arriving.is_empty() {
                 let deliveries = arriving.arrive();
                 if self.check_open().is_err() {

@@ -71,7 +71,7 @@ impl Polls {
     /// way do.
     pub(crate) fn next(
         &mut self,
-        limit: ReceiveLimits,
+        limits: ReceiveLimits,
         wait: Duration,
         fifo: bool,
     ) -> Option<Poll> {
@@ -80,21 +80,21 @@ impl Polls {
         if self.error.is_some() || paused {
             return None;
         }
-        if let Some(poll) = self.lost_poll(limit) {
+        if let Some(poll) = self.lost_poll(limits) {
             return Some(self.begin(poll));
         }
         if self.running >= self.worth {
             return None;
         }
-        let outlast = self.empty && limit.wait >= SECOND;
+        let outlast = self.empty && limits.wait >= SECOND;
         let wait = whole_seconds(wait, outlast);
         let bytes = self.ready.iter().map(|delivery| delivery.message.size());
-        if !limit.allows_more(self.ready.len(), bytes.sum()) {
+        if !limits.allows_more(self.ready.len(), bytes.sum()) {
             return None;
         }
-        let room = self.room(limit);
+        let room = self.room(limits);
         // A FIFO queue fills a receive from one group first.
-        let whole = BATCH.min(if fifo { limit.per_group.max(1) } else { BATCH });
+        let whole = BATCH.min(if fifo { limits.per_group.max(1) } else { BATCH });
         let messages = whole.min(room);
         // What a small request could still bring, a whole one will when there is room: requests cost money.
         if messages == 0 || (messages < whole && self.asked + self.ready.len() > 0) {
@@ -110,17 +110,19 @@ impl Polls {
         }))
     }
 
-    fn room(&self, limit: ReceiveLimits) -> usize {
-        limit.messages.saturating_sub(self.asked + self.ready.len())
+    fn room(&self, limits: ReceiveLimits) -> usize {
+        limits
+            .messages
+            .saturating_sub(self.asked + self.ready.len())
     }
 
     /// A poll whose answer was lost, while SQS may know it. What it brought is there at once, or not at all.
-    fn lost_poll(&mut self, limit: ReceiveLimits) -> Option<Poll> {
+    fn lost_poll(&mut self, limits: ReceiveLimits) -> Option<Poll> {
         let now = Instant::now();
         self.lost.retain(|poll| {
             now < poll.begun + ATTEMPT && poll.withheld.is_some_and(|until| now < until)
         });
-        let room = self.room(limit);
+        let room = self.room(limits);
         let at = self.lost.iter().position(|poll| poll.messages <= room)?;
         let lost = self.lost.swap_remove(at);
         Some(Poll {
@@ -177,14 +179,14 @@ impl Polls {
     /// message of it any more: should that one be given back, its followers must be, too.
     pub(crate) fn take(
         &mut self,
-        limit: ReceiveLimits,
+        limits: ReceiveLimits,
         groups_out: &HashSet<&str>,
     ) -> Vec<Delivery> {
         let now = Instant::now();
         let (mut taken, mut left) = (Vec::new(), VecDeque::new());
         let mut bytes = 0;
         for delivery in self.ready.drain(..) {
-            let more = limit.allows_more(taken.len(), bytes);
+            let more = limits.allows_more(taken.len(), bytes);
             if delivery.lease.until.is_some_and(|until| until <= now) {
                 continue;
             } else if !more || is_of(&delivery, groups_out) {

@@ -97,12 +97,12 @@ impl Source for SqsSource {
         self.shared.queue.name()
     }
 
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let deadline = after(limit.wait);
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        let deadline = after(limits.wait);
         loop {
             let changed = self.shared.changed.notified();
             let left = deadline.saturating_duration_since(Instant::now());
-            if let Some(received) = self.shared.receive_now(limit, left)? {
+            if let Some(received) = self.shared.receive_now(limits, left)? {
                 return Ok(received);
             }
             let paused = self.shared.state().polls.pause_until;
@@ -170,14 +170,14 @@ impl Shared {
     /// What there is, while enough polls are kept under way; `None` if it has to be waited for.
     fn receive_now(
         self: &Arc<Self>,
-        limit: ReceiveLimits,
+        limits: ReceiveLimits,
         wait: Duration,
     ) -> Result<Option<Vec<Delivery>>, Error> {
         let mut state = self.state();
         if state.closed {
             return Err(self.closed());
         }
-        while let Some(poll) = state.polls.next(limit, wait, self.queue.is_fifo()) {
+        while let Some(poll) = state.polls.next(limits, wait, self.queue.is_fifo()) {
             self.polling.spawn(self.clone().poll(poll));
         }
         let State { polls, leases, .. } = &mut *state;
@@ -185,7 +185,7 @@ impl Shared {
             true => leases.groups_out(),
             false => HashSet::new(),
         };
-        let ready = polls.take(limit, &groups_out);
+        let ready = polls.take(limits, &groups_out);
         if !ready.is_empty() {
             leases.are_out(&ready);
             return Ok(Some(ready));

@@ -34,6 +34,9 @@ pub trait Sink: Send + Sync + 'static {
     /// Publishes each message; one result per message, in the same order. `Ok` means that the broker has confirmed that
     /// it keeps the message durably in a queue. Messages of one group are published in the order given.
     ///
+    /// No error ends the pipeline. It publishes a dead letter again after one that is retryable; after another the message stays in
+    /// its queue and the dead letter is tried again later.
+    ///
     /// Dropping the future leaves each message either published or not.
     async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>>;
 

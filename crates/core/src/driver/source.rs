@@ -266,15 +266,15 @@ pub trait Source: Send + Sync + 'static {
     /// The queue's name, for logs and errors. It never changes and holds no secret.
     fn name(&self) -> &str;
 
-    /// Waits for at least one delivery and returns what is there, within `limit`; empty after [`ReceiveLimits::wait`].
+    /// Waits for at least one delivery and returns what is there, within `limits`; empty after [`ReceiveLimits::wait`].
     ///
     /// Cancel safe: a delivery that was fetched for a dropped call is returned by a later call, or comes again when its
     /// lease ends. Repeating an idempotent wait after a retryable error is the caller's part.
     ///
     /// # Errors
     /// [`Closed`](crate::ErrorKind::Closed) after [`close`](Self::close); connection errors are retryable, a queue that
-    /// does not exist is not.
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error>;
+    /// does not exist is not. The pipeline ends with one that is not retryable, and asks again after the others.
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error>;
 
     /// Settles each delivery; one answer per settlement, in the same order, whatever happens to the others. Within one
     /// group the settlements take effect as if made in the order given.
@@ -309,8 +309,8 @@ impl<S: Source + ?Sized> Source for Arc<S> {
     fn name(&self) -> &str {
         (**self).name()
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        (**self).receive(limit).await
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        (**self).receive(limits).await
     }
     async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         (**self).settle(batch).await

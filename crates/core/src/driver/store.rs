@@ -231,6 +231,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Claims keys for `lease`. A live claim of the *same* owner that an *earlier call* made is taken over with a higher
     /// token, so a claim whose answer was lost can be asked for again.
+    ///
+    /// # Errors
+    /// One that is not retryable ends the pipeline. Otherwise the pipeline asks again.
     async fn claim(
         &self,
         owner: Owner,
@@ -239,20 +242,36 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Vec<ClaimResult>, Error>;
 
     /// Renews claims so that they end `lease` from now. A claim that expired but was not taken over is renewed.
+    ///
+    /// # Errors
+    /// None ends the pipeline. It tries again until the claims end; what runs under them is then cut off.
     async fn renew(&self, batch: &[HeldClaim], lease: Duration) -> Result<Verdicts, Error>;
 
     /// Marks claims as started, so that whoever claims the key next is told of it by
     /// [`in_doubt`](ClaimResult::Acquired::in_doubt).
+    ///
+    /// # Errors
+    /// None ends the pipeline. The handler does not run, and the key is claimed again.
     async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error>;
 
     /// Turns claims into durable records. An expired claim that was not taken over completes.
+    ///
+    /// # Errors
+    /// None ends the pipeline. It tries again what is retryable, for as long as a claim lasts. What is refused counts as a failed
+    /// attempt, once it is known whose doing it is; after any other error the keys are claimed again, which tells.
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error>;
 
     /// Gives claims up: the keys are as if never claimed.
+    ///
+    /// # Errors
+    /// None ends the pipeline: the claims end by themselves.
     async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error>;
 
     /// Removes at most `limit` records whose retention has passed, and returns how many it removed. Claims stay, even
     /// expired ones: they are the only witness of an outcome in doubt.
+    ///
+    /// # Errors
+    /// None ends the pipeline: it tries again later.
     async fn prune(&self, limit: usize) -> Result<usize, Error>;
 }
 
@@ -263,10 +282,16 @@ pub trait TransactionalStore: Store {
     type Tx: Transaction;
 
     /// Begins a transaction. It may wait for others to end when it is first used, and share its commit with them.
+    ///
+    /// # Errors
+    /// None ends the pipeline: the message is claimed again, and tried again.
     async fn begin(&self) -> Result<Self::Tx, Error>;
 
     /// Begins a transaction that shares its commit with no other, so that a [refusal](crate::ErrorKind::Refused) is its own
     /// doing.
+    ///
+    /// # Errors
+    /// As [`begin`](Self::begin).
     async fn begin_alone(&self) -> Result<Self::Tx, Error>;
 }
 
@@ -277,7 +302,8 @@ pub trait TransactionalStore: Store {
 /// that nothing of the whole transaction happened or will, because the store refused what it did (a constraint that is
 /// checked at the commit, SQL that rolled all of it back, a limit). With one message, begun
 /// [alone](TransactionalStore::begin_alone), it is that message's failure; otherwise it may be another's, and each is done
-/// again alone. After any other error it is unknown what happened, and the next [claim](Store::claim) tells.
+/// again alone. After any other error it is unknown what happened, and the next [claim](Store::claim) tells. None ends the
+/// pipeline.
 #[async_trait]
 pub trait Transaction: Send + 'static {
     /// Ends the current savepoint: records that its message took effect, under its token. If it is `Fenced`, or an error,

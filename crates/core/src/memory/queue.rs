@@ -192,8 +192,8 @@ impl Source for MemoryQueue {
         &self.shared.name
     }
 
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let deadline = later(Instant::now(), limit.wait);
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        let deadline = later(Instant::now(), limits.wait);
         loop {
             // Registered before looking, so that nothing that happens in between is missed.
             let changed = self.shared.changed.notified();
@@ -203,7 +203,7 @@ impl Source for MemoryQueue {
                 let (now, mut state) = self.now();
                 // Under the lock, as `close` is: nothing is leased to a consumer that has closed.
                 self.check_open(self.closed.is_cancelled())?;
-                let taken = state.take(now, self.consumer, limit);
+                let taken = state.take(now, self.consumer, limits);
                 if !taken.is_empty() || now >= deadline {
                     drop(state);
                     return Ok(taken.into_iter().map(|one| self.delivery(one)).collect());

@@ -205,11 +205,16 @@ impl State {
 
     /// Leases what is ready to `consumer`: the oldest message of every group first, and further ones of the same groups
     /// only when no other has anything, so that one group alone never fills a batch while others wait.
-    pub(super) fn take(&mut self, now: Instant, consumer: u64, limit: ReceiveLimits) -> Vec<Taken> {
+    pub(super) fn take(
+        &mut self,
+        now: Instant,
+        consumer: u64,
+        limits: ReceiveLimits,
+    ) -> Vec<Taken> {
         let mut taken: Vec<Taken> = Vec::new();
         let mut bytes = 0;
         let mut followers = VecDeque::new();
-        while limit.allows_more(taken.len(), bytes) {
+        while limits.allows_more(taken.len(), bytes) {
             let Some(sequence) = self.ready.pop_first().or_else(|| followers.pop_front()) else {
                 break;
             };

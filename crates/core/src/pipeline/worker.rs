@@ -48,6 +48,10 @@ impl<Tx: Transaction> Engine<Tx> {
                 self.dead_letter(in_flight, reason);
                 return None;
             }
+            Next::Replay(_) if !in_flight.lease.can_start_again() => {
+                self.cancelled(in_flight);
+                return None;
+            }
             Next::Replay(outcome) => {
                 self.replay(in_flight, outcome, working).await;
                 return None;

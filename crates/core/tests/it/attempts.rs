@@ -188,8 +188,8 @@ impl Source for OneId {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let mut deliveries = self.queue.receive(limit).await?;
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        let mut deliveries = self.queue.receive(limits).await?;
         for delivery in &mut deliveries {
             let mut message = Message::clone(&delivery.message);
             let same = Some("same".to_owned());

@@ -23,13 +23,13 @@ impl Source for Scripted {
     fn name(&self) -> &str {
         "orders"
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let mut next = self.next.lock().await;
-        Ok(match timeout(limit.wait, next.recv()).await {
+        Ok(match timeout(limits.wait, next.recv()).await {
             Ok(Some(delivery)) => vec![delivery],
             // The script is over.
             Ok(None) => {
-                sleep(limit.wait).await;
+                sleep(limits.wait).await;
                 Vec::new()
             }
             Err(_) => Vec::new(),

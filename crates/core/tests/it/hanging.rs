@@ -72,9 +72,9 @@ impl Source for Hanging {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.at(Hang::Receive).await;
-        self.queue.receive(limit).await
+        self.queue.receive(limits).await
     }
     async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         self.at(Hang::Settle).await;

@@ -60,8 +60,8 @@ impl Source for Billed {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let deliveries = self.queue.receive(limit).await?;
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        let deliveries = self.queue.receive(limits).await?;
         let receipts = deliveries.iter().map(|one| one.receipt.clone());
         self.received
             .lock()

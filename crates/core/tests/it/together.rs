@@ -24,9 +24,9 @@ impl Source for Partition {
     fn name(&self) -> &str {
         "orders"
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         if std::mem::replace(&mut *self.delivered.lock().unwrap(), true) {
-            sleep(limit.wait).await;
+            sleep(limits.wait).await;
             return Ok(Vec::new());
         }
         let deliver = |tag: u64| {

@@ -44,8 +44,8 @@ impl<S: Source> Source for Watched<S> {
     fn name(&self) -> &str {
         self.inner.name()
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let call = self.inner.receive(limit);
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        let call = self.inner.receive(limits);
         self.instrument.watch("receive", call).await
     }
     async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {

@@ -67,8 +67,8 @@ impl<S: Source> Source for Watched<S> {
     fn name(&self) -> &str {
         self.inner.name()
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        self.inner.receive(limit).await
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        self.inner.receive(limits).await
     }
     async fn settle(&self, batch: &[Settlement]) -> Vec<SettleResult> {
         let answers = self.inner.settle(batch).await;

@@ -241,9 +241,9 @@ impl State {
     }
 
     /// One message of each partition after another.
-    fn take(&mut self, member: u64, limit: ReceiveLimits) -> Vec<Delivery> {
+    fn take(&mut self, member: u64, limits: ReceiveLimits) -> Vec<Delivery> {
         let (mut taken, mut bytes, mut empty) = (Vec::new(), 0, 0);
-        while empty < self.partitions.len() && limit.allows_more(taken.len(), bytes) {
+        while empty < self.partitions.len() && limits.allows_more(taken.len(), bytes) {
             let at = self.next_taken % self.partitions.len();
             self.next_taken = at + 1;
             match self.partitions[at].take(member) {
@@ -340,9 +340,9 @@ impl Source for LogConsumer {
         &self.shared.name
     }
 
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let now = Instant::now();
-        let deadline = now.checked_add(limit.wait).unwrap_or(now + A_YEAR);
+        let deadline = now.checked_add(limits.wait).unwrap_or(now + A_YEAR);
         loop {
             // Registered before looking, so that nothing that happens in between is missed.
             let changed = self.shared.changed.notified();
@@ -351,7 +351,7 @@ impl Source for LogConsumer {
             self.shared.assign();
             let taken = self.shared.look(|state| {
                 let is_there = state.members.contains(&self.member);
-                is_there.then(|| state.take(self.member, limit))
+                is_there.then(|| state.take(self.member, limits))
             });
             let taken = taken.ok_or_else(|| self.shared.closed())?;
             if !taken.is_empty() || timeout_at(deadline, changed).await.is_err() {

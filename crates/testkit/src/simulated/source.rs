@@ -231,7 +231,7 @@ impl Consumer {
         channel.id == id && !channel.notice.is_cancelled()
     }
 
-    async fn fetch(&self, limit: ReceiveLimits) -> Result<(), Error> {
+    async fn fetch(&self, limits: ReceiveLimits) -> Result<(), Error> {
         let disturbance = self.broker.faults.on(self.worker, Call::Receive);
         if disturbance.cut {
             self.cut();
@@ -251,7 +251,7 @@ impl Consumer {
             let channel = self.channel();
             (channel.id, channel.queue.clone())
         };
-        let mut deliveries = match queue.receive(limit).await {
+        let mut deliveries = match queue.receive(limits).await {
             Ok(deliveries) if self.delivers(id) => deliveries,
             // What the broken connection still got is given back with the rest of it.
             Ok(_) => return Err(Error::new(ErrorKind::Connection, "simulated: cut")),
@@ -386,10 +386,10 @@ impl Source for Consumer {
         self.broker.queue.name()
     }
 
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         self.active().await;
         if self.channel().received.is_empty() {
-            self.fetch(limit).await?;
+            self.fetch(limits).await?;
         }
         let received = std::mem::take(&mut self.channel().received);
         let handed: Vec<_> = received.into_iter().map(|one| self.hand_out(one)).collect();

@@ -70,8 +70,8 @@ pub(super) async fn able(source: &dyn Source) -> Capabilities {
 }
 
 /// One receive; errors that can pass are waited out.
-pub(super) async fn receive(source: &dyn Source, limit: ReceiveLimits) -> Vec<Delivery> {
-    let deliveries = match source.receive(limit).await {
+pub(super) async fn receive(source: &dyn Source, limits: ReceiveLimits) -> Vec<Delivery> {
+    let deliveries = match source.receive(limits).await {
         Ok(deliveries) => deliveries,
         Err(error) if error.is_retryable() => Vec::new(),
         Err(error) => panic!("receive failed: {error}"),

@@ -38,10 +38,10 @@ impl<S: Source> Source for FaultySource<S> {
         self.inner.name()
     }
 
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         match self.dice.hits(5) {
             true => Err(no_answer(Fate::NotMade)),
-            false => self.inner.receive(limit).await,
+            false => self.inner.receive(limits).await,
         }
     }
 

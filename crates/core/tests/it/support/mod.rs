@@ -110,9 +110,9 @@ impl Source for FaultyQueue {
     fn name(&self) -> &str {
         self.queue.name()
     }
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        self.limits.lock().expect("no panic under it").push(limit);
-        let mut deliveries = self.queue.receive(limit).await?;
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        self.limits.lock().expect("no panic under it").push(limits);
+        let mut deliveries = self.queue.receive(limits).await?;
         for delivery in &mut deliveries {
             delivery.attempt = delivery.attempt.filter(|_| self.counts);
         }

@@ -91,8 +91,8 @@ impl Source for Buggy {
         self.log.name()
     }
 
-    async fn receive(&self, limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let got = self.log.receive(limit).await?;
+    async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+        let got = self.log.receive(limits).await?;
         let receipts = got.iter().map(|one| one.receipt.clone());
         self.given.lock().expect("no panic").extend(receipts);
         Ok(got)

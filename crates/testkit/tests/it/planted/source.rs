@@ -253,13 +253,13 @@ impl Source for Buggy {
         "orders"
     }
 
-    async fn receive(&self, mut limit: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
+    async fn receive(&self, mut limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         match self.bug {
-            Bug::LimitIsIgnored => (limit.messages, limit.bytes) = (1000, usize::MAX),
-            Bug::ReceiveSpins => limit.wait = Duration::ZERO,
+            Bug::LimitIsIgnored => (limits.messages, limits.bytes) = (1000, usize::MAX),
+            Bug::ReceiveSpins => limits.wait = Duration::ZERO,
             Bug::ReceiveSleeps => {
-                let wait = std::mem::take(&mut limit.wait);
-                let got = self.queue().receive(limit).await?;
+                let wait = std::mem::take(&mut limits.wait);
+                let got = self.queue().receive(limits).await?;
                 if !got.is_empty() {
                     return Ok(got.into_iter().map(|d| self.deliver(d)).collect());
                 }
@@ -269,7 +269,7 @@ impl Source for Buggy {
             }
             _ => {}
         }
-        let got = self.queue().receive(limit).await?;
+        let got = self.queue().receive(limits).await?;
         let receipts: Vec<Receipt> = got.iter().map(|d| d.receipt.clone()).collect();
         match self.bug {
             _ if self.is_limited() => drop(self.queue().extend(&receipts, LONG).await),
