@@ -37,8 +37,7 @@ impl SourceHarness for Partitions {
     }
 
     async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
-        let other = Log::new("orders").with_identity("orders elsewhere");
-        (Arc::new(other.connect()), Arc::new(other.producer()))
+        namesake()
     }
 
     fn made_up(&self, receipt: &Receipt) -> Vec<Receipt> {
@@ -48,6 +47,11 @@ impl SourceHarness for Partitions {
     fn lease(&self) -> Duration {
         GRACE
     }
+}
+
+pub(crate) fn namesake() -> (Arc<dyn Source>, Arc<dyn Sink>) {
+    let other = Log::new("orders").with_identity("orders elsewhere");
+    (Arc::new(other.connect()), Arc::new(other.producer()))
 }
 
 pub(crate) fn made_up(receipt: &Receipt) -> Vec<Receipt> {

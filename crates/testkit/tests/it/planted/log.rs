@@ -13,8 +13,8 @@ use onlyonce_testkit::simulated::{Log, LogConsumer, LogReceipt};
 use onlyonce_testkit::source::SourceHarness;
 use onlyonce_testkit::source_suite;
 
-use super::{Gaps, noticed_by};
-use crate::log::made_up;
+use super::{Gaps, noticed_by, plant};
+use crate::log::{made_up, namesake};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bug {
@@ -129,6 +129,17 @@ struct Planted {
     noticed_by: Gaps,
 }
 
+impl Planted {
+    fn new(bug: Bug, noticed_by: Gaps) -> Self {
+        let log = Log::new("orders");
+        Self {
+            log,
+            bug,
+            noticed_by,
+        }
+    }
+}
+
 #[async_trait]
 impl SourceHarness for Planted {
     async fn source(&self) -> Arc<dyn Source> {
@@ -144,8 +155,7 @@ impl SourceHarness for Planted {
     }
 
     async fn namesake(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
-        let other = Log::new("orders").with_identity("orders elsewhere");
-        (Arc::new(other.connect()), Arc::new(other.producer()))
+        namesake()
     }
 
     fn made_up(&self, receipt: &Receipt) -> Vec<Receipt> {
@@ -161,20 +171,8 @@ impl SourceHarness for Planted {
     }
 }
 
-macro_rules! plant {
-    ($($module:ident: $bug:ident [$($check:ident)*])*) => { $(
-        mod $module {
-            use super::*;
-            const NOTICED_BY: Gaps = noticed_by!($($check)*);
-            source_suite!(
-                #[tokio::test(start_paused = true)]
-                Planted { log: Log::new("orders"), bug: Bug::$bug, noticed_by: NOTICED_BY }
-            );
-        }
-    )* };
-}
-
 plant! {
+    source_suite;
     commits_the_last: CommitsTheLast [
         acks_settle_nothing_but_themselves
         random_histories_lose_nothing

@@ -17,4 +17,19 @@ macro_rules! noticed_by {
 }
 pub(crate) use noticed_by;
 
+/// One suite for each bug, and the checks that must notice it. The module that plants has a `Bug` and a `Planted`.
+macro_rules! plant {
+    ($suite:ident; $($module:ident: $bug:ident [$($check:ident)*])*) => {
+        plant! { $($suite $module: $bug [$($check)*])* }
+    };
+    ($($suite:ident $module:ident: $bug:ident [$($check:ident)*])*) => { $(
+        mod $module {
+            use super::*;
+            const NOTICED_BY: Gaps = noticed_by!($($check)*);
+            $suite!(#[tokio::test(start_paused = true)] Planted::new(Bug::$bug, NOTICED_BY));
+        }
+    )* };
+}
+pub(crate) use plant;
+
 type Gaps = &'static [Gap];

@@ -13,7 +13,7 @@ use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::source_suite;
 use tokio::time::Instant;
 
-use super::{Gaps, noticed_by};
+use super::{Gaps, noticed_by, plant};
 
 const LEASE: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(3600);
@@ -475,21 +475,8 @@ impl SourceHarness for Planted {
     }
 }
 
-/// One suite for each bug, and the checks that must notice it.
-macro_rules! plant {
-    ($($module:ident: $bug:ident [$($check:ident)*])*) => { $(
-        mod $module {
-            use super::*;
-            const NOTICED_BY: Gaps = noticed_by!($($check)*);
-            source_suite!(
-                #[tokio::test(start_paused = true)]
-                Planted::new(Bug::$bug, NOTICED_BY)
-            );
-        }
-    )* };
-}
-
 plant! {
+    source_suite;
     few_capabilities: FewCapabilities []
     modest_capabilities: ModestCapabilities [
         dead_letter_keeps_its_reason

@@ -13,7 +13,7 @@ use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
 use onlyonce_testkit::{store_suite, transactional_store_suite};
 
-use super::{Gaps, noticed_by};
+use super::{Gaps, noticed_by, plant};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Bug {
@@ -370,17 +370,6 @@ impl TransactionalStoreHarness for Planted {
     fn transaction_gaps(&self) -> Gaps {
         self.noticed_by
     }
-}
-
-/// One suite for each bug, and the checks that must notice it.
-macro_rules! plant {
-    ($($suite:ident $module:ident: $bug:ident [$($check:ident)*])*) => { $(
-        mod $module {
-            use super::*;
-            const NOTICED_BY: Gaps = noticed_by!($($check)*);
-            $suite!(#[tokio::test(start_paused = true)] Planted::new(Bug::$bug, NOTICED_BY));
-        }
-    )* };
 }
 
 plant! {
