@@ -10,15 +10,14 @@ use tower_service::Service;
 use crate::driver::{Sink, Source, Store, Transaction, TransactionalStore};
 use crate::handler::{Handler, IntoOutcome, Request};
 use crate::handler::{HandlerService, States, callable};
-use crate::{BoxError, Context, Failure, KeyPolicy, Outcome};
+use crate::{BoxError, Context, KeyPolicy, Outcome};
 
 use super::options::Options;
-use super::run::{About, Setup, run};
+use super::run::{About, run};
+use super::setup::Setup;
 use super::{ConfigRisk, Counters, InDoubt, Mode, Report, RetryPolicy, RunError};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-pub(crate) type OnDuplicate =
-    Arc<dyn Fn(Context, Outcome) -> BoxFuture<Result<(), Failure>> + Send + Sync>;
 
 const SHORTEST_CLAIM: Duration = Duration::from_millis(10);
 const LONGEST_CLAIM: Duration = Duration::from_secs(86_400);

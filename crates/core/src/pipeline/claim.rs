@@ -166,11 +166,15 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     /// Another delivery is before it in the queue for its key: a message of a group waits in its lane, one that is first in its
     /// lane for the key.
-    fn wait_for_key(&self, in_flight: Box<InFlight>) -> Option<Box<InFlight>> {
-        match in_flight.in_lane() {
-            true => Some(in_flight),
-            false => self.keys.wait(in_flight),
-        }
+    fn wait_for_key(&self, mut in_flight: Box<InFlight>) -> Option<Box<InFlight>> {
+        let Some(place) = in_flight.key_place.as_ref().filter(|_| !in_flight.in_lane()) else {
+            return Some(in_flight);
+        };
+        let ticket = place.ticket();
+        in_flight.permit.stall();
+        let mut first = self.keys.wait(ticket, in_flight)?;
+        first.permit.resume();
+        Some(first)
     }
 }
 

@@ -16,7 +16,6 @@ use crate::{Error, ErrorKind, Outcome};
 use super::Mode;
 use super::attempts::Attempts;
 use super::budget::Budget;
-use super::builder::OnDuplicate;
 use super::counters::Counters;
 use super::in_flight::InFlight;
 use super::keys::Keys;
@@ -24,6 +23,7 @@ use super::lanes::Lanes;
 use super::lease_renewer::LeaseRenewer;
 use super::options::{InDoubt, Options};
 use super::set_aside::SetAside;
+use super::setup::OnDuplicate;
 
 /// From this many on, messages that cannot be told apart or read are no exceptions, if no other message came.
 pub(crate) const FEW: usize = 10;
@@ -75,7 +75,7 @@ pub(crate) struct Engine<Tx> {
     pub(crate) consumer: Arc<str>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) budget: Arc<Budget>,
-    pub(crate) keys: Arc<Keys>,
+    pub(crate) keys: Arc<Keys<Box<InFlight>>>,
     pub(crate) renewer: Arc<LeaseRenewer>,
     pub(crate) attempts: Attempts,
     pub(crate) set_aside: SetAside,

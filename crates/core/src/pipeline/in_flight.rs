@@ -54,7 +54,7 @@ pub(crate) struct InFlight {
     pub(crate) next: Next,
     pub(crate) lease: Arc<LeaseState>,
     pub(crate) lane: Option<LaneLock>,
-    pub(crate) key_place: Option<KeyPlace>,
+    pub(crate) key_place: Option<KeyPlace<Box<InFlight>>>,
     pub(crate) _renewal: Option<Renewal>,
     pub(crate) permit: Permit,
 }

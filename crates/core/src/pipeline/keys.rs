@@ -5,57 +5,59 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::driver::KeyDigest;
 
-use super::in_flight::InFlight;
-
 /// The keys this pipeline is busy with. Deliveries of one key queue up here, in the order of their arrival, instead of
 /// asking the store again and again about a claim that is our own.
 ///
 /// Nobody overtakes: a delivery waits only for earlier ones, in its lane as for its key, so no two can wait for each other.
-pub(crate) struct Keys {
-    state: Mutex<State>,
-    again: UnboundedSender<Box<InFlight>>,
+pub(crate) struct Keys<M> {
+    state: Mutex<State<M>>,
+    again: UnboundedSender<M>,
 }
 
-#[derive(Default)]
-struct State {
+struct State<M> {
     tickets: u64,
-    keys: HashMap<KeyDigest, Queue>,
+    keys: HashMap<KeyDigest, Queue<M>>,
 }
 
-#[derive(Default)]
-struct Queue {
+struct Queue<M> {
     /// The first may claim the key.
     tickets: BTreeSet<u64>,
     /// Those who have nothing left to wait for but the key.
-    waiting: Vec<Box<InFlight>>,
+    waiting: Vec<M>,
 }
 
 /// A delivery's place in the queue for its key; given up on drop, and the next may go on.
-pub(crate) struct KeyPlace {
-    keys: Arc<Keys>,
+pub(crate) struct KeyPlace<M> {
+    keys: Arc<Keys<M>>,
     key: KeyDigest,
     ticket: u64,
 }
 
-impl Keys {
+impl<M> Keys<M> {
     /// `again` takes those who may go on.
-    pub(crate) fn new(again: UnboundedSender<Box<InFlight>>) -> Arc<Self> {
+    pub(crate) fn new(again: UnboundedSender<M>) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                tickets: 0,
+                keys: HashMap::new(),
+            }),
             again,
         })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, State<M>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The last place in the queue for `key`.
-    pub(crate) fn queue(self: &Arc<Self>, key: KeyDigest) -> KeyPlace {
+    pub(crate) fn queue(self: &Arc<Self>, key: KeyDigest) -> KeyPlace<M> {
         let mut state = self.state();
         state.tickets += 1;
         let ticket = state.tickets;
-        let queue = state.keys.entry(key).or_default();
+        let queue = state.keys.entry(key).or_insert_with(|| Queue {
+            tickets: BTreeSet::new(),
+            waiting: Vec::new(),
+        });
         queue.tickets.insert(ticket);
         KeyPlace {
             keys: self.clone(),
@@ -64,25 +66,20 @@ impl Keys {
         }
     }
 
-    /// Lets `in_flight` wait for its key; gives it back if it is the first by now.
-    pub(crate) fn wait(&self, mut in_flight: Box<InFlight>) -> Option<Box<InFlight>> {
-        let (key, ticket) = match &in_flight.key_place {
-            Some(place) => (place.key, place.ticket),
-            None => return Some(in_flight),
-        };
+    /// Lets what has this ticket wait for its key; gives it back if it is the first by now.
+    pub(crate) fn wait(&self, (key, ticket): (KeyDigest, u64), message: M) -> Option<M> {
         let mut state = self.state();
         match state.keys.get_mut(&key) {
             Some(queue) if queue.tickets.first() != Some(&ticket) => {
-                in_flight.permit.stall();
-                queue.waiting.push(in_flight);
+                queue.waiting.push(message);
                 None
             }
-            _ => Some(in_flight),
+            _ => Some(message),
         }
     }
 
     /// Takes out everything that waits.
-    pub(crate) fn drain(&self) -> Vec<Box<InFlight>> {
+    pub(crate) fn drain(&self) -> Vec<M> {
         let mut state = self.state();
         let queues = state.keys.values_mut();
         queues
@@ -91,7 +88,11 @@ impl Keys {
     }
 }
 
-impl KeyPlace {
+impl<M> KeyPlace<M> {
+    pub(crate) fn ticket(&self) -> (KeyDigest, u64) {
+        (self.key, self.ticket)
+    }
+
     /// Whether it is this delivery's turn to claim the key.
     pub(crate) fn is_first(&self) -> bool {
         let state = self.keys.state();
@@ -100,7 +101,7 @@ impl KeyPlace {
     }
 }
 
-impl Drop for KeyPlace {
+impl<M> Drop for KeyPlace<M> {
     fn drop(&mut self) {
         let mut state = self.keys.state();
         let Some(queue) = state.keys.get_mut(&self.key) else {

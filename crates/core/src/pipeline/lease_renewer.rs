@@ -78,7 +78,7 @@ impl LeaseRenewer {
         };
         let kept = self.kept();
         let due = kept.values().filter(is_due);
-        due.filter(|state| state.shared.is_none_or(|number| shared.insert(number)))
+        due.filter(|state| state.lease.shared.is_none_or(|number| shared.insert(number)))
             .cloned()
             .collect()
     }
@@ -106,11 +106,11 @@ impl LeaseRenewer {
 
     /// All that have the same lease: those too that were not due, or have come meanwhile.
     fn sharing(&self, one: &Arc<LeaseState>) -> Vec<Arc<LeaseState>> {
-        let Some(number) = one.shared else {
+        let Some(number) = one.lease.shared else {
             return vec![one.clone()];
         };
         let kept = self.kept();
-        let same = kept.values().filter(|other| other.shared == Some(number));
+        let same = kept.values().filter(|other| other.lease.shared == Some(number));
         same.cloned().collect()
     }
 

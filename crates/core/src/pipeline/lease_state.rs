@@ -5,15 +5,13 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::{Delivery, HeldClaim, Receipt};
+use crate::driver::{Delivery, HeldClaim, Lease, Receipt};
 
 /// How long a delivery and its claim are ours, on the local monotonic clock.
 pub(crate) struct LeaseState {
     pub(crate) receipt: Receipt,
-    lost: Option<CancellationToken>,
-    revoked: Option<CancellationToken>,
-    /// Which others have the same lease.
-    pub(crate) shared: Option<u64>,
+    /// As it came; when it ends now, `deadlines` says.
+    pub(crate) lease: Lease,
     deadlines: Mutex<Deadlines>,
     changed: Notify,
 }
@@ -31,9 +29,7 @@ impl LeaseState {
         let until = delivery.lease.until;
         Arc::new(Self {
             receipt: delivery.receipt.clone(),
-            lost: delivery.lease.lost.clone(),
-            revoked: delivery.lease.revoked.clone(),
-            shared: delivery.lease.shared,
+            lease: delivery.lease.clone(),
             deadlines: Mutex::new(Deadlines {
                 source: until,
                 length: until.map(|until| until.saturating_duration_since(Instant::now())),
@@ -96,7 +92,7 @@ impl LeaseState {
 
     /// Whether what the lease was tied to has died.
     pub(crate) fn connection_is_lost(&self) -> bool {
-        is_cancelled(self.lost.as_ref())
+        is_cancelled(self.lease.lost.as_ref())
     }
 
     /// Whether the broker may still be told anything about this delivery.
@@ -148,7 +144,7 @@ impl LeaseState {
 
     /// Whether there will be, once it is claimed again.
     pub(crate) fn can_start_again(&self) -> bool {
-        !is_cancelled(self.revoked.as_ref()) && self.lease_lasts(self.length() / 8)
+        !is_cancelled(self.lease.revoked.as_ref()) && self.lease_lasts(self.length() / 8)
     }
 
     /// Resolves when lease or claim has ended without having been renewed.
@@ -163,7 +159,7 @@ impl LeaseState {
                 biased;
                 () = changed => {}
                 () = sleep_until_some(deadline) => {}
-                () = cancelled(self.lost.as_ref()) => return,
+                () = cancelled(self.lease.lost.as_ref()) => return,
             }
         }
     }

@@ -15,7 +15,7 @@
 //! Meanwhile `lease_renewer` extends leases and renews claims (`lease_state`), `runs` and `attempts` count, and `set_aside` remembers dead
 //! letters.
 //!
-//! Before and after: `builder` takes the `options`, `start_up` looks at queue and store, `checks` refuses what is not safe, `run` wires
+//! Before and after: `builder` takes the `options` and makes the `setup`, `start_up` looks at queue and store, `checks` refuses what is not safe, `run` wires
 //! the stages and starts them, `drain` ends them.
 
 mod attempts;
@@ -47,6 +47,7 @@ mod run_error;
 mod runs;
 mod set_aside;
 mod settle;
+mod setup;
 mod start_up;
 mod suspects;
 mod transaction;

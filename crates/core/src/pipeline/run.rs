@@ -20,7 +20,6 @@ use crate::{Context, Error, ErrorKind, Outcome};
 use super::Mode;
 use super::attempts::Attempts;
 use super::budget::Budget;
-use super::builder::OnDuplicate;
 use super::checks::check;
 use super::counters::Counters;
 use super::drain::GRACE;
@@ -29,28 +28,15 @@ use super::in_flight::InFlight;
 use super::keys::Keys;
 use super::lanes::{Exits, Lanes};
 use super::lease_renewer::LeaseRenewer;
-use super::options::Options;
 use super::prune::prune;
 use super::retry::LONGEST_DELAY;
 use super::set_aside::SetAside;
+use super::setup::Setup;
 use super::start_up::{identity, look, show};
 use super::transaction::Commit;
 
 /// The lease asked for where the source did not tell its own.
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
-
-/// Everything a pipeline is made of, but its handler.
-pub(crate) struct Setup<Tx> {
-    pub(crate) mode: Mode,
-    pub(crate) source: Arc<dyn Source>,
-    pub(crate) store: Option<Arc<dyn Store>>,
-    pub(crate) transactions: Option<Arc<dyn TransactionalStore<Tx = Tx>>>,
-    pub(crate) sink: Option<Arc<dyn Sink>>,
-    pub(crate) options: Options,
-    pub(crate) states: States,
-    pub(crate) on_duplicate: Option<OnDuplicate>,
-    pub(crate) counters: Arc<Counters>,
-}
 
 /// What is known of a handler besides how to call it.
 pub(crate) struct About {

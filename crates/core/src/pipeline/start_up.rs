@@ -7,7 +7,7 @@ use crate::driver::QueueInfo;
 
 use super::backoff::Backoff;
 use super::checks::Found;
-use super::run::Setup;
+use super::setup::Setup;
 
 /// Looks at the queue, at its dead-letter queue and at the store.
 pub(crate) async fn look<Tx>(setup: &Setup<Tx>) -> Result<Found, Error> {

@@ -263,8 +263,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "started-after-notice",
         bug: "what was buffered runs although its lease will soon be taken away",
         file: LEASE_STATE,
-        find: "        !is_cancelled(self.revoked.as_ref()) && self.lease_lasts(self.length() / 8)",
-        replace: "        (PLANTED || !is_cancelled(self.revoked.as_ref())) && self.lease_lasts(self.length() / 8)",
+        find: "        !is_cancelled(self.lease.revoked.as_ref()) && self.lease_lasts(self.length() / 8)",
+        replace: "        (PLANTED || !is_cancelled(self.lease.revoked.as_ref())) && self.lease_lasts(self.length() / 8)",
     },
     Mutant {
         name: "shared-lease-told-to-one",
