@@ -53,19 +53,31 @@ class Publisher(threading.Thread):
 
     ERRORS = ()
 
-    def __init__(self):
+    def __init__(self, messages):
         super().__init__(daemon=True)
+        # How many there are, and the share of them that may be published by now.
+        self.messages = messages
+        self.released = 1.0
         self.confirmed = 0
+        # The ids of what was confirmed.
+        self.published = set()
         self.repeated = 0
         self.error = None
 
     def done(self):
-        raise NotImplementedError
+        return self.confirmed == self.messages
+
+    def must_wait(self):
+        return self.confirmed >= math.ceil(self.messages * self.released)
 
     def publish(self):
-        """Some of what is left, or all of it, counted in `confirmed`. What an error ends may or may not be there: it is sent
-        again."""
+        """Some of what is left, or all of it, but nothing while it must wait; what was confirmed is told. What an error ends may
+        or may not be there: it is sent again."""
         raise NotImplementedError
+
+    def confirm(self, identity):
+        self.confirmed += 1
+        self.published.add(identity)
 
     def run(self):
         try:
@@ -135,6 +147,9 @@ class Run(Scenario):
         self.shown = 0.0
         self.progress = (None, time.monotonic())
         self.false_starts = []
+        # How much of what is planned has not happened yet, and the share of the messages that may be published by now.
+        self.planned = 0
+        self.released = 1.0
 
     def worker(self, log, *more):
         """Starts a worker on the queue."""
@@ -177,6 +192,8 @@ class Run(Scenario):
             if publisher.error:
                 raise publisher.error
         progress = (self.book.entries(), sum(publisher.confirmed for publisher in self.publishers))
+        if self.planned and self.idle():
+            self.release()
         if progress != self.progress[0]:
             self.progress = (progress, time.monotonic())
         elif time.monotonic() > self.progress[1] + STUCK:
@@ -194,6 +211,20 @@ class Run(Scenario):
                 raise Stopped("workers end as soon as they start")
             time.sleep(0.2)
             self.replace(worker)
+
+    def idle(self):
+        """Whether all that may be published is, and was applied."""
+        if not all(publisher.must_wait() for publisher in self.publishers):
+            return False
+        published = set().union(*(publisher.published for publisher in self.publishers))
+        return self.book.entries() >= 2 * len(published & self.sent.keys())
+
+    def release(self):
+        """Has the publishers go on with a part of what they hold back: the workers have done everything else, and something is
+        still to happen to them while they work. At the end, with all of it."""
+        self.released += (1 - self.released) / (self.planned + 1)
+        for publisher in self.publishers:
+            publisher.released = self.released
 
     def unfinished(self):
         return self.book.entries() < 2 * self.options.transfers
@@ -237,23 +268,33 @@ class Run(Scenario):
             self.shown = time.monotonic()
             print(f"\r{applied} applied, {self.counts['kills']} kills ", end="", file=sys.stderr, flush=True)
 
+    def work_left(self):
+        """The number of transfers that are left when the last of what is planned is to happen."""
+        transfers = self.options.transfers
+        return min(max(transfers * 0.05, self.SPEED * WORK_LEFT), transfers * 0.5)
+
     def events(self):
         """When to do what: the number of applied transfers, with what happens then."""
         events = []
-        transfers = self.options.transfers
-        last = transfers - min(max(transfers * 0.05, self.SPEED * WORK_LEFT), transfers * 0.5)
+        last = self.options.transfers - self.work_left()
         for action, count in [(self.kill, self.options.kills), (self.stop, self.options.stops), *self.plan()]:
             part = last / max(count, 1)
             events += [(int(part * (n + self.rng.random())), action) for n in range(count)]
         return sorted(events, key=lambda event: event[0])
 
     def go(self):
+        events = self.events()
+        self.planned = len(events)
+        self.released = 1 - self.work_left() / 2 / self.options.transfers
         for publisher in self.publishers:
+            publisher.released = self.released
             publisher.start()
         self.workers = [self.hire() for _ in range(self.WORKERS)]
-        for applied, action in self.events():
+        for applied, action in events:
             self.wait_for(applied)
             action()
+            self.planned -= 1
+        self.release()
         for publisher in self.publishers:
             while publisher.is_alive():
                 self.supervise()
@@ -291,7 +332,10 @@ class Run(Scenario):
         return findings | more, {**counted, **self.counts, "at_least": self.applied, **details, "audit": audit}
 
     def last_words(self):
-        return f"\n{self.counts}\n{self.applied}\n{super().last_words()}"
+        confirmed = sum(publisher.confirmed for publisher in self.publishers)
+        messages = sum(publisher.messages for publisher in self.publishers)
+        done = f"{confirmed} of {messages} messages published, {self.book.entries() // 2} of {self.options.transfers} transfers applied"
+        return f"\n{done}\n{self.counts}\n{self.applied}\n{super().last_words()}"
 
 
 def working_folder(keep):

@@ -88,20 +88,20 @@ class Publisher(chaos.Publisher):
     ERRORS = (pika.exceptions.AMQPError, OSError)
 
     def __init__(self, queue, messages):
-        super().__init__()
-        self.queue, self.messages = queue, messages
-
-    def done(self):
-        return self.confirmed == len(self.messages)
+        super().__init__(len(messages))
+        self.queue, self.line = queue, messages
 
     def publish(self):
         with self.queue.connect() as connection:
             channel = connection.channel()
             channel.confirm_delivery()
             while not self.done():
-                _, body, properties = self.messages[self.confirmed]
+                if self.must_wait():
+                    connection.sleep(0.02)
+                    continue
+                identity, body, properties = self.line[self.confirmed]
                 channel.basic_publish("", self.queue.name, body, properties, mandatory=True)
-                self.confirmed += 1
+                self.confirm(identity)
 
 
 class Run(chaos.Run):

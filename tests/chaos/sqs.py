@@ -10,6 +10,7 @@ Needs boto3, and an emulator whose leases and groups are as on AWS, with its pro
 
 import contextlib
 import json
+import math
 import os
 import signal
 import time
@@ -142,22 +143,19 @@ class Publisher(chaos.Publisher):
     ERRORS = (BotoCoreError, ClientError)
 
     def __init__(self, queue, lines, backlog):
-        super().__init__()
+        super().__init__(sum(map(len, lines)))
         self.queue, self.backlog = queue, backlog
         self.lines = [line[::-1] for line in lines if line]
 
-    def done(self):
-        return not self.lines
-
     def publish(self):
         while not self.done():
-            if self.queue.waiting() > self.backlog:
+            if self.must_wait() or self.queue.waiting() > self.backlog:
                 time.sleep(0.05)
                 continue
             batch, others = self.lines[:10], self.lines[10:]
             for place in self.queue.send([line[-1] for line in batch]):
-                batch[place].pop()
-                self.confirmed += 1
+                taken = batch[place].pop()
+                self.confirm(taken["MessageAttributes"][KEY]["StringValue"])
             self.lines = others + [line for line in batch if line]
 
 
@@ -205,7 +203,12 @@ class Run(chaos.Run):
 
     def freeze(self):
         """Stops the emulator until all leases that it gave have ended."""
-        ledger.until("messages in flight", self.queue.in_flight)
+
+        def in_flight():
+            self.supervise()
+            return self.queue.in_flight()
+
+        ledger.until("messages in flight", in_flight, seconds=math.inf)
         processes = family(self.options.emulator_pid)
         self.counts["freezes_during_work"] += self.unfinished()
         try:
