@@ -1,26 +1,9 @@
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-/// No more messages are remembered; whose last record is oldest is forgotten first.
-const MOST: usize = 10_000;
+use super::recent::Recent;
 
 /// What makes attempts of a broker's count of deliveries: a delivery with `k` runs counts as `k`, not as one, so that what
 /// was given back without having run has lost nothing, and retries in place are not forgotten.
 #[derive(Default)]
-pub(crate) struct Attempts {
-    memory: Mutex<Memory>,
-    /// Whether anything was ever recorded.
-    any: AtomicBool,
-}
-
-/// Two generations, so that forgetting the oldest needs no list of their ages.
-#[derive(Default)]
-struct Memory {
-    recent: HashMap<String, Known>,
-    /// What was recent until that was full, and has not been recorded again.
-    older: HashMap<String, Known>,
-}
+pub(crate) struct Attempts(Recent<Known>);
 
 #[derive(Clone, Copy)]
 enum Known {
@@ -80,69 +63,41 @@ impl Known {
 }
 
 impl Attempts {
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Remembers that this delivery of the message `id` has had this many runs.
     pub(crate) fn record(&self, id: &str, delivery: Counted, runs: u32) {
-        let mut memory = self.memory();
-        let before = match memory.remove(id) {
-            Some(known) => known.before(delivery),
-            None => Some(Before::default()),
-        };
         let (seq, count) = delivery;
-        let known = before.map_or(Known::Ambiguous, |before| Known::Delivery {
-            seq,
-            count: count.unwrap_or(1),
-            runs,
-            more: before.more,
-            before: before.runs,
+        self.0.update(id, |known| {
+            let before = known.map_or(Some(Before::default()), |known| known.before(delivery));
+            Some(before.map_or(Known::Ambiguous, |before| Known::Delivery {
+                seq,
+                count: count.unwrap_or(1),
+                runs,
+                more: before.more,
+                before: before.runs,
+            }))
         });
-        memory.insert(id, known);
-        self.any.store(true, Relaxed);
     }
 
     /// What is known of the deliveries of the message `id` before this one.
     pub(crate) fn before(&self, id: &str, delivery: Counted) -> Before {
-        // Nothing is known at a first delivery, and most are: they need not wait for the lock.
-        if !self.any.load(Relaxed) || delivery.1.is_some_and(|count| count <= 1) {
+        // Nothing is known at a first delivery, and most are.
+        if delivery.1.is_some_and(|count| count <= 1) {
             return Before::default();
         }
-        let mut memory = self.memory();
-        let Some(known) = memory.get_mut(id) else {
+        let Some(known) = self.0.get(id) else {
             return Before::default();
         };
         known.before(delivery).unwrap_or_else(|| {
-            *known = Known::Ambiguous;
+            self.0.update(id, |known| known.map(|_| Known::Ambiguous));
             Before::default()
         })
     }
 
     /// The message `id` does not come again. An ambiguous id stays so: it is also another message's.
     pub(crate) fn forget(&self, id: &str) {
-        let mut memory = self.memory();
-        if let Some(ambiguous @ Known::Ambiguous) = memory.remove(id) {
-            memory.insert(id, ambiguous);
-        }
-    }
-}
-
-impl Memory {
-    fn get_mut(&mut self, id: &str) -> Option<&mut Known> {
-        let older = &mut self.older;
-        self.recent.get_mut(id).or_else(|| older.get_mut(id))
-    }
-
-    fn remove(&mut self, id: &str) -> Option<Known> {
-        self.recent.remove(id).or_else(|| self.older.remove(id))
-    }
-
-    fn insert(&mut self, id: &str, known: Known) {
-        if self.recent.len() >= MOST / 2 {
-            self.older = std::mem::take(&mut self.recent);
-        }
-        self.recent.insert(id.to_owned(), known);
+        self.0.update(id, |known| {
+            known.filter(|known| matches!(known, Known::Ambiguous))
+        });
     }
 }
 
@@ -211,26 +166,7 @@ mod tests {
         attempts.record("a", (0, Some(1)), 5);
         attempts.forget("a");
         assert_eq!(attempts.before("a", (1, Some(2))).more, 0);
-        assert!(attempts.memory().recent.is_empty());
-    }
-
-    #[test]
-    fn so_many_are_remembered_and_no_more() {
-        let attempts = Attempts::default();
-        attempts.record("often", (0, Some(1)), 2);
-        let most = u32::try_from(MOST).unwrap();
-        for n in 1..=3 * most {
-            attempts.record(&n.to_string(), (u64::from(n), Some(1)), 3);
-            if n % 1_000 == 0 {
-                attempts.record("often", (u64::from(n), Some(n)), 1);
-            }
-            let memory = attempts.memory();
-            assert!(memory.recent.len() + memory.older.len() <= MOST);
-        }
-        let more = |id: &str| attempts.before(id, (u64::MAX, Some(u32::MAX))).more;
-        assert_eq!(more("1"), 0, "the oldest is forgotten");
-        assert_eq!(more(&(3 * most).to_string()), 2);
-        assert_eq!(more("often"), 1, "it was recorded again");
+        assert_eq!(attempts.0.len(), 0);
     }
 
     #[test]

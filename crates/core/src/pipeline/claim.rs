@@ -167,7 +167,11 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// Another delivery is before it in the queue for its key: a message of a group waits in its lane, one that is first in its
     /// lane for the key.
     fn wait_for_key(&self, mut in_flight: Box<InFlight>) -> Option<Box<InFlight>> {
-        let Some(place) = in_flight.key_place.as_ref().filter(|_| !in_flight.in_lane()) else {
+        let Some(place) = in_flight
+            .key_place
+            .as_ref()
+            .filter(|_| !in_flight.in_lane())
+        else {
             return Some(in_flight);
         };
         let ticket = place.ticket();

@@ -54,7 +54,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
                 }
             }
             for id in confirmed.iter().filter_map(|(dead, _)| dead.broker_id()) {
-                self.set_aside.remember(id);
+                self.set_aside.insert(id, ());
             }
             self.dead_lettered(confirmed, |_| Disposition::Ack).await;
             batch = again;

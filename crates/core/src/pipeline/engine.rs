@@ -22,7 +22,7 @@ use super::keys::Keys;
 use super::lanes::Lanes;
 use super::lease_renewer::LeaseRenewer;
 use super::options::{InDoubt, Options};
-use super::set_aside::SetAside;
+use super::recent::Recent;
 use super::setup::OnDuplicate;
 
 /// From this many on, messages that cannot be told apart or read are no exceptions, if no other message came.
@@ -78,7 +78,10 @@ pub(crate) struct Engine<Tx> {
     pub(crate) keys: Arc<Keys<Box<InFlight>>>,
     pub(crate) renewer: Arc<LeaseRenewer>,
     pub(crate) attempts: Attempts,
-    pub(crate) set_aside: SetAside,
+    /// The messages of which a dead letter is confirmed and whose ack may have been lost, by the broker's own ids; a message that
+    /// somebody puts back has another. Should one come again, it is acked and not run: it would only leave another dead letter,
+    /// without end where the ack is lost each time.
+    pub(crate) set_aside: Recent<()>,
     /// Held by all that run: by one alone, or by any number.
     pub(crate) running: RwLock<()>,
     pub(crate) lanes: Arc<Lanes>,

@@ -78,9 +78,14 @@ impl LeaseRenewer {
         };
         let kept = self.kept();
         let due = kept.values().filter(is_due);
-        due.filter(|state| state.lease.shared.is_none_or(|number| shared.insert(number)))
-            .cloned()
-            .collect()
+        due.filter(|state| {
+            state
+                .lease
+                .shared
+                .is_none_or(|number| shared.insert(number))
+        })
+        .cloned()
+        .collect()
     }
 
     async fn extend(&self, source: &dyn Source, leases: &[Arc<LeaseState>], lease: Duration) {
@@ -110,7 +115,9 @@ impl LeaseRenewer {
             return vec![one.clone()];
         };
         let kept = self.kept();
-        let same = kept.values().filter(|other| other.lease.shared == Some(number));
+        let same = kept
+            .values()
+            .filter(|other| other.lease.shared == Some(number));
         same.cloned().collect()
     }
 

@@ -12,11 +12,11 @@
 //!
 //! Each of these is a stage: one task that takes whatever waits as its batch. No stage calls another. What becomes of a
 //! message is in `transitions`, with a table; it sends the message to the stage that is next. What all share is the `engine`.
-//! Meanwhile `lease_renewer` extends leases and renews claims (`lease_state`), `runs` and `attempts` count, and `set_aside` remembers dead
-//! letters.
+//! Meanwhile `lease_renewer` extends leases and renews claims (`lease_state`), `runs` and `attempts` count, and `recent` remembers
+//! single messages.
 //!
-//! Before and after: `builder` takes the `options` and makes the `setup`, `start_up` looks at queue and store, `checks` refuses what is not safe, `run` wires
-//! the stages and starts them, `drain` ends them.
+//! Before and after: `builder` takes the `options` and makes the `setup`, `start_up` looks at queue and store, `checks` refuses
+//! what is not safe, `run` wires the stages and starts them, `drain` ends them.
 
 mod attempts;
 mod backoff;
@@ -41,11 +41,11 @@ mod lease_renewer;
 mod lease_state;
 mod options;
 mod prune;
+mod recent;
 mod retry;
 mod run;
 mod run_error;
 mod runs;
-mod set_aside;
 mod settle;
 mod setup;
 mod start_up;

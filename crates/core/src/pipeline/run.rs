@@ -10,18 +10,13 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::{
-    Owner, QueueInfo, Scope, Sink, Source, Store, Transaction, TransactionalStore,
-};
-use crate::handler::Parts;
-use crate::handler::{Callable, States};
+use crate::driver::{Owner, QueueInfo, Scope, Source, Transaction};
+use crate::handler::{Callable, Parts};
 use crate::{Context, Error, ErrorKind, Outcome};
 
-use super::Mode;
 use super::attempts::Attempts;
 use super::budget::Budget;
 use super::checks::check;
-use super::counters::Counters;
 use super::drain::GRACE;
 use super::engine::{Confirm, Engine, Stages, ToSettle};
 use super::in_flight::InFlight;
@@ -29,8 +24,8 @@ use super::keys::Keys;
 use super::lanes::{Exits, Lanes};
 use super::lease_renewer::LeaseRenewer;
 use super::prune::prune;
+use super::recent::Recent;
 use super::retry::LONGEST_DELAY;
-use super::set_aside::SetAside;
 use super::setup::Setup;
 use super::start_up::{identity, look, show};
 use super::transaction::Commit;
@@ -174,7 +169,7 @@ fn build<Tx: Transaction>(
         keys: Keys::new(heads.clone()),
         renewer: LeaseRenewer::new(),
         attempts: Attempts::default(),
-        set_aside: SetAside::default(),
+        set_aside: Recent::default(),
         running: RwLock::default(),
         lanes: Lanes::new(Exits {
             claim: setup.store.is_some().then_some(heads),

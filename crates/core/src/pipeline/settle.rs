@@ -162,7 +162,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             && self.capabilities.acks.confirms()
             && !returns
         {
-            self.set_aside.forget(id);
+            self.set_aside.remove(id);
         }
     }
 }

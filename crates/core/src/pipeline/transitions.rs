@@ -236,7 +236,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) fn is_set_aside(&self, in_flight: &InFlight) -> bool {
         in_flight
             .broker_id()
-            .is_some_and(|id| self.set_aside.knows(id))
+            .is_some_and(|id| self.set_aside.get(id).is_some())
     }
 
     /// Acks what is set aside already.

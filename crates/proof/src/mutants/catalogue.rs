@@ -277,8 +277,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "shared-leases-are-one",
         bug: "the extension of one session counts for every other",
         file: LEASE_RENEWER,
-        find: "filter(|other| other.shared == Some(number));",
-        replace: "filter(|other| other.shared.is_some() && (PLANTED || other.shared == Some(number)));",
+        find: "filter(|other| other.lease.shared == Some(number));",
+        replace: "filter(|other| other.lease.shared.is_some() && (PLANTED || other.lease.shared == Some(number)));",
     },
     Mutant {
         name: "not-checked-after-start-mark",
@@ -427,7 +427,7 @@ pub const MUTANTS: &[Mutant] = &[
         bug: "a message is taken for set aside before its dead letter is confirmed",
         file: DEAD_LETTER,
         find: "let results = sink.publish(&letters).await;",
-        replace: "if PLANTED {\n                for id in batch.iter().filter_map(|(dead, _)| dead.broker_id()) {\n                    self.set_aside.remember(id);\n                }\n            }\n            let results = sink.publish(&letters).await;",
+        replace: "if PLANTED {\n                for id in batch.iter().filter_map(|(dead, _)| dead.broker_id()) {\n                    self.set_aside.insert(id, ());\n                }\n            }\n            let results = sink.publish(&letters).await;",
     },
 ];
 
