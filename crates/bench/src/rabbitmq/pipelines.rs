@@ -50,6 +50,7 @@ pub(crate) async fn at_least_once(queue: &Queue, count: usize) -> Result<Done, E
 
 pub(crate) async fn idempotent_memory(queue: &Queue, count: usize) -> Result<Done, Error> {
     let builder = Pipeline::idempotent(source(queue)?, MemoryStore::new());
+    let builder = builder.allow(ConfigRisk::StoreForgets);
     run(builder, StopAfter::new(count), count).await?;
     Ok(Done::default())
 }
