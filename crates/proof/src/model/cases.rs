@@ -129,7 +129,7 @@ const NAIVE: [Naive; 9] = {
         ),
         (
             "ack while another is in progress on it",
-            AckWhileBusy,
+            AckWhileInProgress,
             Transactional,
             NOT_LOST,
         ),

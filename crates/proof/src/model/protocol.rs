@@ -48,7 +48,7 @@ pub enum Mistake {
     /// Keys are claimed for a while, but the commit does not ask whose the claim is.
     ClaimWithoutToken,
     /// A delivery whose key somebody else is busy with is acked as a duplicate.
-    AckWhileBusy,
+    AckWhileInProgress,
     /// The record goes while its message can still be delivered again.
     PruneTooEarly,
     /// A dead letter is acked although the dead-letter queue has not confirmed it.

@@ -157,7 +157,7 @@ impl State {
     }
 
     /// Takes a message in flight out of its lane; those behind it move up.
-    pub fn drop_flight(&mut self, at: At) {
+    pub fn drop_in_flight(&mut self, at: At) {
         self.workers[at.worker][at.place..].rotate_left(1);
         self.workers[at.worker][LANE - 1] = None;
     }

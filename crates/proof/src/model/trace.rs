@@ -14,7 +14,7 @@ pub fn lines(protocol: &Protocol, path: Path<State, Step>) -> Vec<String> {
 }
 
 fn line(protocol: &Protocol, state: &State, step: Step) -> String {
-    if let Some((at, what)) = of_flight(protocol, state, step) {
+    if let Some((at, what)) = of_message(protocol, state, step) {
         let message = state.in_flight(at).map_or(0, |in_flight| in_flight.message);
         return format!("worker {}  message {message}: {what}", at.worker);
     }
@@ -38,7 +38,7 @@ fn line(protocol: &Protocol, state: &State, step: Step) -> String {
 }
 
 /// What a worker does with one of its messages.
-fn of_flight(protocol: &Protocol, state: &State, step: Step) -> Option<(At, String)> {
+fn of_message(protocol: &Protocol, state: &State, step: Step) -> Option<(At, String)> {
     let transactional = protocol.mode.is_transactional();
     let (at, what) = match step {
         Step::Claim(at, claimed, call) => {

@@ -19,7 +19,7 @@ impl Protocol {
                 }
             }
             ClaimResult::Completed => state.enter(at, Phase::Settling(Disposition::Ack)),
-            ClaimResult::InProgress if self.mistake == Some(Mistake::AckWhileBusy) => {
+            ClaimResult::InProgress if self.mistake == Some(Mistake::AckWhileInProgress) => {
                 state.enter(at, Phase::Settling(Disposition::Ack));
             }
             ClaimResult::InProgress => self.give_back(state, at),
@@ -46,7 +46,7 @@ impl Protocol {
             state.took_effect(self.keys[in_flight.message]);
         }
         match self.mode {
-            Mode::AtMostOnce => state.drop_flight(at),
+            Mode::AtMostOnce => state.drop_in_flight(at),
             Mode::AtLeastOnce => state.enter(at, Phase::Settling(Disposition::Ack)),
             _ if self.mistake == Some(Mistake::MarkBeforeProcessing) => {
                 state.enter(at, Phase::Settling(Disposition::Ack));
@@ -93,7 +93,7 @@ impl Protocol {
     /// stays with it, so that nothing of its group overtakes it.
     fn fenced(&self, state: &mut State, at: At) {
         match self.mistake {
-            Some(Mistake::GoOnWhenFenced) => state.drop_flight(at),
+            Some(Mistake::GoOnWhenFenced) => state.drop_in_flight(at),
             _ => in_doubt(state, at),
         }
     }
@@ -124,7 +124,7 @@ impl Protocol {
         }
         match self.mode {
             _ if call == Exchange::AnswerLost => {}
-            Mode::AtMostOnce => state.drop_flight(at),
+            Mode::AtMostOnce => state.drop_in_flight(at),
             _ => state.enter(at, self.then_settle(Disposition::Ack)),
         }
     }
@@ -182,7 +182,7 @@ impl Protocol {
             }
             // Unknown: it asks again; but before a handler starts, an ack must be known.
             Exchange::AnswerLost if !confirming => {}
-            _ => state.drop_flight(at),
+            _ => state.drop_in_flight(at),
         }
     }
 }
