@@ -72,8 +72,8 @@ pub struct Crash {
     /// Of the traffic, and of where is killed; otherwise one at random.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Also kill workers of this RabbitMQ, for example amqp://guest:guest@127.0.0.1:5672.
-    #[arg(long, value_name = "URL", env = "ONLYONCE_RABBITMQ_URL")]
+    /// Kill workers of this RabbitMQ, for example amqp://guest:guest@127.0.0.1:5672; otherwise those of queues in SQLite.
+    #[arg(long, value_name = "URL")]
     pub rabbitmq: Option<String>,
     /// Be the worker that is killed.
     #[arg(long, hide = true)]

@@ -47,7 +47,7 @@ fn kill_and_audit(options: &options::Crash) -> Result<Verdict, BoxError> {
     let bags = bags?;
     table::points(&bags);
     table::audits(&bags);
-    table::summary(&bags, options.rabbitmq.is_some(), began.elapsed());
+    table::summary(&bags, began.elapsed());
     let kept = |bag: &Bag| bag.audit.is_sound() && bag.unreached().next().is_none();
     match bags.iter().all(kept) {
         true => Ok(Verdict::Kept),
@@ -55,7 +55,7 @@ fn kill_and_audit(options: &options::Crash) -> Result<Verdict, BoxError> {
     }
 }
 
-/// Half of the kills for the mode that promises most; the rest is shared.
+/// On RabbitMQ the mode that promises most; on SQLite that one for two thirds of the kills, and another for the rest.
 fn hunts(options: &options::Crash, folder: &Path) -> Vec<Hunt> {
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let hunt = |name, mode, file: &str, kills| Hunt {
@@ -67,23 +67,8 @@ fn hunts(options: &options::Crash, folder: &Path) -> Vec<Hunt> {
         kills,
         seed,
     };
-    let (half, quarter) = (options.kills / 2, options.kills / 4);
-    let mut hunts = vec![
-        hunt(
-            "SQLite, transactional",
-            Mode::Transactional,
-            "transactional.db",
-            half,
-        ),
-        hunt(
-            "SQLite, idempotent",
-            Mode::Idempotent,
-            "idempotent.db",
-            quarter,
-        ),
-    ];
-    match &options.rabbitmq {
-        Some(url) => hunts.push(Hunt {
+    if let Some(url) = &options.rabbitmq {
+        return vec![Hunt {
             broker: Broker::RabbitMq {
                 url: url.clone(),
                 queue: format!("crash-{seed}"),
@@ -94,10 +79,23 @@ fn hunts(options: &options::Crash, folder: &Path) -> Vec<Hunt> {
                 "RabbitMQ, transactional",
                 Mode::Transactional,
                 "rabbitmq.db",
-                quarter,
+                options.kills,
             )
-        }),
-        None => hunts[0].kills += quarter,
+        }];
     }
-    hunts
+    let third = options.kills / 3;
+    vec![
+        hunt(
+            "SQLite, transactional",
+            Mode::Transactional,
+            "transactional.db",
+            options.kills - third,
+        ),
+        hunt(
+            "SQLite, idempotent",
+            Mode::Idempotent,
+            "idempotent.db",
+            third,
+        ),
+    ]
 }

@@ -60,15 +60,10 @@ pub fn audits(bags: &[Bag]) {
     }
 }
 
-pub fn summary(bags: &[Bag], asked_for_rabbitmq: bool, took: Duration) {
+pub fn summary(bags: &[Bag], took: Duration) {
     let sum = |of: fn(&Bag) -> u64| bags.iter().map(of).sum::<u64>();
-    let rabbitmq = if asked_for_rabbitmq {
-        ""
-    } else {
-        "; RabbitMQ: not asked for"
-    };
     println!(
-        "\ncrash: {} kills at {} points, {} transfers, {} applied once, {} twice, {} lost, {:.1} s{rabbitmq}",
+        "\ncrash: {} kills at {} points, {} transfers, {} applied once, {} twice, {} lost, {:.1} s",
         sum(|bag| bag.kills.values().sum()),
         sum(|bag| bag.kills.len() as u64),
         sum(|bag| bag.sent - bag.poison),
