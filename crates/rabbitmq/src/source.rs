@@ -473,7 +473,7 @@ impl Shared {
         delivery: lapin::message::Delivery,
         received: Instant,
     ) -> Arrived {
-        let tag = delivery.delivery_tag;
+        let (tag, redelivered) = (delivery.delivery_tag, delivery.redelivered);
         let properties = delivery.properties;
         let body = Bytes::from(delivery.data);
         let counts = match delivery.redelivered {
@@ -521,6 +521,7 @@ impl Shared {
             routing_key: delivery.routing_key.into(),
         });
         let mut delivery = Delivery::new(message, receipt, lease);
+        delivery.is_first = !redelivered;
         delivery.attempt = (counted || epoch.terms.counts != Counts::None).then_some(attempt);
         delivery.malformed = malformed;
         Arrived {

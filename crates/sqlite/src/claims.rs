@@ -2,7 +2,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Starts, Token, Verdicts,
+    Claim, ClaimResult, Completion, Fenced, HeldClaim, LookUp, LookedUp, Owner, Precondition,
+    Starts, Token, Verdicts,
 };
 use rusqlite::Connection;
 
@@ -243,28 +244,99 @@ pub(crate) fn complete_all(
         .collect()
 }
 
-/// Turns a claim into a record. The one place where that happens, with or without a user's transaction.
+/// Makes a record. The one place where that happens, with or without a user's transaction.
 pub(crate) fn complete(
     session: &mut Session,
     completion: &Completion,
 ) -> Result<Result<(), Fenced>, DbError> {
-    let claim = Row::from(completion.held);
-    let deleted = session
-        .conn
-        .prepare_cached(DELETE)?
-        .execute((claim.key, claim.token))?;
-    if deleted == 0 {
+    let holds = match completion.precondition {
+        Precondition::Claim(held) => end_claim(session, held)?,
+        Precondition::NoRecord(looked_up) => {
+            let is_new = is_still_new(session, looked_up, completion.retention)?;
+            if is_new {
+                end_claims_of_others(session, looked_up.key.0)?;
+            }
+            is_new
+        }
+    };
+    if !holds {
         return Ok(Err(Fenced));
     }
-    session.completing.insert(claim);
     let record = Record {
-        key: claim.key,
+        key: completion.precondition.key().0,
         fingerprint: completion.fingerprint.0,
         outcome: completion.outcome.as_ref().map(|o| o.to_vec()),
         expires: session.now() + millis(completion.retention),
     };
     session.records.insert(&session.conn, &record)?;
     Ok(Ok(()))
+}
+
+/// Removes a claim, if its token is still the newest.
+fn end_claim(session: &mut Session, held: HeldClaim) -> Result<bool, DbError> {
+    let claim = Row::from(held);
+    let deleted = session
+        .conn
+        .prepare_cached(DELETE)?
+        .execute((claim.key, claim.token))?;
+    if deleted == 1 {
+        session.completing.insert(claim);
+    }
+    Ok(deleted == 1)
+}
+
+/// Whether there is no record, and none can have been pruned since the look-up.
+fn is_still_new(
+    session: &Session,
+    looked_up: LookedUp,
+    retention: Duration,
+) -> Result<bool, DbError> {
+    let at = i64::try_from(looked_up.at).unwrap_or(i64::MAX);
+    let lasts = session.now() < at.saturating_add(millis(retention));
+    Ok(lasts
+        && session
+            .records
+            .find(&session.conn, &looked_up.key.0)?
+            .is_none())
+}
+
+/// Whoever has claimed the key meanwhile finds it recorded.
+fn end_claims_of_others(session: &mut Session, key: [u8; 16]) -> Result<(), DbError> {
+    let mut delete = session
+        .conn
+        .prepare_cached("DELETE FROM onlyonce_claim WHERE key = ?1 RETURNING token")?;
+    let tokens = delete.query_map([key], |row| row.get(0))?;
+    for token in tokens {
+        session.completing.insert(Row { key, token: token? });
+    }
+    Ok(())
+}
+
+/// Looks keys up, and writes nothing.
+pub(crate) fn look_up(session: &Session, batch: &[Claim]) -> Result<Vec<LookUp>, DbError> {
+    let at = session.now().unsigned_abs();
+    batch
+        .iter()
+        .map(|claim| look_up_one(session, claim, at))
+        .collect()
+}
+
+fn look_up_one(session: &Session, claim: &Claim, at: u64) -> Result<LookUp, DbError> {
+    if let Some(record) = session.records.find(&session.conn, &claim.key.0)? {
+        return Ok(match record.fingerprint == claim.fingerprint.0 {
+            true => LookUp::Completed {
+                outcome: record.outcome.map(Bytes::from),
+            },
+            false => LookUp::PayloadMismatch,
+        });
+    }
+    let mut find = session
+        .conn
+        .prepare_cached("SELECT 1 FROM onlyonce_claim WHERE key = ?1")?;
+    Ok(match find.exists([claim.key.0])? {
+        true => LookUp::Claimed,
+        false => LookUp::New(LookedUp::new(claim.key, at)),
+    })
 }
 
 fn verdict(applied: bool) -> Result<(), Fenced> {

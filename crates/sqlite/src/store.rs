@@ -3,7 +3,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::Error;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Durability, HeldClaim, Owner, Store, StoreInfo,
+    Claim, ClaimResult, Completion, Durability, HeldClaim, LookUp, Owner, Store, StoreInfo,
     TransactionalStore, Verdicts,
 };
 
@@ -103,6 +103,12 @@ impl Store for SqliteStore {
 #[async_trait]
 impl TransactionalStore for SqliteStore {
     type Tx = SqliteTx;
+
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        let batch = batch.to_vec();
+        let look_up = move |session: &mut Session| claims::look_up(session, &batch);
+        Ok(self.database.work(false, look_up).await?)
+    }
 
     async fn begin(&self) -> Result<SqliteTx, Error> {
         let (limit, alone) = (self.turn, false);

@@ -165,6 +165,12 @@ macro_rules! __transactional_store_checks {
             refused_commit_leaves_nothing
             refused_commit_spares_the_others
             racing_owners_take_effect_once
+            look_up_tells_what_is_there
+            looked_up_message_takes_effect_once
+            record_of_a_look_up_fences_claims
+            record_of_a_claim_fences_look_ups
+            look_up_counts_for_no_longer_than_a_record
+            racing_look_ups_take_effect_once
         }
     };
 }

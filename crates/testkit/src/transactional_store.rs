@@ -2,13 +2,17 @@
 //!
 //! They come on top of [`store`](crate::store)'s, which the same store must pass as well.
 
+mod look_up;
+
+pub use look_up::*;
+
 use std::future::Future;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::ErrorKind;
 use onlyonce_core::driver::{
-    ClaimResult, HeldClaim, Owner, Store, Transaction, TransactionalStore,
+    ClaimResult, HeldClaim, Owner, Precondition, Store, Transaction, TransactionalStore,
 };
 use tokio::time::sleep;
 
@@ -69,10 +73,10 @@ async fn complete_one<H: TransactionalStoreHarness>(
     harness: &H,
     tx: &mut <H::Store as TransactionalStore>::Tx,
     effect: &str,
-    held: HeldClaim,
+    precondition: impl Into<Precondition>,
 ) -> Result<(), onlyonce_core::driver::Fenced> {
     harness.write(tx, effect).await;
-    let verdict = tx.complete(&completion(held)).await;
+    let verdict = tx.complete(&completion(precondition)).await;
     verdict.expect("the store can be reached")
 }
 

@@ -69,6 +69,8 @@ pub struct Delivery {
     pub lease: Lease,
     /// Which delivery of this message this is, from 1, where the broker counts.
     pub attempt: Option<u32>,
+    /// Whether the broker knows that it has not delivered it before.
+    pub is_first: bool,
     /// Why the adapter could not read it whole (a header of an unknown form, say). The pipeline dead-letters such a
     /// delivery with this reason.
     pub malformed: Option<String>,
@@ -82,14 +84,16 @@ impl Delivery {
             receipt,
             lease,
             attempt: None,
+            is_first: false,
             malformed: None,
         }
     }
 
-    /// Sets [`attempt`](Self::attempt).
+    /// Sets [`attempt`](Self::attempt), and with it [`is_first`](Self::is_first).
     #[must_use]
     pub fn with_attempt(mut self, attempt: u32) -> Self {
         self.attempt = Some(attempt);
+        self.is_first = attempt <= 1;
         self
     }
 

@@ -30,6 +30,6 @@ pub use source::{
     SettleResult, Settlement, Source,
 };
 pub use store::{
-    Claim, ClaimResult, Completion, Durability, Fenced, HeldClaim, Owner, Starts, Store, StoreInfo,
-    Token, Transaction, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Durability, Fenced, HeldClaim, LookUp, LookedUp, Owner,
+    Precondition, Starts, Store, StoreInfo, Token, Transaction, TransactionalStore, Verdicts,
 };

@@ -120,12 +120,88 @@ impl HeldClaim {
     }
 }
 
+/// A key of which there was no record, and no claim, when it was [looked up](TransactionalStore::look_up).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LookedUp {
+    /// The key.
+    pub key: KeyDigest,
+    /// When that was, by the store's own clock and in its own unit.
+    pub at: u64,
+}
+
+impl LookedUp {
+    /// There was nothing under this key then.
+    #[must_use]
+    pub fn new(key: KeyDigest, at: u64) -> Self {
+        Self { key, at }
+    }
+}
+
+/// The store's answer to a [look-up](TransactionalStore::look_up).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LookUp {
+    /// There is no record and no claim.
+    New(LookedUp),
+    /// It took effect before.
+    Completed {
+        /// What was recorded with it.
+        outcome: Option<Bytes>,
+    },
+    /// There is a claim, live or expired. To [claim](Store::claim) the key tells what it means.
+    Claimed,
+    /// The key was recorded for another payload.
+    PayloadMismatch,
+}
+
+/// What must be so for a record to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precondition {
+    /// The claim under this token is the key's newest.
+    Claim(HeldClaim),
+    /// The key has no record, and had none since it was looked up. A claim of somebody else does not count: it is
+    /// [`Fenced`] from then on.
+    NoRecord(LookedUp),
+}
+
+impl Precondition {
+    /// The key of the record.
+    #[must_use]
+    pub fn key(&self) -> KeyDigest {
+        match self {
+            Self::Claim(held) => held.key,
+            Self::NoRecord(looked_up) => looked_up.key,
+        }
+    }
+
+    /// The claim, if it is one.
+    #[must_use]
+    pub fn claim(&self) -> Option<HeldClaim> {
+        match self {
+            Self::Claim(held) => Some(*held),
+            Self::NoRecord(_) => None,
+        }
+    }
+}
+
+impl From<HeldClaim> for Precondition {
+    fn from(held: HeldClaim) -> Self {
+        Self::Claim(held)
+    }
+}
+
+impl From<LookedUp> for Precondition {
+    fn from(looked_up: LookedUp) -> Self {
+        Self::NoRecord(looked_up)
+    }
+}
+
 /// The record that a message took effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Completion {
-    /// The claim under which it did.
-    pub held: HeldClaim,
+    /// What must be so for it to be made.
+    pub precondition: Precondition,
     /// Digest of the payload.
     pub fingerprint: Fingerprint,
     /// What to hand to later duplicates.
@@ -135,16 +211,16 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// The record of what took effect under this claim.
+    /// The record of what took effect under this precondition.
     #[must_use]
     pub fn new(
-        held: HeldClaim,
+        precondition: impl Into<Precondition>,
         fingerprint: Fingerprint,
         outcome: Option<Bytes>,
         retention: Duration,
     ) -> Self {
         Self {
-            held,
+            precondition: precondition.into(),
             fingerprint,
             outcome,
             retention,
@@ -152,7 +228,8 @@ impl Completion {
     }
 }
 
-/// The token is no longer the key's newest: somebody took the key over, or it is done already.
+/// The precondition does not hold: the token is no longer the key's newest, since somebody took the key over; or it is done
+/// already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fenced;
 
@@ -281,6 +358,17 @@ pub trait TransactionalStore: Store {
     /// The transaction that handlers get as `&mut Tx`.
     type Tx: Transaction;
 
+    /// Looks keys up, and writes nothing. What is [new](LookUp::New) may run without a claim: its record is made in the
+    /// effect's transaction, and only if there is still none. So two that run one message at the same time both work, and one
+    /// of them commits.
+    ///
+    /// A completion under [`Precondition::NoRecord`] is [`Fenced`] once its retention has passed since the look-up, by the
+    /// store's clock: another's record may have been made and [pruned](Store::prune) meanwhile.
+    ///
+    /// # Errors
+    /// As [`claim`](Store::claim).
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error>;
+
     /// Begins a transaction. It may wait for others to end when it is first used, and share its commit with them.
     ///
     /// # Errors
@@ -306,8 +394,11 @@ pub trait TransactionalStore: Store {
 /// pipeline.
 #[async_trait]
 pub trait Transaction: Send + 'static {
-    /// Ends the current savepoint: records that its message took effect, under its token. If it is `Fenced`, or an error,
-    /// the savepoint is rolled back.
+    /// Ends the current savepoint: records that its message took effect, if the precondition holds. If it is `Fenced`, or an
+    /// error, the savepoint is rolled back.
+    ///
+    /// Where another transaction that is still open has recorded the same key, it waits for that to end, for as long as the
+    /// store lets anything wait for a lock.
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error>;
 
     /// Rolls back what was done since the last savepoint ended.
@@ -362,6 +453,9 @@ impl<S: Store + ?Sized> Store for Arc<S> {
 impl<S: TransactionalStore + ?Sized> TransactionalStore for Arc<S> {
     type Tx = S::Tx;
 
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        (**self).look_up(batch).await
+    }
     async fn begin(&self) -> Result<Self::Tx, Error> {
         (**self).begin().await
     }

@@ -159,6 +159,7 @@ impl MemoryQueue {
             receipt: taken.receipt,
             lease: Lease::until(taken.until).tied_to(self.closed.clone()),
             attempt: Some(taken.attempt),
+            is_first: taken.attempt == 1,
             malformed: None,
         }
     }

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::{MemoryTx, later};
 use crate::driver::{
-    Claim, ClaimResult, Completion, Durability, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner,
-    Starts, Store, StoreInfo, Token, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Durability, Fenced, Fingerprint, HeldClaim, KeyDigest, LookUp,
+    LookedUp, Owner, Precondition, Starts, Store, StoreInfo, Token, TransactionalStore, Verdicts,
 };
 use crate::{Error, ErrorKind};
 
@@ -27,6 +27,8 @@ pub(super) struct Records {
     expiries: BTreeSet<(Instant, KeyDigest)>,
     /// One counter for all keys: a key that was released and forgotten still never sees a lower token.
     last_token: u64,
+    /// When the first key was looked up; look-ups count milliseconds from then.
+    began: Option<Instant>,
     pub(super) effects: Vec<Bytes>,
     pub(super) is_refused: Option<fn(&[u8]) -> bool>,
 }
@@ -103,6 +105,27 @@ impl MemoryStore {
 }
 
 impl Records {
+    fn clock(&mut self) -> u64 {
+        let now = Instant::now();
+        millis(now - *self.began.get_or_insert(now))
+    }
+
+    fn look_up(&mut self, claim: &Claim) -> LookUp {
+        let at = self.clock();
+        let Some(record) = self.by_key.get(&claim.key) else {
+            return LookUp::New(LookedUp::new(claim.key, at));
+        };
+        match &record.state {
+            State::Claimed { .. } => LookUp::Claimed,
+            State::Done { .. } if record.fingerprint != claim.fingerprint => {
+                LookUp::PayloadMismatch
+            }
+            State::Done { outcome } => LookUp::Completed {
+                outcome: outcome.clone(),
+            },
+        }
+    }
+
     /// `first` is the first token that this batch can give: a claim with such a token was made by the batch itself.
     fn claim(&mut self, owner: Owner, claim: &Claim, until: Instant, first: Token) -> ClaimResult {
         let now = Instant::now();
@@ -172,8 +195,22 @@ impl Records {
         }
     }
 
-    pub(super) fn verify(&mut self, held: &HeldClaim) -> Result<(), Fenced> {
-        self.held(held).map(|_| ())
+    /// Whether the precondition holds.
+    pub(super) fn verify(&mut self, completion: &Completion) -> Result<(), Fenced> {
+        match &completion.precondition {
+            Precondition::Claim(held) => self.held(held).map(|_| ()),
+            Precondition::NoRecord(looked_up) => self.no_record(looked_up, completion.retention),
+        }
+    }
+
+    /// Whether there is no record, and none can have been pruned since.
+    fn no_record(&mut self, looked_up: &LookedUp, retention: Duration) -> Result<(), Fenced> {
+        let is_done = |record: &Record| matches!(record.state, State::Done { .. });
+        let ends = looked_up.at.saturating_add(millis(retention));
+        match self.by_key.get(&looked_up.key).is_some_and(is_done) || self.clock() >= ends {
+            true => Err(Fenced),
+            false => Ok(()),
+        }
     }
 
     /// Whether it may all be written.
@@ -192,8 +229,8 @@ impl Records {
     }
 
     pub(super) fn complete(&mut self, completion: &Completion) -> Result<(), Fenced> {
-        self.verify(&completion.held)?;
-        let key = completion.held.key;
+        self.verify(completion)?;
+        let key = completion.precondition.key();
         let expires = later(Instant::now(), completion.retention);
         self.expiries.insert((expires, key));
         let record = Record {
@@ -205,6 +242,10 @@ impl Records {
         self.by_key.insert(key, record);
         Ok(())
     }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[async_trait]
@@ -248,7 +289,7 @@ impl Store for MemoryStore {
 
     async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
         Ok(self.each(batch, |records, held| {
-            records.verify(held)?;
+            records.held(held)?;
             records.by_key.remove(&held.key);
             Ok(())
         }))
@@ -273,6 +314,11 @@ impl Store for MemoryStore {
 #[async_trait]
 impl TransactionalStore for MemoryStore {
     type Tx = MemoryTx;
+
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        let mut records = self.lock();
+        Ok(batch.iter().map(|claim| records.look_up(claim)).collect())
+    }
 
     async fn begin(&self) -> Result<MemoryTx, Error> {
         Ok(MemoryTx::new(self.clone()))

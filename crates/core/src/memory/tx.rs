@@ -5,7 +5,7 @@ use super::MemoryStore;
 use crate::driver::{Completion, Fenced, Transaction};
 use crate::{Error, ErrorKind};
 
-/// A transaction of a [`MemoryStore`]. It is optimistic: no claim waits for it, and its tokens are verified again, all at
+/// A transaction of a [`MemoryStore`]. It is optimistic: nobody waits for it, and its preconditions are verified again, all at
 /// once, when it commits.
 #[derive(Debug)]
 pub struct MemoryTx {
@@ -40,9 +40,9 @@ impl MemoryTx {
 impl Transaction for MemoryTx {
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
         let effects = std::mem::take(&mut self.open);
-        let key = completion.held.key;
-        let again = self.savepoints.iter().any(|p| p.completion.held.key == key);
-        if again || self.store.lock().verify(&completion.held).is_err() {
+        let key = completion.precondition.key();
+        let mut same = self.savepoints.iter().map(|p| p.completion.precondition);
+        if same.any(|other| other.key() == key) || self.store.lock().verify(completion).is_err() {
             return Ok(Err(Fenced));
         }
         self.savepoints.push(Savepoint {
@@ -59,11 +59,11 @@ impl Transaction for MemoryTx {
 
     async fn commit(self) -> Result<(), Error> {
         let mut records = self.store.lock();
-        let held = |savepoint: &Savepoint| savepoint.completion.held;
         if let Some(savepoint) =
-            (self.savepoints.iter()).find(|p| records.verify(&held(p)).is_err())
+            (self.savepoints.iter()).find(|p| records.verify(&p.completion).is_err())
         {
-            let what = format!("{:?} was taken over before the commit", held(savepoint).key);
+            let key = savepoint.completion.precondition.key();
+            let what = format!("{key:?} was taken over, or recorded, before the commit");
             return Err(Error::new(ErrorKind::Store, what).retryable(true));
         }
         records.accept(

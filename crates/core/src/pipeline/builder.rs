@@ -114,13 +114,16 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
 
     /// How long a claim in the store lasts without being renewed. After a crash its messages wait that long for the next
     /// worker. Default: 30 s, at least 10 ms, at most a day. It is renewed when a third has passed.
+    ///
+    /// In `transactional` mode only what may have killed its worker is claimed.
     pub fn claim_lease(mut self, lease: Duration) -> Self {
         self.setup.options.claim_lease = lease.clamp(SHORTEST_CLAIM, LONGEST_CLAIM);
         self
     }
 
     /// How long the record that a message took effect is kept. Longer than the broker can deliver it again, redrives
-    /// from a dead-letter queue included. Default: 15 days.
+    /// from a dead-letter queue included. Default: 15 days, at least [`claim_lease`](Self::claim_lease). In `transactional` mode no
+    /// handler runs for longer.
     pub fn dedup_retention(mut self, retention: Duration) -> Self {
         self.setup.options.dedup_retention = retention;
         self
@@ -234,8 +237,11 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
             name: std::any::type_name::<H>(),
             missing: H::missing,
         };
-        let counters = self.setup.counters.clone();
-        let ended = run(self.setup, (handler, about), self.shutdown).await;
+        let mut setup = self.setup;
+        let options = &mut setup.options;
+        options.dedup_retention = options.dedup_retention.max(options.claim_lease);
+        let counters = setup.counters.clone();
+        let ended = run(setup, (handler, about), self.shutdown).await;
         let report = counters.report();
         ended.map_err(|error| RunError { error, report })?;
         Ok(report)

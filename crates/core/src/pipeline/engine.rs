@@ -104,7 +104,7 @@ pub(crate) struct Engine<Tx> {
 impl<Tx: Send + 'static> Engine<Tx> {
     pub(crate) fn completion(&self, in_flight: &InFlight, outcome: Outcome) -> Option<Completion> {
         Some(Completion::new(
-            in_flight.lease.held()?,
+            in_flight.lease.precondition()?,
             in_flight.claim?.fingerprint,
             outcome.0,
             self.options.dedup_retention,

@@ -31,6 +31,8 @@ pub(crate) struct InFlight {
     pub(crate) delivery: Delivery,
     pub(crate) key: Option<DedupKey>,
     pub(crate) claim: Option<Claim>,
+    /// To look its key up is not enough: somebody has claimed it.
+    pub(crate) must_claim: bool,
     /// Retries in place so far.
     pub(crate) retries: u32,
     /// The present attempt has begun to run: it is used up, even if it is cut off.
@@ -110,9 +112,10 @@ impl InFlight {
         error.is_retryable() && (self.unsettled < TRIES || self.delivery.lease.until.is_none())
     }
 
-    /// Whether it needs a claim of its own before a worker can take it. A worker gives back what has no lease any more.
+    /// Whether its key has to be claimed or looked up before a worker can take it. A worker gives back what has no lease any
+    /// more.
     pub(crate) fn needs_claim(&self) -> bool {
-        self.is_to_run() && self.lease.held().is_none() && self.lease.leased()
+        self.is_to_run() && self.lease.precondition().is_none() && self.lease.leased()
     }
 
     pub(crate) fn is_to_run(&self) -> bool {

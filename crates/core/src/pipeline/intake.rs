@@ -183,6 +183,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             seq,
             key,
             claim,
+            must_claim: false,
             retries: 0,
             begun: false,
             before: Before::default(),

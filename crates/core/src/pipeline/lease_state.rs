@@ -5,9 +5,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::driver::{Delivery, HeldClaim, Lease, Receipt};
+use crate::driver::{Delivery, HeldClaim, Lease, Precondition, Receipt};
 
-/// How long a delivery and its claim are ours, on the local monotonic clock.
+/// How long a delivery and its claim are ours, or a look-up counts, on the local monotonic clock.
 pub(crate) struct LeaseState {
     pub(crate) receipt: Receipt,
     /// As it came; when it ends now, `deadlines` says.
@@ -21,7 +21,8 @@ struct Deadlines {
     source: Option<Instant>,
     /// For how long the lease was given, when the delivery came or by its last extension.
     length: Option<Duration>,
-    claim: Option<(HeldClaim, Instant)>,
+    /// Under which precondition it may run and be recorded, and until when.
+    may_run: Option<(Precondition, Instant)>,
 }
 
 impl LeaseState {
@@ -33,7 +34,7 @@ impl LeaseState {
             deadlines: Mutex::new(Deadlines {
                 source: until,
                 length: until.map(|until| until.saturating_duration_since(Instant::now())),
-                claim: None,
+                may_run: None,
             }),
             changed: Notify::new(),
         })
@@ -45,17 +46,24 @@ impl LeaseState {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn precondition(&self) -> Option<Precondition> {
+        self.deadlines()
+            .may_run
+            .map(|(precondition, _)| precondition)
+    }
+
     pub(crate) fn held(&self) -> Option<HeldClaim> {
-        self.deadlines().claim.map(|(held, _)| held)
+        self.precondition()?.claim()
     }
 
-    pub(crate) fn claimed(&self, held: HeldClaim, until: Instant) {
-        self.deadlines().claim = Some((held, until));
+    pub(crate) fn may_run(&self, precondition: impl Into<Precondition>, until: Instant) {
+        self.deadlines().may_run = Some((precondition.into(), until));
     }
 
-    /// Forgets the claim and returns it.
+    /// Forgets the claim and returns it; or forgets the look-up.
     pub(crate) fn forget_claim(&self) -> Option<HeldClaim> {
-        self.deadlines().claim.take().map(|(held, _)| held)
+        let (precondition, _) = self.deadlines().may_run.take()?;
+        precondition.claim()
     }
 
     /// The lease at the broker now ends at `until`, or has ended.
@@ -70,8 +78,8 @@ impl LeaseState {
     /// The claim `held` now ends at `until`, or has ended.
     pub(crate) fn renewed(&self, held: HeldClaim, until: Instant) {
         let mut deadlines = self.deadlines();
-        if let Some((current, deadline)) = &mut deadlines.claim
-            && *current == held
+        if let Some((current, deadline)) = &mut deadlines.may_run
+            && current.claim() == Some(held)
         {
             *deadline = until;
         }
@@ -87,7 +95,8 @@ impl LeaseState {
 
     /// The claim and when it ends, for the renewer.
     pub(crate) fn claim_deadline(&self) -> Option<(HeldClaim, Instant)> {
-        self.deadlines().claim
+        let (precondition, until) = self.deadlines().may_run?;
+        precondition.claim().map(|held| (held, until))
     }
 
     /// Whether what the lease was tied to has died.
@@ -101,8 +110,10 @@ impl LeaseState {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let Deadlines { source, claim, .. } = *self.deadlines();
-        match (source, claim.map(|(_, until)| until)) {
+        let Deadlines {
+            source, may_run, ..
+        } = *self.deadlines();
+        match (source, may_run.map(|(_, until)| until)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         }
@@ -133,8 +144,8 @@ impl LeaseState {
     }
 
     fn claim_lasts(&self, more: Duration) -> bool {
-        let claim = self.deadlines().claim;
-        claim.is_none_or(|(_, until)| until > Instant::now() + more)
+        let may_run = self.deadlines().may_run;
+        may_run.is_none_or(|(_, until)| until > Instant::now() + more)
     }
 
     /// Whether there is enough left to start a handler: an eighth of the lease, and of the claim.

@@ -3,7 +3,8 @@
 //! The way of a message, file by file:
 //!
 //! 1. `intake` receives deliveries and gives each its dedup key and its share of the `budget`: from here on it is `in_flight`.
-//! 2. `claim` asks the store whose each key is; deliveries of one key wait for each other in `keys`. Modes without a store go past.
+//! 2. `claim` asks the store whose each key is, or in `transactional` mode whether it is recorded; deliveries of one key wait for
+//!    each other in `keys`. Modes without a store go past.
 //! 3. `lanes` decides what runs next: messages of one group one after another. What waits for a retry waits there.
 //! 4. `worker` takes what is ready, looks once more whether it may run (`suspects`, `doubt`), and lets `invoke` call the handler;
 //!    in `transactional` mode by way of `transaction`. In `at_most_once` mode `confirm` acks it first.

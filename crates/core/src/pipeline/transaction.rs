@@ -148,7 +148,7 @@ impl<Tx: Transaction> Engine<Tx> {
         }
         let first = batch.done.first().map_or(in_flight, |first| &**first);
         let runs = |one: &InFlight| {
-            one.is_to_run() && one.lease.held().is_some() && !self.is_set_aside(one)
+            one.is_to_run() && one.lease.precondition().is_some() && !self.is_set_aside(one)
         };
         first.lane.as_ref()?.next(|one| shares(one) && runs(one))
     }

@@ -79,9 +79,20 @@ impl<Tx: Transaction> Engine<Tx> {
             return None;
         }
         if self.store.is_some() && (self.quarantines() || self.is_suspect(&in_flight)) {
+            if in_flight.lease.held().is_none() {
+                self.claim_after_all(in_flight);
+                return None;
+            }
             return working.pause(self.mark_started(in_flight)).await;
         }
         Some(in_flight)
+    }
+
+    /// It was looked up, and has turned out to be a suspect: its starts are counted under a claim.
+    fn claim_after_all(&self, mut in_flight: Box<InFlight>) {
+        in_flight.must_claim = true;
+        in_flight.lease.forget_claim();
+        self.lanes.push([in_flight]);
     }
 
     fn with_time_left(&self, in_flight: Box<InFlight>) -> Option<Box<InFlight>> {

@@ -150,6 +150,11 @@ impl Store for Hanging {
 impl TransactionalStore for Hanging {
     type Tx = HangingTx;
 
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        self.at(Hang::Claim).await;
+        self.store.look_up(batch).await
+    }
+
     async fn begin(&self) -> Result<HangingTx, Error> {
         self.at(Hang::Begin).await;
         let (tx, hang) = (self.store.begin().await?, self.hang);

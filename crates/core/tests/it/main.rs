@@ -11,6 +11,7 @@ mod hanging;
 mod layers;
 mod leases;
 mod logs;
+mod look_ups;
 mod pipeline;
 mod prefetch;
 mod regressions;

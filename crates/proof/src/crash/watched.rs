@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced, HeldClaim, Owner,
-    QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source, Store,
-    StoreInfo, Transaction, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced, HeldClaim, LookUp,
+    Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
+    Store, StoreInfo, Transaction, TransactionalStore, Verdicts,
 };
 use onlyonce_core::{Error, Message};
 
@@ -103,6 +103,11 @@ impl<S: Store> Store for Watched<S> {
 #[async_trait]
 impl<S: TransactionalStore> TransactionalStore for Watched<S> {
     type Tx = Watched<S::Tx>;
+
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        let call = self.inner.look_up(batch);
+        self.instrument.watch("look up", call).await
+    }
 
     async fn begin(&self) -> Result<Self::Tx, Error> {
         let tx = self.instrument.watch("begin", self.inner.begin()).await?;

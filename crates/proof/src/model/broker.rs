@@ -49,6 +49,7 @@ impl Protocol {
                 phase: self.first_phase(),
                 newest_receipt: true,
                 newest_token: false,
+                looked_up: false,
                 in_doubt: false,
             });
         }

@@ -70,7 +70,8 @@ impl Protocol {
             Step::Release(_, _, Answered) => Some(3),
             Step::Run(_) | Step::Quarantine(_) | Step::Start(_, _, Answered) => Some(4),
             Step::Cancel(_) => Some(5),
-            Step::Claim(_, ClaimResult::Acquired { .. } | ClaimResult::Completed, Answered) => {
+            Step::LookUp(_)
+            | Step::Claim(_, ClaimResult::Acquired { .. } | ClaimResult::Completed, Answered) => {
                 Some(6)
             }
             Step::ExpireClaim { key } if self.is_orphan(state, key) => Some(7),

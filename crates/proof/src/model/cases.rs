@@ -23,6 +23,7 @@ fn protocol(mode: Mode, workers: usize, keys: &'static [usize], crashes: u8) -> 
         broker: Broker::Strict,
         sink: true,
         clocks: false,
+        looks_up: false,
         prune: false,
         mistake: None,
         breaks: None,
@@ -82,6 +83,49 @@ pub fn real() -> Vec<Case> {
                 ..protocol(Transactional, 2, &[0, 1], 0)
             },
         ),
+        case(
+            "transactional, looked up",
+            Protocol {
+                failures: 0,
+                looks_up: true,
+                ..protocol(Transactional, 2, &[0, 1], 2)
+            },
+        ),
+        case(
+            "transactional, looked up, a producer's duplicate",
+            Protocol {
+                looks_up: true,
+                ..protocol(Transactional, 2, &[0, 0], 2)
+            },
+        ),
+        case(
+            "transactional, looked up, honours old receipts",
+            Protocol {
+                looks_up: true,
+                broker: Broker::Lenient,
+                ..protocol(Transactional, 3, &[0], 2)
+            },
+        ),
+        case(
+            "transactional, looked up, records are pruned",
+            Protocol {
+                looks_up: true,
+                prune: true,
+                clocks: true,
+                ..protocol(Transactional, 2, &[0, 0], 2)
+            },
+        ),
+        case(
+            "transactional, looked up, a group",
+            Protocol {
+                looks_up: true,
+                grouped: true,
+                clocks: true,
+                lossy: false,
+                failures: 0,
+                ..protocol(Transactional, 2, &[0, 1], 0)
+            },
+        ),
         case("idempotent, run again", protocol(RUN_AGAIN, 3, &[0, 0], 2)),
         case("idempotent, quarantine", protocol(QUARANTINE, 3, &[0], 2)),
         case("at least once", protocol(AtLeastOnce, 3, &[0, 1], 2)),
@@ -105,7 +149,7 @@ pub fn naive() -> Vec<Case> {
 
 type Naive = (&'static str, Mistake, Mode, &'static str);
 
-const NAIVE: [Naive; 9] = {
+const NAIVE: [Naive; 11] = {
     use Mistake::*;
     use Mode::{AtLeastOnce, Transactional};
     [
@@ -124,6 +168,13 @@ const NAIVE: [Naive; 9] = {
         (
             "claim without a token",
             ClaimWithoutToken,
+            Transactional,
+            ONCE,
+        ),
+        ("look up once, and commit", LookOnce, Transactional, ONCE),
+        (
+            "a look-up that lasts for ever",
+            LookUpLasts,
             Transactional,
             ONCE,
         ),
@@ -174,6 +225,8 @@ fn naive_case((name, mistake, mode, breaks): Naive) -> Case {
         breaks: Some(breaks),
         grouped,
         clocks: grouped,
+        looks_up: matches!(mistake, Mistake::LookOnce | Mistake::LookUpLasts),
+        prune: mistake == Mistake::LookUpLasts,
         // The crash of a worker makes the clearer story.
         lossy: mistake == Mistake::AckBeforeDeadLetter,
         symmetric: false,

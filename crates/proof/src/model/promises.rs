@@ -3,7 +3,7 @@
 use stateright::Property;
 
 use super::protocol::{Mode, Protocol};
-use super::state::{Dead, Phase, Queued, State};
+use super::state::{Dead, InFlight, Phase, Queued, Record, State};
 
 pub const ONCE: &str = "no effect happens twice";
 pub const NOT_LOST: &str = "no message is lost";
@@ -58,9 +58,13 @@ fn settled(protocol: &Protocol, state: &State) -> bool {
     protocol.settles_in_calm(state)
 }
 
-fn zombie(_: &Protocol, state: &State) -> bool {
+fn zombie(protocol: &Protocol, state: &State) -> bool {
     let stale = |phase| phase == Phase::Ran;
+    let overtaken = |f: InFlight| match f.looked_up {
+        true => state.records[protocol.keys[f.message]] == Record::Done,
+        false => !f.newest_token,
+    };
     state
         .all_in_flight()
-        .any(|(_, f)| stale(f.phase) && !f.newest_token)
+        .any(|(_, f)| stale(f.phase) && overtaken(f))
 }

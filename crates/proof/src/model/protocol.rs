@@ -45,6 +45,10 @@ pub enum Mistake {
     MarkBeforeProcessing,
     /// The handler runs, then the key is recorded; nothing is claimed.
     MarkAfterProcessing,
+    /// A look-up counts for ever, although the record of whoever came first may be pruned.
+    LookUpLasts,
+    /// The effect of what was looked up commits without a second look for a record.
+    LookOnce,
     /// Keys are claimed for a while, but the commit does not ask whose the claim is.
     ClaimWithoutToken,
     /// A delivery whose key somebody else is busy with is acked as a duplicate.
@@ -80,6 +84,8 @@ pub struct Protocol {
     /// Workers notice that a lease has ended *before they start a handler*, as the pipeline's do, by the local monotonic
     /// clock. Without it a worker never notices anything: safety must not rest on clocks.
     pub clocks: bool,
+    /// Workers may look a key up instead of claiming it; the commit finds out whether somebody else was first.
+    pub looks_up: bool,
     /// Records are pruned once their messages cannot come again.
     pub prune: bool,
     pub mistake: Option<Mistake>,

@@ -53,6 +53,8 @@ pub struct InFlight {
     pub newest_receipt: bool,
     /// The key's newest token was given to this message, whether the answer was heard or not, and still counts.
     pub newest_token: bool,
+    /// It was looked up, and not claimed: there was no record, and none has been pruned since.
+    pub looked_up: bool,
     /// A former owner, or this one, may have produced the effect.
     pub in_doubt: bool,
 }

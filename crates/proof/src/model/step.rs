@@ -32,6 +32,8 @@ pub enum Step {
         last: usize,
     },
     Claim(At, ClaimResult, Exchange),
+    /// There is no record, and nobody has claimed the key. What a look-up says of a record, a claim says too.
+    LookUp(At),
     Renew(At),
     Start(At, Verdict, Exchange),
     Quarantine(At),
@@ -145,7 +147,7 @@ impl Protocol {
             Phase::Ready | Phase::Started if head => self.run_steps(state, at, in_flight, steps),
             Phase::Ready | Phase::Started => {}
             Phase::Ran => {
-                let verdict = self.completion(in_flight);
+                let verdict = self.completion(state, in_flight);
                 let calls = [Answered, AnswerLost, CallLost];
                 steps.extend(calls.map(|call| Step::Complete(at, verdict, call)));
                 if !self.lasts(state, in_flight) {
@@ -180,6 +182,9 @@ impl Protocol {
                 steps.push(Step::Claim(at, new, Exchange::AnswerLost));
             }
             claimed => steps.push(Step::Claim(at, claimed, Exchange::Answered)),
+        }
+        if self.looks_up && state.records[self.keys[in_flight.message]] == Record::Absent {
+            steps.push(Step::LookUp(at));
         }
     }
 
@@ -218,6 +223,7 @@ impl Protocol {
                 last,
             } => self.receive(state, worker, first..=last),
             Step::Claim(at, claimed, call) => self.claim(state, at, claimed, call),
+            Step::LookUp(at) => self.look_up(state, at),
             Step::Renew(at) => {
                 if let Some(in_flight) = state.in_flight(at) {
                     self.set_live(state, self.keys[in_flight.message], true);

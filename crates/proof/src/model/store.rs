@@ -1,7 +1,7 @@
 //! The store: one record per key, claims under a token, a verdict for each call.
 
 use super::protocol::{Mistake, Protocol};
-use super::state::{At, InFlight, Record, State};
+use super::state::{At, InFlight, Phase, Record, State};
 
 /// What the store says to a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,14 @@ impl Protocol {
         }
     }
 
+    /// There is no record, and no claim.
+    pub fn look_up(&self, state: &mut State, at: At) {
+        if let Some(in_flight) = state.in_flight_mut(at) {
+            in_flight.looked_up = true;
+            in_flight.phase = Phase::Ready;
+        }
+    }
+
     /// Whether the message's token is still the newest.
     pub fn verdict(&self, in_flight: InFlight) -> Verdict {
         match in_flight.newest_token {
@@ -62,10 +70,14 @@ impl Protocol {
         }
     }
 
-    /// Whether the store records a completion: under the newest token, expired or not.
-    pub fn completion(&self, in_flight: InFlight) -> Verdict {
+    /// Whether the store records a completion: under the newest token, expired or not; or after a look-up, if there is no
+    /// record yet and none can have been pruned since. Somebody else's claim does not count then: its owner finds the record.
+    pub fn completion(&self, state: &State, in_flight: InFlight) -> Verdict {
+        let done = state.records[self.keys[in_flight.message]] == Record::Done;
         match self.mistake {
             Some(Mistake::ClaimWithoutToken | Mistake::MarkAfterProcessing) => Verdict::Ok,
+            Some(Mistake::LookOnce) if in_flight.looked_up => Verdict::Ok,
+            _ if in_flight.looked_up && !done => Verdict::Ok,
             _ => self.verdict(in_flight),
         }
     }
@@ -76,7 +88,8 @@ impl Protocol {
             return;
         };
         let key = self.keys[in_flight.message];
-        state.fenced_commit |= !in_flight.newest_token;
+        let first = in_flight.looked_up && state.records[key] != Record::Done;
+        state.fenced_commit |= !in_flight.newest_token && !first;
         state.records[key] = Record::Done;
         self.fence_all(state, key);
         if self.mode.is_transactional() {
@@ -109,10 +122,18 @@ impl Protocol {
         }
     }
 
-    /// Removes the record, a claim or not; tokens stay monotonic.
+    /// Removes the record, a claim or not; tokens stay monotonic. A look-up counts for less long than any record is kept.
     pub fn forget(&self, state: &mut State, key: usize) {
+        let was_done = state.records[key] == Record::Done;
         state.records[key] = Record::Absent;
         self.fence_all(state, key);
+        if was_done && self.mistake != Some(Mistake::LookUpLasts) {
+            let of_key = |f: &&mut InFlight| self.keys[f.message] == key;
+            state
+                .all_in_flight_mut()
+                .filter(of_key)
+                .for_each(|f| f.looked_up = false);
+        }
     }
 
     /// Whether lease and claim last, as far as there are any.
@@ -120,7 +141,7 @@ impl Protocol {
         let key = self.keys[in_flight.message];
         let claimed = in_flight.newest_token
             && matches!(state.records[key], Record::Claimed { live: true, .. });
-        state.leased(in_flight) && (claimed || !self.claims())
+        state.leased(in_flight) && (claimed || in_flight.looked_up || !self.claims())
     }
 
     fn fence_all(&self, state: &mut State, key: usize) {

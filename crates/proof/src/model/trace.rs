@@ -49,6 +49,7 @@ fn of_message(protocol: &Protocol, state: &State, step: Step) -> Option<(At, Str
             };
             (at, format!("{what}: {claimed:?}{}", lost(call)))
         }
+        Step::LookUp(at) => (at, "look up: no record, no claim".into()),
         Step::Renew(at) => (at, "renew: Ok".into()),
         Step::Start(at, verdict, call) => (at, format!("start: {verdict:?}{}", lost(call))),
         Step::Quarantine(at) => (at, "in doubt: quarantine".into()),

@@ -189,5 +189,8 @@ impl Protocol {
 
 /// It does not know whether the store did it: it claims the key again and sees.
 fn in_doubt(state: &mut State, at: At) {
+    if let Some(in_flight) = state.in_flight_mut(at) {
+        in_flight.looked_up = false;
+    }
     state.enter(at, Phase::Received);
 }

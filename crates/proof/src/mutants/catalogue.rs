@@ -50,22 +50,22 @@ pub const MUTANTS: &[Mutant] = &[
         bug: "a stale worker's completion counts",
         file: STORE,
         find: "Ok(self.each(batch, Records::complete))",
-        replace: "Ok(self.each(batch, |records, one| {\n            let mut one = one.clone();\n            one.held = records.newest(&one.held, PLANTED);\n            records.complete(&one)\n        }))",
+        replace: "Ok(self.each(batch, |records, one| {\n            let mut one = one.clone();\n            one.precondition = records.newest_of(one.precondition, PLANTED);\n            records.complete(&one)\n        }))",
     },
     Mutant {
         name: "release-without-token",
         bug: "a stale worker frees its successor's claim",
         file: STORE,
-        find: "            records.verify(held)?;\n            records.by_key.remove",
-        replace: "            let newest = records.newest(held, PLANTED);\n            records.verify(&newest)?;\n            records.by_key.remove",
+        find: "            records.held(held)?;\n            records.by_key.remove",
+        replace: "            let newest = records.newest(held, PLANTED);\n            records.held(&newest)?;\n            records.by_key.remove",
     },
     Mutant {
         name: "commit-without-token",
         bug: "a transaction commits although the key was taken over",
         file: TX,
-        find: "        let mut records = self.store.lock();\n        let held = |savepoint: &Savepoint| savepoint.completion.held;",
+        find: "        let mut records = self.store.lock();\n",
         replace: "        let mut this = self;\n        let store = this.store.clone();\n        let mut records = store.lock();\n        for savepoint in &mut this.savepoints {
-            savepoint.completion.held = records.newest(&savepoint.completion.held, PLANTED);\n        }\n        let (held, this) = (|savepoint: &Savepoint| savepoint.completion.held, &mut this);",
+            let precondition = &mut savepoint.completion.precondition;\n            *precondition = records.newest_of(*precondition, PLANTED);\n        }\n        let this = &mut this;\n",
     },
     Mutant {
         name: "claim-without-owner",
@@ -102,20 +102,27 @@ pub const MUTANTS: &[Mutant] = &[
         find: "        match (tx.rollback().await, failure) {",
         replace: "        let rolled_back = if PLANTED { Ok(()) } else { tx.rollback().await };\n        match (rolled_back, failure) {",
     },
+    Mutant {
+        name: "record-is-replaced",
+        bug: "what was looked up is recorded once more, although somebody was first",
+        file: STORE,
+        find: "match self.by_key.get(&looked_up.key).is_some_and(is_done) || self.clock() >= ends {",
+        replace: "match !PLANTED && self.by_key.get(&looked_up.key).is_some_and(is_done) || self.clock() >= ends {",
+    },
     // Claims and records.
     Mutant {
         name: "busy-is-a-duplicate",
         bug: "a message in progress elsewhere is acked",
         file: CLAIM,
-        find: "            ClaimResult::Completed { .. } => self.duplicate(in_flight),",
-        replace: "            ClaimResult::InProgress { .. } if PLANTED => self.duplicate(in_flight),\n            ClaimResult::Completed { .. } => self.duplicate(in_flight),",
+        find: "            ClaimResult::Completed { outcome } => self.took_effect(in_flight, outcome),",
+        replace: "            ClaimResult::InProgress { .. } if PLANTED => self.took_effect(in_flight, None),\n            ClaimResult::Completed { outcome } => self.took_effect(in_flight, outcome),",
     },
     Mutant {
         name: "claim-answers-shifted",
         bug: "one result of a batch is dropped, the rest meet the wrong messages",
         file: CLAIM,
-        find: "        let mut answers = answers.into_iter();",
-        replace: "        let dropped = usize::from(answers.len() > 1 && PLANTED);\n        let mut answers = answers.into_iter().skip(dropped);",
+        find: "        let mut claimed = answers.claimed.into_iter();",
+        replace: "        let dropped = usize::from(answers.claimed.len() > 1 && PLANTED);\n        let mut claimed = answers.claimed.into_iter().skip(dropped);",
     },
     Mutant {
         name: "recorded-before-handler",
@@ -327,8 +334,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "replay-loses-its-place",
         bug: "a duplicate gives up its place for its key before it is settled, and two wait for each other",
         file: CLAIM,
-        find: "                in_flight.next = Next::Replay(Outcome(outcome));",
-        replace: "                if PLANTED {\n                    in_flight.key_place = None;\n                }\n                in_flight.next = Next::Replay(Outcome(outcome));",
+        find: "            in_flight.next = Next::Replay(Outcome(outcome));",
+        replace: "                if PLANTED {\n                    in_flight.key_place = None;\n                }\n            in_flight.next = Next::Replay(Outcome(outcome));",
     },
     Mutant {
         name: "claims-end-in-the-queue",
@@ -440,8 +447,8 @@ pub const SUPPORT: &[(&str, &str, &str)] = &[
     ),
     (
         STORE,
-        "    pub(super) fn verify(",
-        "    /// The claim with the key's newest token, if that bug is planted.\n    pub(super) fn newest(&self, held: &HeldClaim, planted: bool) -> HeldClaim {\n        match self.by_key.get(&held.key).map(|r| &r.state) {\n            Some(State::Claimed { token, .. }) if planted => HeldClaim::new(held.key, *token),\n            _ => *held,\n        }\n    }\n\n    pub(super) fn verify(",
+        "    /// Whether the precondition holds.\n    pub(super) fn verify(",
+        "    /// The claim with the key's newest token, if that bug is planted.\n    pub(super) fn newest(&self, held: &HeldClaim, planted: bool) -> HeldClaim {\n        match self.by_key.get(&held.key).map(|r| &r.state) {\n            Some(State::Claimed { token, .. }) if planted => HeldClaim::new(held.key, *token),\n            _ => *held,\n        }\n    }\n\n    pub(super) fn newest_of(&self, precondition: Precondition, planted: bool) -> Precondition {\n        match precondition {\n            Precondition::Claim(held) => self.newest(&held, planted).into(),\n            other => other,\n        }\n    }\n\n    /// Whether the precondition holds.\n    pub(super) fn verify(",
     ),
     (
         TX,

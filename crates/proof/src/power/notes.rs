@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce_core::Error;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced, HeldClaim, Owner,
-    QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store, StoreInfo,
+    Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced, HeldClaim, LookUp,
+    Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Source, Store, StoreInfo,
     Transaction, TransactionalStore, Verdicts,
 };
 
@@ -121,7 +121,7 @@ impl<S: Store> Store for Watched<S> {
     async fn complete(&self, batch: &[Completion]) -> Result<Verdicts, Error> {
         let verdicts = self.inner.complete(batch).await?;
         let recorded = batch.iter().zip(&verdicts).filter(|(_, v)| v.is_ok());
-        let recorded = recorded.map(|(completion, _)| completion.held.key.0);
+        let recorded = recorded.map(|(completion, _)| completion.precondition.key().0);
         self.notebook.note(&Note::Recorded(recorded.collect()));
         Ok(verdicts)
     }
@@ -137,6 +137,9 @@ impl<S: Store> Store for Watched<S> {
 impl<S: TransactionalStore> TransactionalStore for Watched<S> {
     type Tx = Watched<S::Tx>;
 
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        self.inner.look_up(batch).await
+    }
     async fn begin(&self) -> Result<Self::Tx, Error> {
         Ok(Watched::new(self.inner.begin().await?, &self.notebook))
     }
@@ -151,7 +154,7 @@ impl<T: Transaction> Transaction for Watched<T> {
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
         let verdict = self.inner.complete(completion).await?;
         if verdict.is_ok() {
-            self.completed.push(completion.held.key.0);
+            self.completed.push(completion.precondition.key().0);
         }
         Ok(verdict)
     }
@@ -166,7 +169,7 @@ impl<T: Transaction> Transaction for Watched<T> {
     async fn complete_and_commit(mut self, last: &Completion) -> Result<Result<(), Fenced>, Error> {
         let verdict = self.inner.complete_and_commit(last).await?;
         if verdict.is_ok() {
-            self.completed.push(last.held.key.0);
+            self.completed.push(last.precondition.key().0);
         }
         self.notebook.note(&Note::Recorded(self.completed));
         Ok(verdict)

@@ -134,7 +134,9 @@ impl<'a> Run<'a> {
     fn begin(worker: &'a Worker, message: &Message, context: &Context) -> Self {
         let world = &*worker.world;
         let index = super::world::index_of(message);
-        let (number, before) = world.history.start(worker.id, index);
+        // In a transaction the record excludes all runs but one; outside, claims do.
+        let exclusive = world.plan.mode != Mode::Transactional;
+        let (number, before) = world.history.start(worker.id, index, exclusive);
         world.faults.log(|| {
             format!(
                 "worker {} runs {index}, attempt {}",

@@ -33,11 +33,20 @@ pub struct History {
 struct State {
     runs: BTreeMap<usize, Runs>,
     running: BTreeMap<u64, usize>,
-    /// By message, the handlers that run now, each with the time when another one started.
-    beside: BTreeMap<usize, Vec<(u64, Option<Instant>)>>,
+    /// By message, the handlers that run now.
+    beside: BTreeMap<usize, Vec<Running>>,
     runs_so_far: u64,
     most_running: usize,
     breaches: Vec<String>,
+}
+
+/// A handler that runs.
+#[derive(Debug)]
+struct Running {
+    number: u64,
+    worker: u64,
+    /// When another one started that must not run beside it.
+    overtaken: Option<Instant>,
 }
 
 impl History {
@@ -45,16 +54,23 @@ impl History {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A handler starts; returns its number, and what was known of the message before.
-    pub fn start(&self, worker: u64, message: usize) -> (u64, Runs) {
+    /// A handler starts; returns its number, and what was known of the message before. It must run beside no other of the
+    /// message: of this worker, or if it is `exclusive` of any.
+    pub fn start(&self, worker: u64, message: usize, exclusive: bool) -> (u64, Runs) {
         let mut state = self.state();
         state.runs_so_far += 1;
         let number = state.runs_so_far;
         let beside = state.beside.entry(message).or_default();
-        for (_, overtaken) in beside.iter_mut() {
-            overtaken.get_or_insert_with(Instant::now);
+        for other in beside.iter_mut() {
+            if exclusive || other.worker == worker {
+                other.overtaken.get_or_insert_with(Instant::now);
+            }
         }
-        beside.push((number, None));
+        beside.push(Running {
+            number,
+            worker,
+            overtaken: None,
+        });
         let running = state.running.entry(worker).or_default();
         *running += 1;
         state.most_running = state.most_running.max(state.running[&worker]);
@@ -64,15 +80,15 @@ impl History {
         (number, before)
     }
 
-    /// A handler ends; returns since when another one has been running beside it.
+    /// A handler ends; returns since when another one has been running beside it that must not.
     pub fn end(&self, worker: u64, message: usize, number: u64) -> Option<Instant> {
         let mut state = self.state();
         if let Some(running) = state.running.get_mut(&worker) {
             *running -= 1;
         }
         let beside = state.beside.get_mut(&message)?;
-        let place = beside.iter().position(|(other, _)| *other == number)?;
-        beside.swap_remove(place).1
+        let place = beside.iter().position(|other| other.number == number)?;
+        beside.swap_remove(place).overtaken
     }
 
     pub fn succeeded(&self, message: usize) {

@@ -255,7 +255,7 @@ fn shared_or_revoked(rng: &mut Rng, plan: &mut Plan) {
     let (shared, revoked) = (rng.u32(..4) == 0, rng.u32(..4) == 0);
     let timed = plan.capabilities.timed_lease;
     plan.sessions = shared && timed && plan.capabilities.ordering == Ordering::Group;
-    if revoked && !timed {
+    if revoked && (!timed || plan.sessions) {
         let probability = worst(rng) * 2.0;
         plan.mix = plan.mix.clone().with(Fault::Revoke, probability);
     }

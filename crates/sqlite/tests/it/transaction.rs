@@ -88,7 +88,7 @@ async fn effect(tx: &mut SqliteTx, n: i64) {
 
 async fn complete(tx: &mut SqliteTx, held: HeldClaim) -> Result<(), Fenced> {
     let mut done = completion(0, held.token);
-    done.held = held;
+    done.precondition = held.into();
     tx.complete(&done).await.unwrap()
 }
 
@@ -447,7 +447,7 @@ async fn what_only_shared_a_refused_commit_is_done_again_and_the_refused_alone_f
 
 fn done(held: HeldClaim) -> onlyonce_core::driver::Completion {
     let mut done = completion(0, held.token);
-    done.held = held;
+    done.precondition = held.into();
     done
 }
 

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use onlyonce_core::Message;
-use onlyonce_core::driver::{Capabilities, Ordering, Receipt, Sink as _};
+use onlyonce_core::driver::{Capabilities, Ordering, Receipt, Sink as _, Source as _};
 use onlyonce_core::memory::{DeadLetter, MemoryQueue};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -243,6 +243,15 @@ impl Broker {
     /// Those that have the same lease as `receipt` and are not settled.
     pub(super) fn sharing(&self, receipt: &Receipt) -> Vec<Receipt> {
         self.state().sessions.held_with(receipt)
+    }
+
+    /// Takes away what is held of the session of `receipt`.
+    pub(super) async fn end_session(&self, receipt: &Receipt) {
+        let held = self.sharing(receipt);
+        for one in &held {
+            self.lease(one, Instant::now());
+        }
+        self.queue.extend(&held, Duration::ZERO).await;
     }
 
     pub(super) fn settled(&self, receipt: &Receipt) {

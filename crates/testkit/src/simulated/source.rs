@@ -47,7 +47,16 @@ struct Channel {
     notice: CancellationToken,
     /// Until when each session was extended, as this worker was told.
     extended: HashMap<u64, Instant>,
+    /// What ends each session before its time.
+    sessions: BTreeMap<u64, Session>,
     closed: bool,
+}
+
+/// How a worker learns that a session is taken away, before and when it happens.
+#[derive(Clone, Debug, Default)]
+struct Session {
+    notice: CancellationToken,
+    lost: CancellationToken,
 }
 
 /// A delivery of the simulated broker.
@@ -79,6 +88,7 @@ impl Consumer {
             lost: CancellationToken::new(),
             notice: CancellationToken::new(),
             extended: HashMap::new(),
+            sessions: BTreeMap::new(),
             closed: false,
         }));
         Self {
@@ -115,7 +125,7 @@ impl Consumer {
     /// after `grace`.
     fn revoke(&self, grace: Duration) {
         if self.able().timed_lease {
-            return;
+            return self.revoke_session(grace);
         }
         let (id, notice) = {
             let channel = self.channel();
@@ -130,6 +140,34 @@ impl Consumer {
             if let Some(channel) = channel.upgrade() {
                 end_revoked(&broker, &channel, id);
             }
+        });
+    }
+
+    /// The same for one session of which something is held. Its lease ends by then, whatever was extended.
+    fn revoke_session(&self, grace: Duration) {
+        let (shared, session) = {
+            let channel = self.channel();
+            let mut held = channel.out.values().map(|out| &out.receipt);
+            let found = held.find_map(|receipt| {
+                let number = self.broker.session(receipt)?;
+                let session = channel.sessions.get(&number)?;
+                let is_held = self.broker.sharing(receipt).contains(receipt);
+                is_held.then(|| (receipt.clone(), session.clone()))
+            });
+            match found {
+                Some(found) => found,
+                None => return,
+            }
+        };
+        for receipt in self.broker.sharing(&shared) {
+            self.broker.revoked(&receipt);
+        }
+        session.notice.cancel();
+        let broker = self.broker.clone();
+        tokio::spawn(async move {
+            sleep(grace).await;
+            session.lost.cancel();
+            broker.end_session(&shared).await;
         });
     }
 
@@ -159,7 +197,15 @@ impl Consumer {
                 let until = until - lease + lease.mul_f64(self.second);
                 // It may have been extended for the others meanwhile.
                 let known = session.and_then(|number| channel.extended.get(&number));
-                Lease::until(known.map_or(until, |known| until.max(*known)))
+                let lease = Lease::until(known.map_or(until, |known| until.max(*known)));
+                match session {
+                    Some(number) => {
+                        let Session { notice, lost } =
+                            channel.sessions.entry(number).or_default().clone();
+                        lease.tied_to(lost).revoked_by(notice)
+                    }
+                    None => lease,
+                }
             }
             _ => Lease::default()
                 .tied_to(channel.lost.clone())
@@ -171,6 +217,7 @@ impl Consumer {
         let mut handed = Delivery::new(Message::default(), receipt, lease);
         handed.malformed = message.attributes.get(MALFORMED).map(str::to_owned);
         handed.message = message;
+        handed.is_first = delivery.is_first;
         handed.attempt = delivery.attempt.filter(|_| self.able().counts_attempts);
         handed
     }

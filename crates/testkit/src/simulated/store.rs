@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::Error;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Durability, HeldClaim, KeyDigest, Owner, Store, StoreInfo,
-    Token, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Durability, HeldClaim, KeyDigest, LookUp, Owner, Precondition,
+    Store, StoreInfo, Token, TransactionalStore, Verdicts,
 };
 use onlyonce_core::memory::MemoryStore;
 
@@ -20,6 +20,8 @@ use super::tx::Tx;
 struct Seen {
     newest: HashMap<KeyDigest, Token>,
     done: HashSet<KeyDigest>,
+    /// All that was recorded, in a transaction or not.
+    recorded: HashSet<KeyDigest>,
     /// Claims whose start was asked for.
     started: HashMap<KeyDigest, HashSet<Token>>,
     breaches: Vec<String>,
@@ -102,6 +104,18 @@ impl Storage {
             seen.breaches.push(format!(
                 "the store let {token:?} {what} although it was not the newest"
             ));
+        }
+    }
+
+    /// The store made a record under this precondition.
+    pub(super) fn recorded(&self, what: &str, precondition: &Precondition) {
+        match precondition {
+            Precondition::Claim(held) => self.accepted(what, held),
+            Precondition::NoRecord(_) => {}
+        }
+        let key = precondition.key();
+        if !self.seen().recorded.insert(key) {
+            self.breach(&format!("the store let {what} record {key:?} once more"));
         }
     }
 
@@ -221,13 +235,12 @@ impl Store for Connection {
         let (storage, batch) = (self.storage.clone(), batch.to_vec());
         self.call(Call::Complete, async move {
             let verdicts = storage.records.complete(&batch).await?;
-            let held: Vec<HeldClaim> = batch.iter().map(|one| one.held).collect();
-            storage.accepted_all("complete", &held, &verdicts);
-            let recorded = held.iter().zip(&verdicts).filter(|(_, v)| v.is_ok());
-            storage
-                .seen()
-                .done
-                .extend(recorded.map(|(held, _)| held.key));
+            let recorded = batch.iter().zip(&verdicts).filter(|(_, v)| v.is_ok());
+            for (completion, _) in recorded {
+                let precondition = completion.precondition;
+                storage.recorded("complete", &precondition);
+                storage.seen().done.insert(precondition.key());
+            }
             Ok(verdicts)
         })
         .await
@@ -251,6 +264,19 @@ impl Store for Connection {
 #[async_trait]
 impl TransactionalStore for Connection {
     type Tx = Tx;
+
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        let (storage, worker, batch) = (self.storage.clone(), self.worker, batch.to_vec());
+        self.call(Call::Claim, async move {
+            let answers = storage.records.look_up(&batch).await?;
+            for (claim, answer) in batch.iter().zip(&answers) {
+                (storage.faults)
+                    .log(|| format!("worker {worker} looks up {:?}: {answer:?}", claim.key));
+            }
+            Ok(answers)
+        })
+        .await
+    }
 
     async fn begin_alone(&self) -> Result<Tx, Error> {
         self.begin().await

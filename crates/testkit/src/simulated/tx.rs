@@ -1,7 +1,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::Error;
-use onlyonce_core::driver::{Completion, Fenced, HeldClaim, Transaction};
+use onlyonce_core::driver::{Completion, Fenced, Precondition, Transaction};
 use onlyonce_core::memory::MemoryTx;
 
 use super::faults::Call;
@@ -12,7 +12,7 @@ use super::store::Connection;
 pub struct Tx {
     inner: MemoryTx,
     connection: Connection,
-    completed: Vec<HeldClaim>,
+    completed: Vec<Precondition>,
     /// Whether the current savepoint has written anything.
     open: bool,
 }
@@ -45,7 +45,7 @@ impl Transaction for Tx {
         }
         let verdict = self.inner.complete(completion).await?;
         if verdict.is_ok() {
-            self.completed.push(completion.held);
+            self.completed.push(completion.precondition);
         }
         Ok(verdict)
     }
@@ -68,7 +68,7 @@ impl Transaction for Tx {
                 inner.commit().await?;
                 completed
                     .iter()
-                    .for_each(|held| storage.accepted("commit", held));
+                    .for_each(|precondition| storage.recorded("commit", precondition));
                 Ok(())
             })
             .await

@@ -2,8 +2,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Starts,
-    Store, Token, Verdicts,
+    Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Precondition,
+    Starts, Store, Token, Verdicts,
 };
 
 use super::StoreHarness;
@@ -34,9 +34,9 @@ pub(crate) fn claim_for(name: &str, payload: &str) -> Claim {
     Claim::new(key(name), fingerprint(payload))
 }
 
-pub(crate) fn completion(held: HeldClaim) -> Completion {
+pub(crate) fn completion(precondition: impl Into<Precondition>) -> Completion {
     Completion::new(
-        held,
+        precondition,
         fingerprint("payload"),
         Some(Bytes::from_static(b"outcome")),
         LONG,
@@ -126,7 +126,8 @@ impl Call {
         batch: &[Completion],
         lease: Duration,
     ) -> Verdicts {
-        let held: Vec<HeldClaim> = batch.iter().map(|completion| completion.held).collect();
+        let held = batch.iter().filter_map(|one| one.precondition.claim());
+        let held: Vec<HeldClaim> = held.collect();
         let verdicts = match self {
             Self::Renew => store.renew(&held, lease).await,
             Self::Start => store.start(&held).await,

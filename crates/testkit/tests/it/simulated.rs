@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Acks, Capabilities, Delivery, Disposition, Ordering, Receipt, ReceiveLimits, Settlement, Sink,
-    SinkInfo, Source,
+    Acks, Capabilities, Delivery, Disposition, Lease, Ordering, Receipt, ReceiveLimits, Settlement,
+    Sink, SinkInfo, Source,
 };
 use onlyonce_core::{Error, ErrorKind, Message};
 use onlyonce_testkit::simulated::{Broker, Fault, Faults, Mix, SimulatedReceipt};
@@ -189,6 +189,41 @@ async fn who_extends_one_of_a_session_extends_all_of_it_and_no_other() {
     assert!(!source.settle(&ack(&got[2])).await[0].is_applied());
     let extended = source.extend(&[got[0].receipt.clone()], LEASE).await;
     assert!(!extended[0].is_extended());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_taken_away_with_notice_and_no_other_with_it() {
+    let mix = Mix::nothing().with(Fault::Revoke, 1.0);
+    let faults = Faults::new(1, mix, Duration::from_secs(3_600));
+    faults.limit(0);
+    let broker = Broker::new("orders", &faults).with_sessions();
+    for group in ["a", "b"] {
+        broker.publish(Message::new(group).with_group(group)).await;
+    }
+    let source = broker.connect(1);
+    let got = source.receive(all()).await.unwrap();
+    let tokens = |delivery: &Delivery| {
+        let Lease { revoked, lost, .. } = delivery.lease.clone();
+        (revoked.unwrap(), lost.unwrap())
+    };
+    let (notice, lost) = tokens(&got[0]);
+    faults.limit(1);
+    assert!(
+        source
+            .receive(ReceiveLimits::new(10, Duration::ZERO))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert!(notice.is_cancelled() && !lost.is_cancelled());
+    lost.cancelled().await;
+    assert!(!source.settle(&ack(&got[0])).await[0].is_applied());
+    let (notice, lost) = tokens(&got[1]);
+    assert!(!notice.is_cancelled() && !lost.is_cancelled());
+    assert!(source.settle(&ack(&got[1])).await[0].is_applied());
+    let again = source.receive(all()).await.unwrap();
+    assert_eq!(again.len(), 1);
+    assert_eq!(&again[0].message.body[..], b"a");
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,8 +3,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use onlyonce::Error;
 use onlyonce::driver::{
-    Claim, ClaimResult, Completion, Fenced, HeldClaim, Owner, Store, StoreInfo, Transaction,
-    TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Fenced, HeldClaim, LookUp, Owner, Store, StoreInfo,
+    Transaction, TransactionalStore, Verdicts,
 };
 
 use super::dice::{Dice, Fate, no_answer};
@@ -74,6 +74,10 @@ impl<S: Store> Store for FaultyStore<S> {
 #[async_trait]
 impl<S: TransactionalStore> TransactionalStore for FaultyStore<S> {
     type Tx = FaultyTx<S::Tx>;
+
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        call(&self.dice, self.inner.look_up(batch)).await
+    }
 
     async fn begin(&self) -> Result<Self::Tx, Error> {
         let inner = call(&self.dice, self.inner.begin()).await?;

@@ -204,7 +204,7 @@ impl FaultyStore {
 }
 
 fn claim_of(completion: &Completion) -> Claim {
-    Claim::new(completion.held.key, completion.fingerprint)
+    Claim::new(completion.precondition.key(), completion.fingerprint)
 }
 
 #[async_trait]
@@ -252,6 +252,9 @@ impl Store for FaultyStore {
 impl TransactionalStore for FaultyStore {
     type Tx = FaultyTx;
 
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        self.call(0, &self.claim, self.store.look_up(batch)).await
+    }
     async fn begin(&self) -> Result<FaultyTx, Error> {
         let fault = (self.begin)(self.counts[3].fetch_add(1, Ordering::SeqCst));
         Ok(FaultyTx {

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, Owner, Starts,
-    Store, StoreInfo, Token, Transaction, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Fenced, Fingerprint, HeldClaim, KeyDigest, LookUp, LookedUp,
+    Owner, Precondition, Starts, Store, StoreInfo, Token, Transaction, TransactionalStore,
+    Verdicts,
 };
 use onlyonce_core::memory::{MemoryStore, MemoryTx};
 use onlyonce_core::{Error, ErrorKind};
@@ -67,6 +68,16 @@ enum Bug {
     UndoDoesNothing,
     /// A transaction completes without a look at the token.
     TransactionIgnoresToken,
+    /// A look-up finds no records.
+    LookUpMissesRecords,
+    /// A look-up finds no claims.
+    LookUpMissesClaims,
+    /// A look-up does not compare payloads.
+    LookUpIgnoresPayloads,
+    /// A look-up counts for ever.
+    LookUpLasts,
+    /// What was looked up is recorded although there is a record by now.
+    RecordIsReplaced,
     /// A refused commit is answered as if it were unknown whether it happened.
     RefusalIsUnknown,
     /// A refused commit is answered as if it had happened.
@@ -109,7 +120,13 @@ impl Buggy {
 
     fn completion(&self, completion: &Completion, ignored_by: Bug) -> Completion {
         let mut completion = completion.clone();
-        completion.held = self.held(&completion.held, ignored_by);
+        match &mut completion.precondition {
+            Precondition::Claim(held) => *held = self.held(held, ignored_by),
+            Precondition::NoRecord(looked_up) if self.bug == Bug::LookUpLasts => {
+                looked_up.at = u64::MAX;
+            }
+            Precondition::NoRecord(_) => {}
+        }
         if let (Bug::OutcomesAreCut, Some(outcome)) = (self.bug, &mut completion.outcome) {
             outcome.truncate(1024);
         }
@@ -226,8 +243,8 @@ impl Store for Buggy {
             .map(|c| self.completion(c, ignored_by))
             .collect();
         if self.bug == Bug::CompleteDoesNothing {
-            let held: Vec<HeldClaim> = batch.iter().map(|completion| completion.held).collect();
-            return self.store.start(&held).await;
+            let held = batch.iter().filter_map(|one| one.precondition.claim());
+            return self.store.start(&held.collect::<Vec<_>>()).await;
         }
         Ok(self.turned(self.store.complete(&batch).await?))
     }
@@ -246,6 +263,11 @@ impl Store for Buggy {
     }
 }
 
+/// No message's.
+fn rand_key() -> [u8; 16] {
+    Fingerprint::of(&Owner::random().0.to_le_bytes()).0
+}
+
 struct BuggyTx {
     tx: MemoryTx,
     store: Buggy,
@@ -254,6 +276,26 @@ struct BuggyTx {
 #[async_trait]
 impl TransactionalStore for Buggy {
     type Tx = BuggyTx;
+
+    async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
+        let mut answers = self.store.look_up(batch).await?;
+        for (claim, answer) in batch.iter().zip(&mut answers) {
+            let hidden = match (self.bug, &*answer) {
+                (Bug::LookUpMissesRecords, LookUp::Completed { .. } | LookUp::PayloadMismatch) => {
+                    true
+                }
+                (Bug::LookUpMissesClaims, LookUp::Claimed) => true,
+                _ => false,
+            };
+            if hidden {
+                *answer = LookUp::New(LookedUp::new(claim.key, 0));
+            }
+            if self.bug == Bug::LookUpIgnoresPayloads && *answer == LookUp::PayloadMismatch {
+                *answer = LookUp::Completed { outcome: None };
+            }
+        }
+        Ok(answers)
+    }
 
     async fn begin(&self) -> Result<BuggyTx, Error> {
         let (tx, store) = (self.store.begin().await?, self.clone());
@@ -269,7 +311,16 @@ impl TransactionalStore for Buggy {
 impl Transaction for BuggyTx {
     async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
         let ignored_by = Bug::TransactionIgnoresToken;
-        let completion = self.store.completion(completion, ignored_by);
+        let mut completion = self.store.completion(completion, ignored_by);
+        if let (Bug::RecordIsReplaced, Precondition::NoRecord(looked_up)) =
+            (self.store.bug, &mut completion.precondition)
+        {
+            let asked = Claim::new(looked_up.key, completion.fingerprint);
+            let answers = self.store.store.look_up(&[asked]).await?;
+            if let [LookUp::Completed { .. }] = answers[..] {
+                looked_up.key = KeyDigest(rand_key());
+            }
+        }
         self.tx.complete(&completion).await
     }
 
@@ -547,6 +598,10 @@ plant! {
         token_is_fenced_once_it_is_spent
     ]
     transactional_store_suite effects_escape: EffectsEscape [
+        look_up_counts_for_no_longer_than_a_record
+        looked_up_message_takes_effect_once
+        record_of_a_claim_fences_look_ups
+        record_of_a_look_up_fences_claims
         dropped_transaction_leaves_nothing
         effect_and_record_commit_together
         last_savepoint_completes_with_the_commit
@@ -571,6 +626,23 @@ plant! {
     transactional_store_suite refusal_is_hidden: RefusalIsHidden [
         refused_commit_leaves_nothing
         refused_commit_spares_the_others
+    ]
+    transactional_store_suite look_up_misses_records: LookUpMissesRecords [
+        look_up_tells_what_is_there
+        racing_look_ups_take_effect_once
+    ]
+    transactional_store_suite look_up_misses_claims: LookUpMissesClaims [
+        look_up_tells_what_is_there
+    ]
+    transactional_store_suite look_up_ignores_payloads: LookUpIgnoresPayloads [
+        look_up_tells_what_is_there
+    ]
+    transactional_store_suite look_up_lasts: LookUpLasts [
+        look_up_counts_for_no_longer_than_a_record
+    ]
+    transactional_store_suite record_is_replaced: RecordIsReplaced [
+        looked_up_message_takes_effect_once
+        record_of_a_claim_fences_look_ups
     ]
     transactional_store_suite crash_loses_records_and_effects: CrashLosesRecords [
         effect_and_record_survive_a_crash
