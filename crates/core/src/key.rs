@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -117,12 +118,12 @@ impl KeyPolicy {
 }
 
 impl Rule {
-    fn choose(&self, message: &Message) -> Option<String> {
+    fn choose<'m>(&self, message: &'m Message) -> Option<Cow<'m, str>> {
         match self {
-            Self::DedupId => message.dedup_id.clone(),
-            Self::Attribute(name) => message.attributes.get(name).map(str::to_owned),
-            Self::Content => Some(format!("{:?}", Fingerprint::of(&message.body))),
-            Self::Custom(choose) => choose(message),
+            Self::DedupId => message.dedup_id.as_deref().map(Cow::from),
+            Self::Attribute(name) => message.attributes.get(name).map(Cow::from),
+            Self::Content => Some(format!("{:?}", Fingerprint::of(&message.body)).into()),
+            Self::Custom(choose) => choose(message).map(Cow::from),
         }
     }
 }
