@@ -1,3 +1,4 @@
+use std::cell::OnceCell;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -5,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 tokio::task_local! {
-    static CURRENT: Running;
+    /// Made when somebody asks for it: most handlers wait for nothing.
+    static CURRENT: OnceCell<Running>;
 }
 
 /// While a handler waits, its time-out is looked at once in this time.
@@ -45,11 +47,14 @@ impl Running {
     /// The run that this code is part of. A task that a handler has spawned is part of none.
     #[must_use]
     pub fn current() -> Option<Self> {
-        CURRENT.try_with(Self::clone).ok()
+        let running = |current: &OnceCell<Self>| current.get_or_init(Self::new).clone();
+        CURRENT.try_with(running).ok()
     }
 
-    pub(crate) async fn scope<T>(self, handler: impl Future<Output = T>) -> T {
-        CURRENT.scope(self, handler).await
+    /// Calls a handler as this run, or else as one that is made when the handler asks for it.
+    pub(crate) async fn scope<T>(run: Option<Self>, handler: impl Future<Output = T>) -> T {
+        let current = run.map_or_else(OnceCell::new, OnceCell::from);
+        CURRENT.scope(current, handler).await
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -135,5 +140,15 @@ mod tests {
         let before = Instant::now();
         running.has_run_for(second * 3).await;
         assert_eq!(before.elapsed(), second * 2);
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_within_a_run_gets_that_run() {
+        let run = Running::scope(None, async {
+            Running::current()?.set_locked(1, true);
+            Running::current()
+        });
+        assert!(run.await.is_some_and(|run| run.has_locked(1)));
+        assert!(Running::current().is_none(), "it has ended");
     }
 }

@@ -260,14 +260,13 @@ pub(crate) async fn within<T>(
     limit: Option<Duration>,
     run: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
-    let running = Running::new();
-    let run = running.clone().scope(run);
     let Some(limit) = limit else {
-        return run.await;
+        return Running::scope(None, run).await;
     };
+    let running = Running::new();
     tokio::select! {
         biased;
-        result = run => result,
+        result = Running::scope(Some(running.clone()), run) => result,
         () = running.has_run_for(limit) => Err(Failure::retry(Error::new(
             ErrorKind::Timeout,
             format!("the handler took longer than its time-out of {limit:?} (handler_timeout)"),
