@@ -106,7 +106,7 @@ impl LeaseState {
 
     /// Whether the broker may still be told anything about this delivery.
     pub(crate) fn leased(&self) -> bool {
-        !self.connection_is_lost() && self.deadlines().source.is_none_or(|d| d > Instant::now())
+        self.lease_lasts(Duration::ZERO)
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -131,7 +131,7 @@ impl LeaseState {
     /// Whether the lease lasts for `more`.
     pub(crate) fn lease_lasts(&self, more: Duration) -> bool {
         let until = self.deadlines().source;
-        self.leased() && until.is_none_or(|d| d > Instant::now() + more)
+        !self.connection_is_lost() && until.is_none_or(|d| d > Instant::now() + more)
     }
 
     /// For how long it can wait and still be run and settled in time, by a clock that is slow too: until half of the lease is left.
