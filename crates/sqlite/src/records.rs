@@ -3,21 +3,24 @@
 //! Keys are random, and a B-tree in the order of random keys dirties a page of 4 KiB for every key of some 60 bytes. So
 //! new records go to the end of a log, and every process keeps the keys of the log in memory. A full log is sealed: moved
 //! in one sorted run into a segment, which never changes again until it is dropped whole. A filter per segment says for
-//! nearly all others' keys that they are not in it.
+//! nearly all others' keys that they are not in it; memory holds all filters so that they are asked at once.
 //!
 //! Memory is a cache of the tables, and they change only under SQLite's write lock. Whoever has it first learns what
 //! others have done meanwhile ([`Records::refresh`]), and forgets what it did itself and was rolled back.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use crate::error::DbError;
-use crate::filter::Filter;
+use crate::filter::{Filter, Filters, KEYS};
 
 /// How many records, or bytes of outcomes, make a log full. Sealing it keeps everybody waiting, so it is not large.
-const FULL: usize = 32_768;
+const FULL: usize = KEYS;
 const FULL_BYTES: i64 = 16 << 20;
+
+/// How many filters are read at once.
+const BATCH: usize = 64;
 
 type Key = [u8; 16];
 
@@ -32,7 +35,11 @@ pub(crate) struct Records {
     bytes: i64,
     /// No record of the log expires before.
     soonest: i64,
-    segments: Vec<Segment>,
+    /// When the last record of each segment expires.
+    segments: BTreeMap<i64, i64>,
+    filters: Filters,
+    /// No segment after this one was there when the running transaction began.
+    began_at: i64,
     /// What the running transaction has appended, to take it back.
     appended: Vec<(Key, i64)>,
     /// How often this process has set about anything but an append.
@@ -55,13 +62,6 @@ pub(crate) struct Mark {
     rewrites: u64,
 }
 
-struct Segment {
-    id: i64,
-    /// When the last of its records expires.
-    expires: i64,
-    filter: Option<Filter>,
-}
-
 /// One record.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
@@ -74,7 +74,13 @@ pub(crate) struct Record {
 impl Records {
     /// Learns what other processes have done. To be called at the beginning of every transaction, under the write lock.
     pub(crate) fn refresh(&mut self, conn: &Connection) -> Result<(), DbError> {
+        self.catch_up(conn)?;
         self.appended.clear();
+        self.began_at = self.segments.keys().next_back().copied().unwrap_or(0);
+        Ok(())
+    }
+
+    fn catch_up(&mut self, conn: &Connection) -> Result<(), DbError> {
         // Changes whenever another connection has committed something, and only then:
         // https://www.sqlite.org/pragma.html#pragma_data_version
         let version = conn
@@ -88,7 +94,8 @@ impl Records {
             .query_row([], |row| row.get(0))?;
         if self.known.is_none_or(|known| known.rewrites != rewrites) {
             self.known = None;
-            self.load_segments(conn)?;
+            self.read_segments(conn)?;
+            self.appended.clear();
             self.recent.clear();
             (self.last, self.bytes, self.soonest) = (0, 0, i64::MAX);
         }
@@ -97,17 +104,29 @@ impl Records {
         Ok(())
     }
 
-    fn load_segments(&mut self, conn: &Connection) -> Result<(), DbError> {
-        let mut find = conn.prepare_cached("SELECT id, expires, filter FROM onlyonce_segment")?;
-        let segments = find.query_map([], |row| {
-            Ok(Segment {
-                id: row.get(0)?,
-                expires: row.get(1)?,
-                filter: Filter::from_bytes(row.get_ref(2)?.as_blob()?),
-            })
-        })?;
-        self.segments = segments.collect::<Result<_, _>>()?;
+    /// Learns which segments there are. A segment never changes and its id is never given again, so only new ones are
+    /// read, and this may be called without the write lock to have less to do under it.
+    pub(crate) fn read_segments(&mut self, conn: &Connection) -> Result<(), DbError> {
+        let mut find = conn.prepare_cached("SELECT id, expires FROM onlyonce_segment")?;
+        let present = find.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let mut present = present.collect::<Result<BTreeMap<i64, i64>, _>>()?;
+        self.keep_segments(|id| present.contains_key(&id));
+        present.retain(|id, _| !self.segments.contains_key(id));
+        let new: Vec<(i64, i64)> = present.into_iter().collect();
+        for batch in new.chunks(BATCH) {
+            let filters = batch
+                .iter()
+                .map(|(id, _)| Ok((*id, read_filter(conn, *id)?)));
+            self.filters
+                .add(&filters.collect::<Result<Vec<_>, DbError>>()?);
+            self.segments.extend(batch.iter().copied());
+        }
         Ok(())
+    }
+
+    fn keep_segments(&mut self, keep: impl Fn(i64) -> bool) {
+        self.segments.retain(|id, _| keep(*id));
+        self.filters.retain(keep);
     }
 
     /// Reads what was appended to the log since the last look.
@@ -141,7 +160,7 @@ impl Records {
     pub(crate) fn take_back(&mut self, conn: &Connection, mark: Mark) -> Result<(), DbError> {
         if mark.rewrites != self.rewrites {
             self.forget();
-            return self.refresh(conn);
+            return self.catch_up(conn);
         }
         for (key, id) in self.appended.drain(mark.appended..).rev() {
             self.recent.remove(&key);
@@ -150,9 +169,11 @@ impl Records {
         Ok(())
     }
 
-    /// The transaction failed: what is known may be wrong.
+    /// The transaction failed: what is known may be wrong. The id of a segment that was rolled back is given again.
     pub(crate) fn forget(&mut self) {
         self.known = None;
+        let began_at = self.began_at;
+        self.keep_segments(|id| id <= began_at);
     }
 
     pub(crate) fn find(&self, conn: &Connection, key: &Key) -> Result<Option<Record>, DbError> {
@@ -162,15 +183,11 @@ impl Records {
             )?;
             return Ok(find.query_row([id], Record::read).optional()?);
         }
-        let may_have = |segment: &&Segment| {
-            let filter = segment.filter.as_ref();
-            filter.is_none_or(|filter| filter.may_contain(key))
-        };
-        for segment in self.segments.iter().filter(may_have) {
+        for segment in self.filters.candidates(key) {
             let mut find = conn.prepare_cached(
                 "SELECT key, fingerprint, outcome, expires FROM onlyonce_done WHERE segment = ?1 AND key = ?2",
             )?;
-            let record = find.query_row((segment.id, key), Record::read).optional()?;
+            let record = find.query_row((segment, key), Record::read).optional()?;
             if record.is_some() {
                 return Ok(record);
             }
@@ -201,7 +218,7 @@ impl Records {
     /// Moves the log into a new segment. To be called within a savepoint of its own.
     pub(crate) fn seal(&mut self, conn: &Connection) -> Result<(), DbError> {
         self.rewrites += 1;
-        let id = self.segments.iter().map(|s| s.id).max().unwrap_or(0) + 1;
+        let id = self.rewritten(conn)?;
         let filter = Filter::new(self.recent.keys());
         // In the order of keys and after all other segments, every row goes to the end of the table.
         conn.execute(
@@ -216,19 +233,16 @@ impl Records {
             |row| row.get(0),
         )?;
         conn.execute("DELETE FROM onlyonce_recent", [])?;
-        self.segments.push(Segment {
-            id,
-            expires,
-            filter: Some(filter),
-        });
+        self.segments.insert(id, expires);
+        self.filters.add(&[(id, filter)]);
         self.recent.clear();
         (self.last, self.bytes, self.soonest) = (0, 0, i64::MAX);
-        self.rewritten(conn)
+        Ok(())
     }
 
     /// Tells other processes that appends are not all that happened. What was appended before can be taken back only with
-    /// the whole transaction from now on.
-    fn rewritten(&mut self, conn: &Connection) -> Result<(), DbError> {
+    /// the whole transaction from now on. Returns a number that was never returned before, but by what was rolled back.
+    fn rewritten(&mut self, conn: &Connection) -> Result<i64, DbError> {
         let rewrites = conn
             .prepare_cached(
                 "UPDATE onlyonce_meta SET value = value + 1 WHERE name = 'rewrites' RETURNING value",
@@ -238,7 +252,7 @@ impl Records {
         if let Some(known) = &mut self.known {
             known.rewrites = rewrites;
         }
-        Ok(())
+        Ok(rewrites)
     }
 
     /// Removes at most `limit` records that have expired by `now`: single ones from the log, and whole segments, once
@@ -255,9 +269,9 @@ impl Records {
             removed += self.prune_log(conn, now, limit)?;
         }
         while removed < limit
-            && let Some(at) = self.segments.iter().position(|s| s.expires <= now)
+            && let Some((&id, _)) = self.segments.iter().find(|(_, expires)| **expires <= now)
         {
-            removed += self.prune_segment(conn, at, limit - removed)?;
+            removed += self.prune_segment(conn, id, limit - removed)?;
         }
         Ok(removed)
     }
@@ -290,10 +304,9 @@ impl Records {
     fn prune_segment(
         &mut self,
         conn: &Connection,
-        at: usize,
+        id: i64,
         limit: usize,
     ) -> Result<usize, DbError> {
-        let id = self.segments[at].id;
         let removed = conn
             .prepare_cached(
                 "DELETE FROM onlyonce_done WHERE segment = ?1 AND key IN
@@ -302,11 +315,25 @@ impl Records {
             .execute((id, limit as i64))?;
         if removed < limit {
             conn.execute("DELETE FROM onlyonce_segment WHERE id = ?1", [id])?;
-            self.segments.remove(at);
+            self.keep_segments(|other| other != id);
             self.rewritten(conn)?;
         }
         Ok(removed)
     }
+}
+
+fn read_filter(conn: &Connection, segment: i64) -> Result<Filter, DbError> {
+    let mut find = conn.prepare_cached("SELECT filter FROM onlyonce_segment WHERE id = ?1")?;
+    let filter = find.query_row([segment], |row| {
+        Ok(Filter::from_bytes(row.get_ref(0)?.as_blob()?))
+    });
+    if let Some(filter) = filter.optional()?.flatten() {
+        return Ok(filter);
+    }
+    // Of another size, or dropped by another process just now: the keys say the same.
+    let mut find = conn.prepare_cached("SELECT key FROM onlyonce_done WHERE segment = ?1")?;
+    let keys = find.query_map([segment], |row| row.get(0))?;
+    Ok(Filter::new(keys.collect::<Result<Vec<Key>, _>>()?.iter()))
 }
 
 impl Record {
@@ -352,10 +379,14 @@ mod tests {
         }
 
         fn insert(&mut self, key: u8, expires: i64) {
+            self.insert_key([key; 16], expires);
+        }
+
+        fn insert_key(&mut self, key: Key, expires: i64) {
             let record = Record {
-                key: [key; 16],
+                key,
                 fingerprint: [0; 16],
-                outcome: Some(vec![key]),
+                outcome: Some(vec![key[0]]),
                 expires,
             };
             self.records.insert(&self.conn, &record).unwrap();
@@ -455,6 +486,88 @@ mod tests {
             later.records.refresh(&later.conn).unwrap();
             agree(&later, &model, 80);
         }
+    }
+
+    /// Random keys in more segments than a row has bits at first, of which some expire and some are rolled back; processes
+    /// come and go.
+    #[test]
+    fn no_record_is_forgotten_before_it_expires() {
+        for seed in 0..2 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let dir = tempfile::tempdir().unwrap();
+            let open = || Process::open(&dir.path().join("records.db"));
+            let mut processes = [open(), open()];
+            let mut expires = BTreeMap::<Key, i64>::new();
+            for now in 0..110 {
+                if random.u8(..20) == 0 {
+                    processes[random.usize(..2)] = open();
+                }
+                let process = &mut processes[random.usize(..2)];
+                expires.extend(a_segment(process, &mut random, now));
+                expires.retain(|_, expires| *expires > now);
+                let found = |key| process.records.find(&process.conn, key).unwrap().is_some();
+                assert!(expires.keys().all(found), "seed {seed} at {now}");
+            }
+            let later = &mut processes[0];
+            later.records.refresh(&later.conn).unwrap();
+            assert!(later.records.segments.len() > 64);
+        }
+    }
+
+    /// Seals some records and prunes, in one transaction; returns what it has committed, and when that expires.
+    fn a_segment(process: &mut Process, random: &mut fastrand::Rng, now: i64) -> Vec<(Key, i64)> {
+        let lasts = [10, 1_000, 1_000, 1_000][random.usize(..4)];
+        let keys = random.usize(1..6);
+        let new = (0..keys).map(|_| (random.u128(..).to_le_bytes(), now + lasts));
+        let new: Vec<(Key, i64)> = new.collect();
+        process.sql("BEGIN IMMEDIATE");
+        process.records.refresh(&process.conn).unwrap();
+        for (key, expires) in &new {
+            process.insert_key(*key, *expires);
+        }
+        process.records.seal(&process.conn).unwrap();
+        process.records.prune(&process.conn, now, 10).unwrap();
+        if random.u8(..10) == 0 {
+            process.records.forget();
+            process.sql("ROLLBACK");
+            // Before anything is looked up.
+            process.records.refresh(&process.conn).unwrap();
+            return Vec::new();
+        }
+        process.sql("COMMIT");
+        new
+    }
+
+    /// The id of a segment that was rolled back is given again, perhaps by another process.
+    #[test]
+    fn a_segment_that_was_rolled_back_is_not_taken_for_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records.db");
+        let [mut first, mut second] = [Process::open(&path), Process::open(&path)];
+        for (process, key, end) in [(&mut first, 1, "ROLLBACK"), (&mut second, 2, "COMMIT")] {
+            process.sql("BEGIN IMMEDIATE");
+            process.records.refresh(&process.conn).unwrap();
+            process.insert(key, 10);
+            process.records.seal(&process.conn).unwrap();
+            process.sql(end);
+        }
+        first.records.forget();
+        first.records.refresh(&first.conn).unwrap();
+        agree(&first, &Model::from([(2, 10)]), 0);
+    }
+
+    #[test]
+    fn a_filter_of_another_size_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("records.db");
+        let mut process = Process::open(&path);
+        process.records.refresh(&process.conn).unwrap();
+        process.insert(1, 10);
+        process.records.seal(&process.conn).unwrap();
+        process.sql("UPDATE onlyonce_segment SET filter = x'00'");
+        let mut later = Process::open(&path);
+        later.records.refresh(&later.conn).unwrap();
+        agree(&later, &Model::from([(1, 10)]), 0);
     }
 
     #[test]

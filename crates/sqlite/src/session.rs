@@ -109,6 +109,8 @@ impl Session {
         session.conn.execute_batch("BEGIN IMMEDIATE")?;
         let ready = session.create_tables();
         session.commit(ready)?;
+        // Most of what there is to read, while others may write.
+        session.records.read_segments(&session.conn)?;
         Ok(session)
     }
 
