@@ -7,6 +7,7 @@
 
 use std::alloc::System;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use onlyonce_core::driver::{
@@ -14,7 +15,7 @@ use onlyonce_core::driver::{
 };
 use onlyonce_core::handler::Handler;
 use onlyonce_core::memory::{MemoryQueue, MemoryStore, MemoryTx};
-use onlyonce_core::{Builder, Error, Message, Pipeline};
+use onlyonce_core::{Batch, Builder, Error, Message, Pipeline};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 #[global_allocator]
@@ -29,7 +30,7 @@ static BODY: [u8; 256] = [7; 256];
 type Run = fn(MemoryQueue) -> Result<(), Error>;
 
 /// By hand first: the others are compared with it.
-const MODES: [(&str, Run); 5] = [
+const MODES: [(&str, Run); 7] = [
     ("by hand", |queue| wait_for(by_hand(queue))),
     ("at_most_once", |queue| {
         run(Pipeline::at_most_once(queue), no_op)
@@ -42,6 +43,15 @@ const MODES: [(&str, Run); 5] = [
     }),
     ("transactional", |queue| {
         run(Pipeline::transactional(queue, MemoryStore::new()), no_op_tx)
+    }),
+    ("idempotent, batches", |queue| {
+        run(Pipeline::idempotent(queue, MemoryStore::new()), no_op_all)
+    }),
+    ("transactional, batches", |queue| {
+        run(
+            Pipeline::transactional(queue, MemoryStore::new()),
+            no_op_all_tx,
+        )
     }),
 ];
 
@@ -179,3 +189,7 @@ where
 async fn no_op() {}
 
 async fn no_op_tx(_: &mut MemoryTx) {}
+
+async fn no_op_all(_: Batch<Arc<Message>>) {}
+
+async fn no_op_all_tx(_: Batch<Arc<Message>>, _: &mut MemoryTx) {}

@@ -11,7 +11,7 @@ mod pipeline;
 pub mod prelude;
 
 pub use error::{BoxError, Error, ErrorKind};
-pub use handler::{Context, Failure, Json, Outcome, State};
+pub use handler::{Batch, Context, Failure, Json, Outcome, State};
 pub use key::{DedupKey, KeyPolicy};
 pub use message::{Attributes, Message};
 pub use pipeline::{

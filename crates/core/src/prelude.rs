@@ -1,5 +1,6 @@
 //! What most workers use: `use onlyonce::prelude::*;`.
 
 pub use crate::{
-    Context, DedupKey, Failure, Json, KeyPolicy, Message, Outcome, Pipeline, RetryPolicy, State,
+    Batch, Context, DedupKey, Failure, Json, KeyPolicy, Message, Outcome, Pipeline, RetryPolicy,
+    State,
 };

@@ -168,7 +168,7 @@ async fn transactions(store: &SqliteStore, total: usize, callers: usize) -> Resu
                 tx.execute("INSERT INTO effect (text) VALUES (?1)", ["an effect"])
                     .await?;
                 let done = completion(claim, token(&claimed[0]));
-                let verdict = tx.complete_and_commit(&done).await?;
+                let verdict = tx.complete_and_commit(std::slice::from_ref(&done)).await?;
                 verdict.expect("nobody else has it");
             }
             Ok::<_, Error>(())

@@ -234,6 +234,7 @@ fn each(session: &Session, sql: &str, batch: &[HeldClaim]) -> Result<Verdicts, D
     Ok(verdicts)
 }
 
+/// Records each for which the precondition holds.
 pub(crate) fn complete_all(
     session: &mut Session,
     batch: &[Completion],
@@ -244,11 +245,20 @@ pub(crate) fn complete_all(
         .collect()
 }
 
-/// Makes a record. The one place where that happens, with or without a user's transaction.
-pub(crate) fn complete(
+/// Records them up to the first that is fenced; the caller rolls back then.
+pub(crate) fn complete_or_none(
     session: &mut Session,
-    completion: &Completion,
+    completions: &[Completion],
 ) -> Result<Result<(), Fenced>, DbError> {
+    for completion in completions {
+        if let Err(Fenced) = complete(session, completion)? {
+            return Ok(Err(Fenced));
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn complete(session: &mut Session, completion: &Completion) -> Result<Result<(), Fenced>, DbError> {
     let holds = match completion.precondition {
         Precondition::Claim(held) => end_claim(session, held)?,
         Precondition::NoRecord(looked_up) => {

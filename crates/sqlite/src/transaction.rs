@@ -195,9 +195,10 @@ impl SqliteTx {
 
 #[async_trait]
 impl Transaction for SqliteTx {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
-        let completion = completion.clone();
-        let verdict = self.step(|answer| Op::Complete(completion, answer)).await?;
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        let completions = completions.to_vec();
+        let complete = |answer| Op::Complete(completions, answer);
+        let verdict = self.step(complete).await?;
         self.savepoints += usize::from(verdict.is_ok());
         Ok(verdict)
     }
@@ -221,10 +222,12 @@ impl Transaction for SqliteTx {
         }
     }
 
-    async fn complete_and_commit(mut self, last: &Completion) -> Result<Result<(), Fenced>, Error> {
-        let completion = last.clone();
-        self.last_step(|answer| Op::Finish(completion, answer))
-            .await
+    async fn complete_and_commit(
+        mut self,
+        last: &[Completion],
+    ) -> Result<Result<(), Fenced>, Error> {
+        let last = last.to_vec();
+        self.last_step(|answer| Op::Finish(last, answer)).await
     }
 }
 

@@ -113,14 +113,20 @@ fn tell<T>(answer: oneshot::Sender<OpResult<T>>, session: &mut Session, result: 
 pub(crate) enum Op {
     /// Runs something within the current savepoint.
     Run(Box<dyn Step>),
-    /// Ends the savepoint with its record.
-    Complete(Completion, oneshot::Sender<OpResult<Result<(), Fenced>>>),
+    /// Ends the savepoint with its records.
+    Complete(
+        Vec<Completion>,
+        oneshot::Sender<OpResult<Result<(), Fenced>>>,
+    ),
     /// Rolls back to the savepoint.
     Rollback(oneshot::Sender<OpResult<()>>),
     /// Hands the completed savepoints over to the shared transaction; answered after its commit.
     Commit(oneshot::Sender<OpResult<()>>),
     /// `Complete`, then `Commit`.
-    Finish(Completion, oneshot::Sender<OpResult<Result<(), Fenced>>>),
+    Finish(
+        Vec<Completion>,
+        oneshot::Sender<OpResult<Result<(), Fenced>>>,
+    ),
     /// Rolls back everything.
     End,
 }
@@ -211,8 +217,8 @@ impl<'a> Running<'a> {
                     running.roll_back_savepoint();
                     tell(answer, running.session, Ok(()));
                 }
-                Some(Op::Complete(completion, answer)) => {
-                    let result = running.complete(&completion).map_err(failed);
+                Some(Op::Complete(completions, answer)) => {
+                    let result = running.complete(&completions).map_err(failed);
                     tell(answer, running.session, result);
                 }
             }
@@ -268,9 +274,9 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, DbError> {
+    fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, DbError> {
         self.begin_savepoint()?;
-        let result = claims::complete(self.session, completion);
+        let result = claims::complete_or_none(self.session, completions);
         match (&result, self.savepoint.take()) {
             (Ok(Ok(())), Some(savepoint)) => self.session.release(savepoint)?,
             (_, Some(savepoint)) => self.session.roll_back(savepoint),

@@ -160,6 +160,7 @@ macro_rules! __transactional_store_checks {
             stale_token_is_fenced
             last_savepoint_completes_with_the_commit
             savepoint_completes_once
+            savepoint_of_several_messages_is_recorded_whole
             expired_claim_that_nobody_took_completes
             takeover_and_commit_exclude_each_other
             refused_commit_leaves_nothing

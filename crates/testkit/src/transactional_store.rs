@@ -76,7 +76,7 @@ async fn complete_one<H: TransactionalStoreHarness>(
     precondition: impl Into<Precondition>,
 ) -> Result<(), onlyonce_core::driver::Fenced> {
     harness.write(tx, effect).await;
-    let verdict = tx.complete(&completion(precondition)).await;
+    let verdict = tx.complete(&[completion(precondition)]).await;
     verdict.expect("the store can be reached")
 }
 
@@ -210,7 +210,7 @@ pub async fn last_savepoint_completes_with_the_commit(harness: &impl Transaction
             );
         }
         harness.write(&mut tx, &format!("last, {verdict:?}")).await;
-        let result = tx.complete_and_commit(&completion(last)).await;
+        let result = tx.complete_and_commit(&[completion(last)]).await;
         assert_eq!(result.expect("the store can be reached"), verdict);
     }
     assert_eq!(effects(harness).await, ["last, Ok(())", "second"]);
@@ -230,6 +230,39 @@ pub async fn savepoint_completes_once(harness: &impl TransactionalStoreHarness) 
     assert_eq!(complete_one(harness, &mut tx, "third", held).await, FENCED);
     commit(tx).await;
     assert_eq!(effects(harness).await, ["first"]);
+}
+
+/// A savepoint of several messages records all of them, or none if one is fenced, and its effect is there or not with them.
+pub async fn savepoint_of_several_messages_is_recorded_whole(
+    harness: &impl TransactionalStoreHarness,
+) {
+    let store = harness.transactional().await;
+    let stale = take(&store, A, "stale", harness.lease()).await;
+    let (one, two) = (
+        take(&store, A, "one", LONG).await,
+        take(&store, A, "two", LONG).await,
+    );
+    expire(harness).await;
+    take(&store, B, "stale", LONG).await;
+    let mut tx = begin(&store).await;
+    harness.write(&mut tx, "all three").await;
+    let verdict = tx.complete(&[one, stale, two].map(completion)).await;
+    assert_eq!(verdict.expect("the store can be reached"), FENCED);
+    commit(tx).await;
+    assert!(effects(harness).await.is_empty());
+    for key in ["one", "two"] {
+        assert_ne!(ask(&store, B, key).await, done());
+    }
+    for (effect, last, verdict) in [("third", stale, FENCED), ("both", two, Ok(()))] {
+        let mut tx = begin(&store).await;
+        harness.write(&mut tx, effect).await;
+        let result = tx.complete_and_commit(&[one, last].map(completion)).await;
+        assert_eq!(result.expect("the store can be reached"), verdict);
+    }
+    assert_eq!(effects(harness).await, ["both"]);
+    for key in ["one", "two"] {
+        assert_eq!(ask(&store, B, key).await, done());
+    }
 }
 
 /// Late, but not taken over: nobody else can have run.
@@ -289,8 +322,11 @@ pub async fn refused_commit_leaves_nothing(harness: &impl TransactionalStoreHarn
         harness.break_constraint(&mut tx).await;
         let last = completion(guilty);
         let refused = match finish {
-            true => tx.complete_and_commit(&last).await.map(drop),
-            false => match tx.complete(&last).await {
+            true => tx
+                .complete_and_commit(std::slice::from_ref(&last))
+                .await
+                .map(drop),
+            false => match tx.complete(std::slice::from_ref(&last)).await {
                 Ok(_) => tx.commit().await,
                 Err(error) => Err(error),
             },
@@ -323,7 +359,7 @@ pub async fn refused_commit_spares_the_others(harness: &impl TransactionalStoreH
         if name == "bad" {
             harness.break_constraint(&mut tx).await;
         }
-        tx.complete_and_commit(&completion(held)).await
+        tx.complete_and_commit(&[completion(held)]).await
     };
     let all = names.iter().zip(&held);
     let together = all.clone().map(|(name, held)| run(false, name, *held));
@@ -367,7 +403,7 @@ async fn race<H: TransactionalStoreHarness>(harness: &H, owner: Owner, keys: &[S
         };
         harness.write(&mut tx, name).await;
         // Whatever goes wrong, the next claim tells what became of it.
-        if let Ok(Ok(())) = tx.complete(&completion(HeldClaim::new(key, token))).await {
+        if let Ok(Ok(())) = tx.complete(&[completion(HeldClaim::new(key, token))]).await {
             tx.commit().await.ok();
         }
     }

@@ -39,9 +39,10 @@ enum Variant {
     IdempotentMemory,
     IdempotentSqlite,
     TransactionalSqlite,
+    BatchesSqlite,
 }
 
-const VARIANTS: [(Variant, &str); 7] = [
+const VARIANTS: [(Variant, &str); 8] = [
     (Variant::ByHandAwaited, "lapin, ack awaited one by one"),
     (
         Variant::ByHandNotAwaited,
@@ -54,6 +55,10 @@ const VARIANTS: [(Variant, &str); 7] = [
     (
         Variant::TransactionalSqlite,
         "onlyonce transactional, SQLite",
+    ),
+    (
+        Variant::BatchesSqlite,
+        "onlyonce transactional, SQLite, batches of 100",
     ),
 ];
 
@@ -74,6 +79,7 @@ async fn run(variant: Variant, queue: &Queue, args: &Args) -> Result<Sample, Err
         Variant::TransactionalSqlite => {
             measure::of(pid, pipelines::transactional_sqlite(queue, count)).await
         }
+        Variant::BatchesSqlite => measure::of(pid, pipelines::batches_sqlite(queue, count)).await,
     }
 }
 

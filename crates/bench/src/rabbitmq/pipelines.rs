@@ -8,7 +8,7 @@ use onlyonce::handler::NoTx;
 use onlyonce::memory::MemoryStore;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Builder, ConfigRisk, Message, Pipeline, Report};
+use onlyonce::{Batch, Builder, ConfigRisk, Message, Pipeline, Report};
 
 use super::queue::Queue;
 use crate::Error;
@@ -78,6 +78,25 @@ pub(crate) async fn transactional_sqlite(queue: &Queue, count: usize) -> Result<
     let builder = settings(Pipeline::transactional(source(queue)?, store), &stop).state(stop);
     check(builder.run(no_effect).await?, count)?;
     Ok(Done::between(before, database.commits()))
+}
+
+pub(crate) async fn batches_sqlite(queue: &Queue, count: usize) -> Result<Done, Error> {
+    let dir = tempfile::tempdir()?;
+    let store = open(dir.path()).await?;
+    let database = store.database().clone();
+    let before = database.commits();
+    let stop = StopAfter::new(count);
+    let builder = settings(Pipeline::transactional(source(queue)?, store), &stop).state(stop);
+    check(builder.run(no_effect_of_all).await?, count)?;
+    Ok(Done::between(before, database.commits()))
+}
+
+async fn no_effect_of_all(
+    batch: Batch<Arc<Message>>,
+    stop: onlyonce::State<Arc<StopAfter>>,
+    _tx: &mut SqliteTx,
+) {
+    batch.iter().for_each(|_| stop.0.handled());
 }
 
 async fn no_effect(stop: onlyonce::State<Arc<StopAfter>>, _tx: &mut SqliteTx) {

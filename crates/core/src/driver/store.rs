@@ -394,12 +394,12 @@ pub trait TransactionalStore: Store {
 /// pipeline.
 #[async_trait]
 pub trait Transaction: Send + 'static {
-    /// Ends the current savepoint: records that its message took effect, if the precondition holds. If it is `Fenced`, or an
-    /// error, the savepoint is rolled back.
+    /// Ends the current savepoint: records that its messages took effect, all of them or none. If a precondition does not hold
+    /// it is `Fenced`; then, and on an error, the savepoint is rolled back. Each key is in it once.
     ///
     /// Where another transaction that is still open has recorded the same key, it waits for that to end, for as long as the
     /// store lets anything wait for a lock.
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error>;
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error>;
 
     /// Rolls back what was done since the last savepoint ended.
     async fn rollback(&mut self) -> Result<(), Error>;
@@ -407,9 +407,9 @@ pub trait Transaction: Send + 'static {
     /// Commits every completed savepoint, durably.
     async fn commit(self) -> Result<(), Error>;
 
-    /// [`complete`](Self::complete), then [`commit`](Self::commit): one round trip for the last message, where the store
+    /// [`complete`](Self::complete), then [`commit`](Self::commit): one round trip for the last savepoint, where the store
     /// has one to save. If that is `Fenced`, those before it are committed all the same.
-    async fn complete_and_commit(mut self, last: &Completion) -> Result<Result<(), Fenced>, Error>
+    async fn complete_and_commit(mut self, last: &[Completion]) -> Result<Result<(), Fenced>, Error>
     where
         Self: Sized,
     {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
+use super::batch::Together;
 use super::content::{decoded, guess, without_bom};
 use crate::driver::Receipt;
 use crate::{Attributes, DedupKey, Message};
@@ -87,6 +88,8 @@ pub struct Parts {
     /// The broker's own view of it, by the adapter.
     pub native: Option<Receipt>,
     pub(crate) states: States,
+    /// The messages of which these are the first, for a handler of batches.
+    pub(crate) together: Option<Together>,
 }
 
 impl Parts {
@@ -98,6 +101,17 @@ impl Parts {
             context: Context::new("test", "test"),
             native: None,
             states: States::default(),
+            together: None,
+        }
+    }
+
+    /// What the handler is called for: these alone, or for a handler that takes a [`Batch`](super::Batch) those of each of its
+    /// messages.
+    #[must_use]
+    pub fn messages(&self) -> &[Self] {
+        match &self.together {
+            Some(together) => together.messages(),
+            None => std::slice::from_ref(self),
         }
     }
 
@@ -143,6 +157,18 @@ impl fmt::Debug for States {
     }
 }
 
+/// What a handler's parameter is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MadeOf {
+    /// One message, or what is known of it.
+    Message,
+    /// Many: the handler takes a [`Batch`](super::Batch).
+    Batch,
+    /// No message: it is the same for all of them.
+    Pipeline,
+}
+
 /// A handler's parameter.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be a handler's parameter",
@@ -160,7 +186,32 @@ pub trait FromMessage: Sized {
     fn missing(_parts: &Parts) -> Option<&'static str> {
         None
     }
+
+    /// What it is made of; asked once, when the pipeline starts.
+    #[must_use]
+    fn made_of() -> MadeOf {
+        MadeOf::Message
+    }
 }
+
+macro_rules! tuples {
+    ($($part:ident),*) => {
+        /// Several of one message, for the items of a [`Batch`](super::Batch).
+        impl<$($part: FromMessage),*> FromMessage for ($($part,)*) {
+            fn from_message(parts: &Parts) -> Result<Self, Rejection> {
+                Ok(($($part::from_message(parts)?,)*))
+            }
+
+            fn missing(parts: &Parts) -> Option<&'static str> {
+                None$(.or_else(|| $part::missing(parts)))*
+            }
+        }
+    };
+}
+
+tuples!(A, B);
+tuples!(A, B, C);
+tuples!(A, B, C, D);
 
 /// The payload, decoded from JSON.
 ///
@@ -300,5 +351,9 @@ impl<T: Clone + Send + Sync + 'static> FromMessage for State<T> {
             Some(_) => None,
             None => Some(std::any::type_name::<T>()),
         }
+    }
+
+    fn made_of() -> MadeOf {
+        MadeOf::Pipeline
     }
 }

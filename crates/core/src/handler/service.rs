@@ -11,7 +11,7 @@ use tower_service::Service;
 use crate::driver::Transaction;
 use crate::{BoxError, Error, ErrorKind};
 
-use super::{Failure, FromMessage, HandlerError, IntoOutcome, Outcome, Parts, Running};
+use super::{Failure, FromMessage, HandlerError, IntoOutcome, MadeOf, Outcome, Parts, Running};
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -32,7 +32,7 @@ pub(crate) type TxSlot<Tx> = Arc<tokio::sync::Mutex<Tx>>;
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Request<Tx> {
-    /// The message and its context.
+    /// The message and its context; of a batch, the first message and its context, and [all](Parts::messages).
     pub parts: Parts,
     /// How long the handler may take, from when it is called: a layer before it may wait as it likes.
     pub(crate) limit: Option<Duration>,
@@ -91,6 +91,9 @@ pub trait Handler<Tx, Args>: Send + Sync + 'static {
 
     /// The type of a state that a parameter needs and does not find.
     fn missing(parts: &Parts) -> Option<&'static str>;
+
+    /// What its parameters are made of, without the transaction.
+    fn parameters() -> Vec<MadeOf>;
 }
 
 /// Marks the [`Handler`] implementations whose last parameter is the transaction.
@@ -123,6 +126,10 @@ macro_rules! handlers {
 
             fn missing(_parts: &Parts) -> Option<&'static str> {
                 None$(.or_else(|| $arg::missing(_parts)))*
+            }
+
+            fn parameters() -> Vec<MadeOf> {
+                vec![$($arg::made_of()),*]
             }
         }
 
@@ -157,6 +164,10 @@ macro_rules! handlers {
 
             fn missing(_parts: &Parts) -> Option<&'static str> {
                 None$(.or_else(|| $arg::missing(_parts)))*
+            }
+
+            fn parameters() -> Vec<MadeOf> {
+                vec![$($arg::made_of()),*]
             }
         }
     };
@@ -196,6 +207,10 @@ where
 
     fn missing(parts: &Parts) -> Option<&'static str> {
         H::missing(parts)
+    }
+
+    fn parameters() -> Vec<MadeOf> {
+        H::parameters()
     }
 }
 
@@ -319,7 +334,7 @@ pub enum NoTx {
 impl crate::driver::Transaction for NoTx {
     async fn complete(
         &mut self,
-        _: &crate::driver::Completion,
+        _: &[crate::driver::Completion],
     ) -> Result<Result<(), crate::driver::Fenced>, crate::Error> {
         match *self {
             Self::Never(ref never) => match *never {},

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -17,7 +19,7 @@ pub struct MemoryTx {
 
 #[derive(Debug)]
 struct Savepoint {
-    completion: Completion,
+    completions: Vec<Completion>,
     effects: Vec<Bytes>,
 }
 
@@ -30,6 +32,13 @@ impl MemoryTx {
         }
     }
 
+    /// What is recorded so far.
+    fn completions(&self) -> impl Iterator<Item = &Completion> {
+        self.savepoints
+            .iter()
+            .flat_map(|savepoint| &savepoint.completions)
+    }
+
     /// Adds an effect to the current savepoint.
     pub fn push(&mut self, effect: impl Into<Bytes>) {
         self.open.push(effect.into());
@@ -38,15 +47,21 @@ impl MemoryTx {
 
 #[async_trait]
 impl Transaction for MemoryTx {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
         let effects = std::mem::take(&mut self.open);
-        let key = completion.precondition.key();
-        let mut same = self.savepoints.iter().map(|p| p.completion.precondition);
-        if same.any(|other| other.key() == key) || self.store.lock().verify(completion).is_err() {
-            return Ok(Err(Fenced));
+        let mut records = self.store.lock();
+        let mut keys: HashSet<_> = self
+            .completions()
+            .map(|one| one.precondition.key())
+            .collect();
+        for completion in completions {
+            if !keys.insert(completion.precondition.key()) || records.verify(completion).is_err() {
+                return Ok(Err(Fenced));
+            }
         }
+        drop(records);
         self.savepoints.push(Savepoint {
-            completion: completion.clone(),
+            completions: completions.to_vec(),
             effects,
         });
         Ok(Ok(()))
@@ -59,10 +74,8 @@ impl Transaction for MemoryTx {
 
     async fn commit(self) -> Result<(), Error> {
         let mut records = self.store.lock();
-        if let Some(savepoint) =
-            (self.savepoints.iter()).find(|p| records.verify(&p.completion).is_err())
-        {
-            let key = savepoint.completion.precondition.key();
+        if let Some(fenced) = self.completions().find(|one| records.verify(one).is_err()) {
+            let key = fenced.precondition.key();
             let what = format!("{key:?} was taken over, or recorded, before the commit");
             return Err(Error::new(ErrorKind::Store, what).retryable(true));
         }
@@ -72,8 +85,10 @@ impl Transaction for MemoryTx {
                 .flat_map(|savepoint| &savepoint.effects),
         )?;
         for savepoint in self.savepoints {
-            let completed = records.complete(&savepoint.completion);
-            debug_assert_eq!(completed, Ok(()), "verified under the same lock");
+            for completion in &savepoint.completions {
+                let completed = records.complete(completion);
+                debug_assert_eq!(completed, Ok(()), "verified under the same lock");
+            }
             records.effects.extend(savepoint.effects);
         }
         Ok(())

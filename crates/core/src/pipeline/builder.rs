@@ -12,6 +12,7 @@ use crate::handler::{Handler, IntoOutcome, Request};
 use crate::handler::{HandlerService, States, callable};
 use crate::{BoxError, Context, KeyPolicy, Outcome};
 
+use super::batch::Limits;
 use super::options::Options;
 use super::run::{About, run};
 use super::setup::Setup;
@@ -99,6 +100,18 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
     /// How many handlers run at the same time. Default: 64.
     pub fn concurrency(mut self, handlers: usize) -> Self {
         self.setup.options.concurrency = handlers.max(1);
+        self
+    }
+
+    /// How many messages, and how many bytes of them, a handler that takes a [`Batch`](crate::Batch) gets in one call at the most;
+    /// and how long the first of them waits for others, if fewer are there. One message larger than all the bytes is a batch of
+    /// its own. Default: 100, 4 MiB, and no wait: a batch is what has come while the one before it was worked on.
+    pub fn batch(mut self, messages: usize, bytes: usize, wait: Duration) -> Self {
+        self.setup.options.batch = Limits {
+            messages: messages.max(1),
+            bytes: bytes.max(1),
+            wait,
+        };
         self
     }
 
@@ -236,6 +249,7 @@ impl<Tx: Transaction, L> Builder<Tx, L> {
         let about = About {
             name: std::any::type_name::<H>(),
             missing: H::missing,
+            parameters: H::parameters,
         };
         let mut setup = self.setup;
         let options = &mut setup.options;

@@ -15,6 +15,7 @@ use crate::{Error, ErrorKind, Outcome};
 
 use super::Mode;
 use super::attempts::Attempts;
+use super::batch::Limits;
 use super::budget::Budget;
 use super::counters::Counters;
 use super::in_flight::InFlight;
@@ -65,6 +66,8 @@ pub(crate) struct Engine<Tx> {
     pub(crate) transactions: Option<Arc<dyn TransactionalStore<Tx = Tx>>>,
     pub(crate) sink: Option<Arc<dyn Sink>>,
     pub(crate) handler: Callable<Tx>,
+    /// If the handler takes batches: how large ones.
+    pub(crate) batches: Option<Limits>,
     /// For people.
     pub(crate) handler_name: &'static str,
     pub(crate) on_duplicate: Option<OnDuplicate>,

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, sleep_until};
 
@@ -15,6 +16,8 @@ use super::in_flight::InFlight;
 pub(crate) struct Lanes {
     state: Mutex<State>,
     ready: Notify,
+    /// For those who already have a message, and wait for others to run with it.
+    more: Notify,
     waiting: Notify,
     /// Workers that are on the processor now; see [`Working`].
     working: AtomicUsize,
@@ -76,6 +79,7 @@ impl Lanes {
         Arc::new(Self {
             state: Mutex::default(),
             ready: Notify::new(),
+            more: Notify::new(),
             waiting: Notify::new(),
             working: AtomicUsize::new(0),
             processors,
@@ -124,6 +128,7 @@ impl Lanes {
             _ => {
                 state.ready.push_back(in_flight);
                 self.ready.notify_one();
+                self.more.notify_waiters();
                 Ok(())
             }
         };
@@ -186,6 +191,16 @@ impl Lanes {
 
     fn pop(&self) -> Option<Box<InFlight>> {
         self.state().ready.pop_front()
+    }
+
+    /// The next message to run, if it may be taken out.
+    pub(crate) fn pop_if(&self, may: impl FnOnce(&mut InFlight) -> bool) -> Option<Box<InFlight>> {
+        self.state().ready.pop_front_if(|next| may(next))
+    }
+
+    /// Resolves when more messages can be run than when it was called.
+    pub(crate) fn more(&self) -> Notified<'_> {
+        self.more.notified()
     }
 
     fn wake_another(&self) {
@@ -259,12 +274,17 @@ pub(crate) struct LaneLock {
 
 impl LaneLock {
     /// The next of the lane, if it may be taken out; the lock stays where it is.
-    pub(crate) fn next(&self, may: impl FnOnce(&InFlight) -> bool) -> Option<Box<InFlight>> {
+    pub(crate) fn next(&self, may: impl FnOnce(&mut InFlight) -> bool) -> Option<Box<InFlight>> {
         let mut state = self.lanes.state();
         let lane = state.lanes.get_mut(&self.group)?;
         let mut next = lane.pop_front_if(|next| may(next))?;
         next.permit.resume();
         Some(next)
+    }
+
+    /// Whether this is the message's lane.
+    pub(crate) fn is_of(&self, one: &InFlight) -> bool {
+        one.delivery.message.group.as_deref() == Some(&*self.group)
     }
 
     /// Puts messages back at the front of the lane, in their order.

@@ -21,6 +21,7 @@
 
 mod attempts;
 mod backoff;
+mod batch;
 mod budget;
 mod builder;
 mod checks;

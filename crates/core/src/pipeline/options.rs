@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use crate::KeyPolicy;
 
+use super::batch::Limits;
 use super::{ConfigRisk, RetryPolicy};
 
 /// What to do with a message that may have taken effect: its former owner had started the handler and vanished before
@@ -26,6 +27,7 @@ pub(crate) struct Options {
     pub(crate) identity: Option<String>,
     pub(crate) dedup_key: KeyPolicy,
     pub(crate) concurrency: usize,
+    pub(crate) batch: Limits,
     pub(crate) prefetch_messages: usize,
     pub(crate) prefetch_bytes: usize,
     pub(crate) claim_lease: Duration,
@@ -46,6 +48,7 @@ impl Default for Options {
             identity: None,
             dedup_key: KeyPolicy::default(),
             concurrency: 64,
+            batch: Limits::default(),
             prefetch_messages: 1_000,
             prefetch_bytes: 64 << 20,
             claim_lease: Duration::from_secs(30),

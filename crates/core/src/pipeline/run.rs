@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::{Owner, QueueInfo, Scope, Source, Transaction};
-use crate::handler::{Callable, Parts};
+use crate::handler::{Callable, MadeOf, Parts};
 use crate::{Context, Error, ErrorKind, Outcome};
 
 use super::attempts::Attempts;
@@ -39,6 +39,22 @@ pub(crate) struct About {
     pub(crate) name: &'static str,
     /// Which state it asks for that is not there.
     pub(crate) missing: fn(&Parts) -> Option<&'static str>,
+    pub(crate) parameters: fn() -> Vec<MadeOf>,
+}
+
+impl About {
+    /// Whether it is called for many messages at once.
+    fn takes_batches(&self) -> Result<bool, Error> {
+        let parameters = (self.parameters)();
+        let is_batch = parameters.contains(&MadeOf::Batch);
+        if is_batch && parameters.contains(&MadeOf::Message) {
+            return Err(Error::config(format!(
+                "the handler {} takes a batch, and a parameter that is made of one message: ask for that in the batch, as Batch<(A, B)>",
+                self.name
+            )));
+        }
+        Ok(is_batch)
+    }
 }
 
 /// The stages' ends of their channels.
@@ -67,7 +83,7 @@ pub(crate) async fn run<Tx: Transaction>(
     let identity = identity(&setup, &found.queue)?;
     show(&setup, &identity, &found);
     let info = found.queue;
-    let (engine, receivers) = build(setup, (handler, about.name), &info, identity);
+    let (engine, receivers) = build(setup, (handler, &about), &info, identity)?;
     engine.check_states(about.missing)?;
     let _teardown = Teardown(&engine);
     let mut tasks = start(&engine, receivers);
@@ -142,10 +158,10 @@ fn channels() -> (
 
 fn build<Tx: Transaction>(
     setup: Setup<Tx>,
-    (handler, handler_name): (Callable<Tx>, &'static str),
+    (handler, about): (Callable<Tx>, &About),
     info: &QueueInfo,
     identity: String,
-) -> (Arc<Engine<Tx>>, Receivers) {
+) -> Result<(Arc<Engine<Tx>>, Receivers), Error> {
     let (stages, heads, late, receivers) = channels();
     let options = setup.options;
     let capabilities = info.capabilities;
@@ -157,7 +173,8 @@ fn build<Tx: Transaction>(
         transactions: setup.transactions,
         sink: setup.sink,
         handler,
-        handler_name,
+        batches: about.takes_batches()?.then_some(options.batch),
+        handler_name: about.name,
         on_duplicate: setup.on_duplicate,
         states: setup.states,
         owner: Owner::random(),
@@ -187,7 +204,7 @@ fn build<Tx: Transaction>(
         handler_nanos: AtomicU64::new(0),
         options,
     };
-    (Arc::new(engine), receivers)
+    Ok((Arc::new(engine), receivers))
 }
 
 /// Starts every stage as a task of its own; they end with the set.
@@ -239,6 +256,7 @@ impl<Tx: Transaction> Engine<Tx> {
             },
             native: None,
             states: self.states.clone(),
+            together: None,
         };
         match missing(&probe) {
             None => Ok(()),

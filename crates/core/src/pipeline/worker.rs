@@ -1,3 +1,5 @@
+use std::slice::from_ref;
+
 use tokio::sync::oneshot;
 
 use crate::driver::Transaction;
@@ -5,10 +7,11 @@ use crate::handler::within;
 use crate::{Error, ErrorKind, Outcome};
 
 use super::Mode;
+use super::batch::halves;
 use super::counters::add;
 use super::engine::Engine;
 use super::in_flight::{InFlight, Next};
-use super::invoke::Ended;
+use super::invoke::{Answers, Ended};
 use super::lanes::Working;
 use super::transaction::Commits;
 
@@ -21,8 +24,13 @@ impl<Tx: Transaction> Engine<Tx> {
             if let Some(in_flight) = self.prepare(in_flight, &working).await {
                 match &self.transactions {
                     Some(store) => {
-                        self.run_in_transaction(&**store, in_flight, &working, commits)
+                        let batch = self.with_others(in_flight, &working).await;
+                        self.run_in_transaction(&**store, batch, &working, commits)
                             .await;
+                    }
+                    None if self.batches.is_some() => {
+                        let batch = self.with_others(in_flight, &working).await;
+                        self.run_batch(batch, &working).await;
                     }
                     None => self.run(in_flight, &working).await,
                 }
@@ -128,7 +136,7 @@ impl<Tx: Transaction> Engine<Tx> {
                 let context = self.parts(&in_flight).context;
                 let limit = self.options.handler_timeout;
                 let replay = within(limit, async { replay(context, outcome).await });
-                self.guarded(&in_flight, working, replay).await
+                self.guarded(from_ref(&in_flight), working, replay).await
             }
             None => Ended::Succeeded(()),
         };
@@ -146,23 +154,60 @@ impl<Tx: Transaction> Engine<Tx> {
 
     async fn run(&self, mut in_flight: Box<InFlight>, working: &Working<'_>) {
         self.begin(&mut in_flight);
-        match self.call(&in_flight, None, working).await {
-            Ended::Succeeded(outcome) if self.store.is_some() => {
-                let _ = self.stages.complete.send((in_flight, outcome));
-            }
-            Ended::Succeeded(_) => self.applied(in_flight),
-            Ended::Failed(failure) => self.failed(in_flight, &failure),
-            Ended::Cancelled if self.mode == Mode::AtMostOnce => {
-                in_flight.leave_lane();
-                add(&self.counters.lost, 1);
-            }
-            Ended::Cancelled => {
-                if self.quarantines() {
-                    in_flight.doubt();
-                }
-                self.cancelled(in_flight);
+        let ended = self.call(from_ref(&in_flight), None, working).await;
+        self.ended([in_flight], ended);
+    }
+
+    /// Runs a handler of batches; what fails as a whole is run again in halves, until the guilty message is alone.
+    async fn run_batch(&self, batch: Vec<Box<InFlight>>, working: &Working<'_>) {
+        let mut parts = vec![batch];
+        while let Some(part) = parts.pop() {
+            // The parts before it may have taken a while.
+            let (mut part, late): (Vec<_>, Vec<_>) =
+                part.into_iter().partition(|one| self.can_start(one));
+            late.into_iter().for_each(|one| self.cut_off(one));
+            part.iter_mut().for_each(|one| self.begin(one));
+            match self.call(&part, None, working).await {
+                Ended::Failed(_) if part.len() > 1 => parts.extend(halves(part)),
+                ended => self.ended(part, ended),
             }
         }
+    }
+
+    fn ended(&self, messages: impl IntoIterator<Item = Box<InFlight>>, ended: Ended<Answers>) {
+        let messages = messages.into_iter();
+        match ended {
+            Ended::Succeeded(answers) => {
+                for (in_flight, answer) in messages.zip(answers.each()) {
+                    match answer {
+                        Ok(outcome) => self.succeeded(in_flight, outcome),
+                        Err(failure) => self.failed(in_flight, &failure),
+                    }
+                }
+            }
+            Ended::Failed(failure) => messages.for_each(|one| self.failed(one, &failure)),
+            Ended::Cancelled => messages.for_each(|one| self.cut_off(one)),
+        }
+    }
+
+    fn succeeded(&self, in_flight: Box<InFlight>, outcome: Outcome) {
+        match self.store {
+            Some(_) => {
+                let _ = self.stages.complete.send((in_flight, outcome));
+            }
+            None => self.applied(in_flight),
+        }
+    }
+
+    fn cut_off(&self, mut in_flight: Box<InFlight>) {
+        if self.mode == Mode::AtMostOnce {
+            in_flight.leave_lane();
+            return add(&self.counters.lost, 1);
+        }
+        if self.quarantines() {
+            in_flight.doubt();
+        }
+        self.cancelled(in_flight);
     }
 }
 

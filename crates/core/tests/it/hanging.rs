@@ -173,11 +173,11 @@ struct HangingTx {
 
 #[async_trait]
 impl Transaction for HangingTx {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
         if self.hang == Hang::Complete {
             std::future::pending::<()>().await;
         }
-        self.tx.complete(completion).await
+        self.tx.complete(completions).await
     }
     async fn rollback(&mut self) -> Result<(), Error> {
         self.tx.rollback().await

@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, reason = "tests have no users")]
 
 mod attempts;
+mod batches;
 mod busy_keys;
 mod cut_off;
 mod handlers;

@@ -123,8 +123,8 @@ impl<S: TransactionalStore> TransactionalStore for Watched<S> {
 
 #[async_trait]
 impl<T: Transaction> Transaction for Watched<T> {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
-        let call = self.inner.complete(completion);
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        let call = self.inner.complete(completions);
         self.instrument.watch("complete in transaction", call).await
     }
     async fn rollback(&mut self) -> Result<(), Error> {
@@ -135,7 +135,7 @@ impl<T: Transaction> Transaction for Watched<T> {
     async fn commit(self) -> Result<(), Error> {
         self.instrument.watch("commit", self.inner.commit()).await
     }
-    async fn complete_and_commit(self, last: &Completion) -> Result<Result<(), Fenced>, Error> {
+    async fn complete_and_commit(self, last: &[Completion]) -> Result<Result<(), Fenced>, Error> {
         let call = self.inner.complete_and_commit(last);
         self.instrument.watch("complete and commit", call).await
     }

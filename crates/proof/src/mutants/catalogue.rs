@@ -16,12 +16,14 @@ pub struct Mutant {
 
 const STORE: &str = "crates/core/src/memory/store.rs";
 const TX: &str = "crates/core/src/memory/tx.rs";
+const BATCH: &str = "crates/core/src/pipeline/batch.rs";
 const CLAIM: &str = "crates/core/src/pipeline/claim.rs";
 const COMPLETE: &str = "crates/core/src/pipeline/complete.rs";
 const DEAD_LETTER: &str = "crates/core/src/pipeline/dead_letter.rs";
 const DOUBT: &str = "crates/core/src/pipeline/doubt.rs";
 const ENGINE: &str = "crates/core/src/pipeline/engine.rs";
 const INTAKE: &str = "crates/core/src/pipeline/intake.rs";
+const INVOKE: &str = "crates/core/src/pipeline/invoke.rs";
 const LEASE_RENEWER: &str = "crates/core/src/pipeline/lease_renewer.rs";
 const LANES: &str = "crates/core/src/pipeline/lanes.rs";
 const STARTS: &str = "crates/core/src/driver/store.rs";
@@ -32,9 +34,6 @@ const LEASE_STATE: &str = "crates/core/src/pipeline/lease_state.rs";
 const TRANSITIONS: &str = "crates/core/src/pipeline/transitions.rs";
 const WORKER: &str = "crates/core/src/pipeline/worker.rs";
 const CONSUMER: &str = "crates/testkit/src/simulated/source.rs";
-
-/// The bugs that hardly any seed shows, and the first seed to try: one that was met by chance.
-pub const RARE: &[(&str, u64)] = &[("dead-letter-runs-again", 20_261_129_738_899)];
 
 pub const MUTANTS: &[Mutant] = &[
     // The store's fences.
@@ -63,9 +62,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "commit-without-token",
         bug: "a transaction commits although the key was taken over",
         file: TX,
-        find: "        let mut records = self.store.lock();\n",
-        replace: "        let mut this = self;\n        let store = this.store.clone();\n        let mut records = store.lock();\n        for savepoint in &mut this.savepoints {
-            let precondition = &mut savepoint.completion.precondition;\n            *precondition = records.newest_of(*precondition, PLANTED);\n        }\n        let this = &mut this;\n",
+        find: "    async fn commit(self) -> Result<(), Error> {\n        let mut records = self.store.lock();\n",
+        replace: "    async fn commit(mut self) -> Result<(), Error> {\n        let store = self.store.clone();\n        let mut records = store.lock();\n        for completion in self.savepoints.iter_mut().flat_map(|savepoint| &mut savepoint.completions) {\n            completion.precondition = records.newest_of(completion.precondition, PLANTED);\n        }\n",
     },
     Mutant {
         name: "claim-without-owner",
@@ -99,8 +97,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "no-savepoint-rollback",
         bug: "what a failed handler wrote is committed with the others' effects",
         file: TRANSACTION,
-        find: "        match (tx.rollback().await, failure) {",
-        replace: "        let rolled_back = if PLANTED { Ok(()) } else { tx.rollback().await };\n        match (rolled_back, failure) {",
+        find: "        tx.rollback().await.map_err(Broken)\n",
+        replace: "        if PLANTED {\n            return Ok(());\n        }\n        tx.rollback().await.map_err(Broken)\n",
     },
     Mutant {
         name: "record-is-replaced",
@@ -128,29 +126,29 @@ pub const MUTANTS: &[Mutant] = &[
         name: "recorded-before-handler",
         bug: "a key is marked done before its handler runs, and stays so when that fails",
         file: WORKER,
-        find: "        match self.call(&in_flight, None, working).await {\n            Ended::Succeeded(outcome) if",
-        replace: "        if let (Some(store), Some(done), true) = (&self.store, self.completion(&in_flight, Outcome::default()), PLANTED) {\n            let _ = store.complete(&[done]).await;\n        }\n        match self.call(&in_flight, None, working).await {\n            Ended::Succeeded(outcome) if",
+        find: "        let ended = self.call(from_ref(&in_flight), None, working).await;\n",
+        replace: "        if let (Some(store), Some(done), true) = (&self.store, self.completion(&in_flight, Outcome::default()), PLANTED) {\n            let _ = store.complete(&[done]).await;\n        }\n        let ended = self.call(from_ref(&in_flight), None, working).await;\n",
     },
     Mutant {
         name: "completion-error-is-success",
         bug: "an error of the commit is logged, and the message acked",
         file: TRANSACTION,
-        find: "            Err(error) => return self.broken(in_order(done, last), error),\n        };\n        // If",
-        replace: "            Err(_) if PLANTED => Ok(()),\n            Err(error) => return self.broken(in_order(done, last), error),\n        };\n        // If",
+        find: "            Err(error) => return self.broken(run, error),\n        };\n",
+        replace: "            Err(_) if PLANTED => Ok(()),\n            Err(error) => return self.broken(run, error),\n        };\n",
     },
     Mutant {
         name: "refusal-is-doubt",
         bug: "a commit that the store refuses is tried again as if its answer had been lost",
         file: TRANSACTION,
-        find: "            ErrorKind::Refused if head.alone => self.failed(head, &Failure::retry(error)),",
-        replace: "            ErrorKind::Refused if PLANTED => self.not_committed(head, behind, &error),\n            ErrorKind::Refused if head.alone => self.failed(head, &Failure::retry(error)),",
+        find: "            ErrorKind::Refused if run.alone => {",
+        replace: "            ErrorKind::Refused if PLANTED => self.not_committed(run, &error),\n            ErrorKind::Refused if run.alone => {",
     },
     Mutant {
         name: "refusal-blamed-on-the-head",
         bug: "the first message of a refused transaction counts as failed, whoever is the cause",
         file: TRANSACTION,
-        find: "            ErrorKind::Refused => self.separate(head, behind, &error),",
-        replace: "            ErrorKind::Refused if PLANTED => {\n                if let Some(lane) = &head.lane {\n                    lane.put_back(behind);\n                }\n                self.failed(head, &Failure::retry(error));\n            }\n            ErrorKind::Refused => self.separate(head, behind, &error),",
+        find: "            ErrorKind::Refused => self.separate(run, &error),",
+        replace: "            ErrorKind::Refused if PLANTED => {\n                let heads = run.heads(|_| {}).into_iter();\n                heads.for_each(|one| self.failed(one, &Failure::retry(error.clone())));\n            }\n            ErrorKind::Refused => self.separate(run, &error),",
     },
     Mutant {
         name: "completion-result-dropped",
@@ -192,8 +190,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "ack-before-commit",
         bug: "the broker is told before the effect is durable",
         file: TRANSACTION,
-        find: "        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));",
-        replace: "        if PLANTED {\n            let all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));\n            let ack = |in_flight: &Box<InFlight>| crate::driver::Settlement::new(in_flight.delivery.receipt.clone(), crate::driver::Disposition::Ack);\n            let acks: Vec<_> = all.map(ack).collect();\n            self.source.settle(&acks).await;\n        }\n        let mut all = done.iter().chain(succeeded.map(|(in_flight, _)| in_flight));",
+        find: "        let mut all = run.done.iter().chain(&run.last);",
+        replace: "        if PLANTED {\n            let all = run.done.iter().chain(&run.last);\n            let ack = |in_flight: &Box<InFlight>| crate::driver::Settlement::new(in_flight.delivery.receipt.clone(), crate::driver::Disposition::Ack);\n            let acks: Vec<_> = all.map(ack).collect();\n            self.source.settle(&acks).await;\n        }\n        let mut all = run.done.iter().chain(&run.last);",
     },
     Mutant {
         name: "partial-failure-ignored",
@@ -327,8 +325,8 @@ pub const MUTANTS: &[Mutant] = &[
         name: "last-savepoint-loses-its-place",
         bug: "the last of a shared transaction is tried again behind its successors",
         file: TRANSACTION,
-        find: "        if let (Some(last), Some(lane)) = (&mut last, lane) {",
-        replace: "        if let (Some(last), Some(lane), false) = (&mut last, lane, PLANTED) {",
+        find: "            one.lane = lane.map(|place| run.lanes.swap_remove(place));",
+        replace: "            let lane = lane.filter(|_| !PLANTED);\n            one.lane = lane.map(|place| run.lanes.swap_remove(place));",
     },
     Mutant {
         name: "replay-loses-its-place",
@@ -336,13 +334,6 @@ pub const MUTANTS: &[Mutant] = &[
         file: CLAIM,
         find: "            in_flight.next = Next::Replay(Outcome(outcome));",
         replace: "                if PLANTED {\n                    in_flight.key_place = None;\n                }\n            in_flight.next = Next::Replay(Outcome(outcome));",
-    },
-    Mutant {
-        name: "claims-end-in-the-queue",
-        bug: "a claim that ran out sends its message back behind its successors",
-        file: TRANSITIONS,
-        find: "        if in_flight.lease.can_start_again() {",
-        replace: "        if in_flight.lease.can_start_again() && !PLANTED {",
     },
     Mutant {
         name: "behind-a-busy-lane-dropped",
@@ -423,11 +414,11 @@ pub const MUTANTS: &[Mutant] = &[
         replace: "            if PLANTED { usize::MAX } else { room.messages.max(1) },",
     },
     Mutant {
-        name: "dead-letter-runs-again",
-        bug: "a dead letter whose ack was lost is run again, and leaves another, time after time",
-        file: WORKER,
-        find: "if self.is_set_aside(&in_flight) {",
-        replace: "if !PLANTED && self.is_set_aside(&in_flight) {",
+        name: "dead-letter-is-repeated",
+        bug: "a dead letter whose ack was lost leaves another when it comes again",
+        file: DEAD_LETTER,
+        find: "            if self.is_set_aside(&in_flight) {",
+        replace: "            if self.is_set_aside(&in_flight) && !PLANTED {",
     },
     Mutant {
         name: "set-aside-before-confirmed",
@@ -435,6 +426,56 @@ pub const MUTANTS: &[Mutant] = &[
         file: DEAD_LETTER,
         find: "let results = sink.publish(&letters).await;",
         replace: "if PLANTED {\n                for id in batch.iter().filter_map(|(dead, _)| dead.broker_id()) {\n                    self.set_aside.insert(id, ());\n                }\n            }\n            let results = sink.publish(&letters).await;",
+    },
+    // Batches.
+    Mutant {
+        name: "batch-fails-as-a-whole",
+        bug: "a batch that fails is not halved: every message of it has failed",
+        file: WORKER,
+        find: "                Ended::Failed(_) if part.len() > 1 =>",
+        replace: "                Ended::Failed(_) if part.len() > 1 && !PLANTED =>",
+    },
+    Mutant {
+        name: "batch-loses-a-half",
+        bug: "of a batch that is halved, one half is never run",
+        file: TRANSACTION,
+        find: "            Ended::Failed(_) if part.len() > 1 => run.parts.extend(halves(part)),",
+        replace: "            Ended::Failed(_) if part.len() > 1 => run.parts.extend(halves(part).into_iter().skip(usize::from(PLANTED))),",
+    },
+    Mutant {
+        name: "failed-in-batch-is-done",
+        bug: "a message that the handler of a batch fails is acked with the others",
+        file: TRANSACTION,
+        find: "                Err(failure) => run.failed(one, failure),\n",
+        replace: "                Err(_) if PLANTED => run.last.push(one),\n                Err(failure) => run.failed(one, failure),\n",
+    },
+    Mutant {
+        name: "batch-overtakes",
+        bug: "what a batch did behind a failed message of the same group stays",
+        file: TRANSACTION,
+        find: "        if is_overtaken(&part, &answers) {",
+        replace: "        if !PLANTED && is_overtaken(&part, &answers) {",
+    },
+    Mutant {
+        name: "behind-the-failed-runs",
+        bug: "a later part of a batch runs what is behind a failed message of its group",
+        file: TRANSACTION,
+        find: "        if let Some(lane) = self.lanes.iter().find(|lane| lane.is_of(&one)) {",
+        replace: "        if let Some(lane) = self.lanes.iter().find(|lane| !PLANTED && lane.is_of(&one)) {",
+    },
+    Mutant {
+        name: "group-twice-in-a-batch",
+        bug: "outside a transaction a batch has several messages of one group",
+        file: BATCH,
+        find: "            let lane = lane.filter(|_| self.transactions.is_some());",
+        replace: "            let lane = lane.filter(|_| PLANTED || self.transactions.is_some());",
+    },
+    Mutant {
+        name: "batch-outlives-a-lease",
+        bug: "the call for a batch does not end with the leases of its messages",
+        file: INVOKE,
+        find: "                [one] => one.lease.ended().await,",
+        replace: "                [_, _, ..] if PLANTED => std::future::pending().await,\n                [one] => one.lease.ended().await,",
     },
 ];
 
@@ -449,20 +490,5 @@ pub const SUPPORT: &[(&str, &str, &str)] = &[
         STORE,
         "    /// Whether the precondition holds.\n    pub(super) fn verify(",
         "    /// The claim with the key's newest token, if that bug is planted.\n    pub(super) fn newest(&self, held: &HeldClaim, planted: bool) -> HeldClaim {\n        match self.by_key.get(&held.key).map(|r| &r.state) {\n            Some(State::Claimed { token, .. }) if planted => HeldClaim::new(held.key, *token),\n            _ => *held,\n        }\n    }\n\n    pub(super) fn newest_of(&self, precondition: Precondition, planted: bool) -> Precondition {\n        match precondition {\n            Precondition::Claim(held) => self.newest(&held, planted).into(),\n            other => other,\n        }\n    }\n\n    /// Whether the precondition holds.\n    pub(super) fn verify(",
-    ),
-    (
-        TX,
-        "        for savepoint in self.savepoints {",
-        "        for savepoint in std::mem::take(&mut this.savepoints) {",
-    ),
-    (
-        TX,
-        "(self.savepoints.iter()).find(",
-        "(this.savepoints.iter()).find(",
-    ),
-    (
-        TX,
-        "            self.savepoints\n                .iter()",
-        "            this.savepoints\n                .iter()",
     ),
 ];

@@ -47,6 +47,10 @@ pub struct Watched<T> {
     completed: Vec<[u8; 16]>,
 }
 
+fn keys(completions: &[Completion]) -> impl Iterator<Item = [u8; 16]> {
+    completions.iter().map(|one| one.precondition.key().0)
+}
+
 impl<T> Watched<T> {
     pub fn new(inner: T, notebook: &Notebook) -> Self {
         Self {
@@ -151,10 +155,10 @@ impl<S: TransactionalStore> TransactionalStore for Watched<S> {
 
 #[async_trait]
 impl<T: Transaction> Transaction for Watched<T> {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
-        let verdict = self.inner.complete(completion).await?;
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        let verdict = self.inner.complete(completions).await?;
         if verdict.is_ok() {
-            self.completed.push(completion.precondition.key().0);
+            self.completed.extend(keys(completions));
         }
         Ok(verdict)
     }
@@ -166,10 +170,13 @@ impl<T: Transaction> Transaction for Watched<T> {
         self.notebook.note(&Note::Recorded(self.completed));
         Ok(())
     }
-    async fn complete_and_commit(mut self, last: &Completion) -> Result<Result<(), Fenced>, Error> {
+    async fn complete_and_commit(
+        mut self,
+        last: &[Completion],
+    ) -> Result<Result<(), Fenced>, Error> {
         let verdict = self.inner.complete_and_commit(last).await?;
         if verdict.is_ok() {
-            self.completed.push(last.precondition.key().0);
+            self.completed.extend(keys(last));
         }
         self.notebook.note(&Note::Recorded(self.completed));
         Ok(verdict)

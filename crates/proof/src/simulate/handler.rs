@@ -119,19 +119,19 @@ pub fn replay(worker: &Worker, context: &Context, outcome: &Outcome) -> Result<(
 }
 
 /// A handler that is running, until it is dropped.
-struct Run<'a> {
+pub struct Run<'a> {
     worker: &'a Worker,
     number: u64,
-    message: usize,
+    pub message: usize,
     broker_id: String,
-    before_started: u32,
-    before_failed: u32,
+    pub before_started: u32,
+    pub before_failed: u32,
     /// It has had all its attempts: if it is cut off, it may be given up.
     last: bool,
 }
 
 impl<'a> Run<'a> {
-    fn begin(worker: &'a Worker, message: &Message, context: &Context) -> Self {
+    pub fn begin(worker: &'a Worker, message: &Message, context: &Context) -> Self {
         let world = &*worker.world;
         let index = super::world::index_of(message);
         // In a transaction the record excludes all runs but one; outside, claims do.
@@ -172,6 +172,13 @@ impl<'a> Run<'a> {
             run.check_record(key, context);
         }
         run
+    }
+
+    /// Its handler fails it. A batch that fails is run again in parts, which is no failure of its messages.
+    pub fn fails(&self, alone: bool, last: bool) {
+        if alone {
+            self.worker.world.history.failed(self.message, last);
+        }
     }
 
     /// Nothing that was recorded runs again.

@@ -2,6 +2,7 @@
 //!
 //! Why tokio's paused clock and faults of our own, and not one of the tools: `crates/core/docs/decisions/simulation.md`.
 
+mod batch;
 mod campaign;
 mod cut;
 mod handler;

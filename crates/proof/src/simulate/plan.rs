@@ -78,6 +78,8 @@ pub struct Plan {
     pub workers: u64,
     pub concurrency: usize,
     pub prefetch: usize,
+    /// If handlers take batches: how many messages at once, and how long the first waits for others.
+    pub batch: Option<(usize, Duration)>,
     pub messages: Vec<Planned>,
     pub mix: Mix,
     pub fault_limit: usize,
@@ -121,6 +123,7 @@ impl Plan {
             workers: rng.u64(1..=3),
             concurrency: rng.usize(1..=6),
             prefetch: rng.usize(1..=24),
+            batch: None,
             messages: Vec::new(),
             mix: mix(rng, mode),
             fault_limit: cut.faults.unwrap_or(usize::MAX),
@@ -146,6 +149,7 @@ impl Plan {
             plan.early_redrives.sort_unstable();
         }
         shared_or_revoked(rng, &mut plan);
+        plan.batch = (rng.u32(..4) == 0).then(|| batch(rng));
         cut.apply(&mut plan);
         plan
     }
@@ -161,6 +165,10 @@ impl Plan {
     pub fn clocks_agree(&self) -> bool {
         self.seconds
             .is_none_or(|seconds| seconds.iter().all(|second| *second <= 1.0))
+    }
+
+    pub fn has_no_transaction(&self) -> bool {
+        self.mode != Mode::Transactional
     }
 
     pub fn has_store(&self) -> bool {
@@ -248,6 +256,12 @@ fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
         });
     }
     messages
+}
+
+/// How many messages a handler gets at once, and how long the first waits for others.
+fn batch(rng: &mut Rng) -> (usize, Duration) {
+    let wait = Duration::from_millis(rng.u64(..2) * rng.u64(..500));
+    (rng.usize(1..=8), wait)
 }
 
 /// A broker whose leases belong to several messages, or are taken away with notice.

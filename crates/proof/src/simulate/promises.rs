@@ -25,6 +25,7 @@ pub async fn broken(world: &World) -> Result<Vec<String>, Error> {
         broken.extend(in_order(world, &effects));
     }
     broken.extend(dead_for_a_reason(world, &dead));
+    broken.extend(dead_once(world));
     broken.extend(poison(world, &effects));
     broken.extend(runs_bounded(world, &dead));
     broken.extend(bounded(world));
@@ -121,6 +122,17 @@ fn dead_for_a_reason(world: &World, dead: &[(usize, String)]) -> Vec<String> {
     broken
 }
 
+/// A worker that has set a message aside, and whose ack was lost, does not do so again.
+fn dead_once(world: &World) -> Vec<String> {
+    if !world.plan.capabilities.acks.confirms() {
+        return Vec::new();
+    }
+    let repeated = world.broker.dead_letters().repeated().into_iter();
+    let broken =
+        repeated.map(|(worker, id)| format!("worker {worker} has dead-lettered {id} twice"));
+    broken.collect()
+}
+
 /// What never ends is given up after a bounded number of runs, as long as the store remembers them. No record is kept of a dead
 /// letter, so that a message whose ack is lost begins anew.
 fn runs_bounded(world: &World, dead: &[(usize, String)]) -> Vec<String> {
@@ -140,6 +152,10 @@ fn runs_bounded(world: &World, dead: &[(usize, String)]) -> Vec<String> {
             if !world.plan.capabilities.counts_attempts {
                 // What was given back is known to the worker that ran it, and to no other.
                 most *= world.plan.workers as u32;
+            }
+            if world.plan.batch.is_some() {
+                // A call that takes too long is made again for its halves, until a message is alone: 8, 4, 2, 1.
+                most *= 4;
             }
             let started = runs.started;
             (started > most).then(|| format!("message {index} ran {started} times, not {most}"))
@@ -161,9 +177,10 @@ fn poison(world: &World, effects: &[usize]) -> Vec<String> {
 
 fn bounded(world: &World) -> Vec<String> {
     let mut broken = Vec::new();
-    let (most, limit) = (world.history.most_running(), world.plan.concurrency);
+    let each = world.plan.batch.map_or(1, |(messages, _)| messages);
+    let (most, limit) = (world.history.most_running(), world.plan.concurrency * each);
     if most > limit {
-        broken.push(format!("{most} handlers ran at once, {limit} were allowed"));
+        broken.push(format!("{most} messages ran at once, {limit} were allowed"));
     }
     let (most, limit) = (world.broker.most_held(), world.plan.prefetch);
     if most > limit {

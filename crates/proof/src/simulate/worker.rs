@@ -11,6 +11,7 @@ use onlyonce_core::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::batch;
 use super::handler::{Worker, handle, replay, transactional};
 use super::plan::Mode;
 use super::world::World;
@@ -133,25 +134,26 @@ async fn run(
     match world.plan.mode {
         Mode::Transactional => {
             let pipeline = Pipeline::transactional(source, store);
-            settings(pipeline, worker, stop, counters)
-                .run(transactional)
-                .await
+            let pipeline = settings(pipeline, worker, stop, counters);
+            match world.plan.batch {
+                Some(_) => pipeline.run(batch::transactional).await,
+                None => pipeline.run(transactional).await,
+            }
         }
-        Mode::RunAgain => {
-            let pipeline = Pipeline::idempotent(source, store);
-            settings(pipeline, worker, stop, counters).run(handle).await
-        }
-        Mode::Quarantine => {
-            let pipeline = Pipeline::idempotent(source, store).on_in_doubt(InDoubt::Quarantine);
-            settings(pipeline, worker, stop, counters).run(handle).await
-        }
-        Mode::AtLeastOnce => {
-            let pipeline = Pipeline::at_least_once(source);
-            settings(pipeline, worker, stop, counters).run(handle).await
-        }
-        Mode::AtMostOnce => {
-            let pipeline = Pipeline::at_most_once(source);
-            settings(pipeline, worker, stop, counters).run(handle).await
+        mode => {
+            let pipeline = match mode {
+                Mode::AtLeastOnce => Pipeline::at_least_once(source),
+                Mode::AtMostOnce => Pipeline::at_most_once(source),
+                Mode::Quarantine => {
+                    Pipeline::idempotent(source, store).on_in_doubt(InDoubt::Quarantine)
+                }
+                _ => Pipeline::idempotent(source, store),
+            };
+            let pipeline = settings(pipeline, worker, stop, counters);
+            match world.plan.batch {
+                Some(_) => pipeline.run(batch::handle).await,
+                None => pipeline.run(handle).await,
+            }
         }
     }
 }
@@ -176,6 +178,9 @@ fn settings<Tx: Transaction>(
             let worker = worker.clone();
             async move { replay(&worker, &context, &outcome) }
         });
+    }
+    if let Some((messages, wait)) = world.plan.batch {
+        pipeline = pipeline.batch(messages, 1 << 20, wait);
     }
     pipeline
         .concurrency(world.plan.concurrency)

@@ -52,7 +52,7 @@ async fn a_file_that_is_deleted_or_replaced_is_noticed_and_nothing_more_is_done(
         if replaced {
             std::fs::write(&path, "").unwrap();
         }
-        let error = tx.complete_and_commit(&completion(1, token)).await;
+        let error = tx.complete_and_commit(&[completion(1, token)]).await;
         let error = error.unwrap_err();
         assert_eq!(
             (error.kind(), error.is_retryable()),

@@ -108,7 +108,10 @@ async fn effect(store: &SqliteStore, n: u64, claimed: &ClaimResult) -> bool {
         .await
         .unwrap();
     let done = completion(n, token(claimed));
-    tx.complete(&done).await.unwrap().unwrap();
+    tx.complete(std::slice::from_ref(&done))
+        .await
+        .unwrap()
+        .unwrap();
     tx.commit().await.unwrap();
     true
 }

@@ -89,7 +89,7 @@ async fn effect(tx: &mut SqliteTx, n: i64) {
 async fn complete(tx: &mut SqliteTx, held: HeldClaim) -> Result<(), Fenced> {
     let mut done = completion(0, held.token);
     done.precondition = held.into();
-    tx.complete(&done).await.unwrap()
+    tx.complete(std::slice::from_ref(&done)).await.unwrap()
 }
 
 #[tokio::test]
@@ -205,7 +205,7 @@ async fn after_a_dropped_call_only_a_rollback_is_possible() {
     });
     let dropped = tokio::time::timeout(Duration::from_millis(5), slow).await;
     assert!(dropped.is_err());
-    let error = tx.complete(&completion(1, held.token)).await.unwrap_err();
+    let error = tx.complete(&[completion(1, held.token)]).await.unwrap_err();
     assert!(error.is_retryable(), "{error}");
     tx.rollback().await.unwrap();
     effect(&mut tx, 2).await;
@@ -229,7 +229,7 @@ async fn a_commit_that_is_refused_gives_the_turn_back() {
         assert!(dropped.is_err());
         let error = match finish {
             true => tx
-                .complete_and_commit(&completion(1, held.token))
+                .complete_and_commit(&[completion(1, held.token)])
                 .await
                 .err(),
             false => tx.commit().await.err(),
@@ -370,7 +370,7 @@ async fn a_turn_that_lasts_too_long_is_rolled_back_and_the_next_one_comes() {
         (error.kind(), error.is_retryable()),
         (ErrorKind::Refused, true)
     );
-    assert!(stuck.complete(&completion(1, held.token)).await.is_err());
+    assert!(stuck.complete(&[completion(1, held.token)]).await.is_err());
     assert!(stuck.commit().await.is_err());
     assert_eq!(stage.effects().await, [2]);
 }
@@ -407,7 +407,7 @@ async fn what_only_shared_a_refused_commit_is_done_again_and_the_refused_alone_f
     let mut second = stage.begin().await;
     let second = tokio::spawn(async move {
         effect(&mut second, 2).await;
-        second.complete_and_commit(&done(good)).await
+        second.complete_and_commit(&[done(good)]).await
     });
     let claim = tokio::spawn({
         let (store, owner) = (stage.store.clone(), stage.owner);
@@ -415,7 +415,7 @@ async fn what_only_shared_a_refused_commit_is_done_again_and_the_refused_alone_f
     });
     // Both get in line: nothing else runs on this thread.
     tokio::task::yield_now().await;
-    let error = first.complete_and_commit(&done(bad)).await.unwrap_err();
+    let error = first.complete_and_commit(&[done(bad)]).await.unwrap_err();
     assert_eq!(
         (error.kind(), error.is_retryable()),
         (ErrorKind::Refused, false)
@@ -438,7 +438,7 @@ async fn what_only_shared_a_refused_commit_is_done_again_and_the_refused_alone_f
                 .await
                 .unwrap();
         }
-        let committed = tx.complete_and_commit(&done(held)).await;
+        let committed = tx.complete_and_commit(&[done(held)]).await;
         assert_eq!(committed.is_ok(), is_good, "{committed:?}");
     }
     assert_eq!(stage.effects().await, [2]);
@@ -461,11 +461,11 @@ async fn a_transaction_alone_shares_its_commit_with_nobody() {
     let mut alone = stage.store.begin_alone().await.unwrap();
     let alone = tokio::spawn(async move {
         effect(&mut alone, 2).await;
-        alone.complete_and_commit(&done(held2)).await
+        alone.complete_and_commit(&[done(held2)]).await
     });
     tokio::task::yield_now().await;
     first
-        .complete_and_commit(&done(held1))
+        .complete_and_commit(&[done(held1)])
         .await
         .unwrap()
         .unwrap();
@@ -496,11 +496,14 @@ async fn sql_that_rolls_back_is_refused_and_leaves_nothing() {
     // The same for whatever follows, until it is rolled back.
     let later = tx.execute("INSERT INTO effect VALUES (3)", []).await;
     assert_eq!(later.unwrap_err().kind(), ErrorKind::Refused);
-    let completed = tx.complete(&done(held)).await;
+    let completed = tx.complete(&[done(held)]).await;
     assert_eq!(completed.unwrap_err().kind(), ErrorKind::Refused);
     tx.rollback().await.unwrap();
     effect(&mut tx, 4).await;
-    tx.complete_and_commit(&done(held)).await.unwrap().unwrap();
+    tx.complete_and_commit(&[done(held)])
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(stage.effects().await, [4]);
     // So too outside of a handler.
     let outside = stage.store.database().with(swallowed).await.unwrap_err();

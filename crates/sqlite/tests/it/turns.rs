@@ -66,7 +66,7 @@ async fn sql_without_end_is_interrupted_when_its_turn_is_over() {
             error
         });
         tokio::task::yield_now().await;
-        let committed = first.complete_and_commit(&completion(1, token)).await;
+        let committed = first.complete_and_commit(&[completion(1, token)]).await;
         let error = timeout(SOON, second).await.expect("it ends").unwrap();
         assert_eq!(
             (error.kind(), error.is_retryable()),

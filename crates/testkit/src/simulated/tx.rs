@@ -36,16 +36,17 @@ impl Tx {
 
 #[async_trait]
 impl Transaction for Tx {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
         let passed = self.connection.pass(Call::CompletePart).await;
         self.open = false;
         if let Err(error) = passed {
             self.inner.rollback().await?;
             return Err(error);
         }
-        let verdict = self.inner.complete(completion).await?;
+        let verdict = self.inner.complete(completions).await?;
         if verdict.is_ok() {
-            self.completed.push(completion.precondition);
+            let preconditions = completions.iter().map(|one| one.precondition);
+            self.completed.extend(preconditions);
         }
         Ok(verdict)
     }

@@ -119,7 +119,12 @@ pub async fn look_up_counts_for_no_longer_than_a_record(harness: &impl Transacti
     late.retention = harness.lease();
     let mut tx = begin(&store).await;
     harness.write(&mut tx, "late").await;
-    assert_eq!(tx.complete(&late).await.expect("it answers"), FENCED);
+    assert_eq!(
+        tx.complete(std::slice::from_ref(&late))
+            .await
+            .expect("it answers"),
+        FENCED
+    );
     let in_time = complete_one(harness, &mut tx, "in time", looked_up);
     assert_eq!(in_time.await, Ok(()), "its record is kept for longer");
     commit(tx).await;
@@ -149,7 +154,7 @@ async fn race<H: TransactionalStoreHarness>(harness: &H, keys: &[String]) {
         };
         harness.write(&mut tx, name).await;
         // Whatever goes wrong, the next look-up tells what became of it.
-        if let Ok(Ok(())) = tx.complete(&completion(looked_up)).await {
+        if let Ok(Ok(())) = tx.complete(&[completion(looked_up)]).await {
             tx.commit().await.ok();
         }
     }

@@ -107,8 +107,8 @@ impl<Tx> FaultyTx<Tx> {
 
 #[async_trait]
 impl<Tx: Transaction> Transaction for FaultyTx<Tx> {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
-        self.inner.complete(completion).await
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        self.inner.complete(completions).await
     }
 
     async fn rollback(&mut self) -> Result<(), Error> {

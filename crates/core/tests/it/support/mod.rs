@@ -275,8 +275,8 @@ pub struct FaultyTx {
 
 #[async_trait]
 impl Transaction for FaultyTx {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
-        self.tx.complete(completion).await
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        self.tx.complete(completions).await
     }
     async fn rollback(&mut self) -> Result<(), Error> {
         self.tx.rollback().await

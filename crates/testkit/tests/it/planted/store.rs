@@ -78,6 +78,8 @@ enum Bug {
     LookUpLasts,
     /// What was looked up is recorded although there is a record by now.
     RecordIsReplaced,
+    /// A savepoint of several messages is recorded up to the one that is fenced.
+    BatchIsRecordedInPart,
     /// A refused commit is answered as if it were unknown whether it happened.
     RefusalIsUnknown,
     /// A refused commit is answered as if it had happened.
@@ -280,13 +282,13 @@ impl TransactionalStore for Buggy {
     async fn look_up(&self, batch: &[Claim]) -> Result<Vec<LookUp>, Error> {
         let mut answers = self.store.look_up(batch).await?;
         for (claim, answer) in batch.iter().zip(&mut answers) {
-            let hidden = match (self.bug, &*answer) {
-                (Bug::LookUpMissesRecords, LookUp::Completed { .. } | LookUp::PayloadMismatch) => {
-                    true
-                }
-                (Bug::LookUpMissesClaims, LookUp::Claimed) => true,
-                _ => false,
-            };
+            let hidden = matches!(
+                (self.bug, &*answer),
+                (
+                    Bug::LookUpMissesRecords,
+                    LookUp::Completed { .. } | LookUp::PayloadMismatch
+                ) | (Bug::LookUpMissesClaims, LookUp::Claimed)
+            );
             if hidden {
                 *answer = LookUp::New(LookedUp::new(claim.key, 0));
             }
@@ -307,21 +309,42 @@ impl TransactionalStore for Buggy {
     }
 }
 
-#[async_trait]
-impl Transaction for BuggyTx {
-    async fn complete(&mut self, completion: &Completion) -> Result<Result<(), Fenced>, Error> {
-        let ignored_by = Bug::TransactionIgnoresToken;
-        let mut completion = self.store.completion(completion, ignored_by);
-        if let (Bug::RecordIsReplaced, Precondition::NoRecord(looked_up)) =
-            (self.store.bug, &mut completion.precondition)
-        {
-            let asked = Claim::new(looked_up.key, completion.fingerprint);
-            let answers = self.store.store.look_up(&[asked]).await?;
-            if let [LookUp::Completed { .. }] = answers[..] {
-                looked_up.key = KeyDigest(rand_key());
+impl BuggyTx {
+    async fn complete_one_by_one(
+        &mut self,
+        completions: &[Completion],
+    ) -> Result<Result<(), Fenced>, Error> {
+        for completion in completions {
+            if let Err(Fenced) = self.tx.complete(std::slice::from_ref(completion)).await? {
+                return Ok(Err(Fenced));
             }
         }
-        self.tx.complete(&completion).await
+        Ok(Ok(()))
+    }
+}
+
+#[async_trait]
+impl Transaction for BuggyTx {
+    async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        let ignored_by = Bug::TransactionIgnoresToken;
+        let mut planted = Vec::with_capacity(completions.len());
+        for completion in completions {
+            let mut completion = self.store.completion(completion, ignored_by);
+            if let (Bug::RecordIsReplaced, Precondition::NoRecord(looked_up)) =
+                (self.store.bug, &mut completion.precondition)
+            {
+                let asked = Claim::new(looked_up.key, completion.fingerprint);
+                let answers = self.store.store.look_up(&[asked]).await?;
+                if let [LookUp::Completed { .. }] = answers[..] {
+                    looked_up.key = KeyDigest(rand_key());
+                }
+            }
+            planted.push(completion);
+        }
+        if self.store.bug == Bug::BatchIsRecordedInPart {
+            return self.complete_one_by_one(&planted).await;
+        }
+        self.tx.complete(&planted).await
     }
 
     async fn rollback(&mut self) -> Result<(), Error> {
@@ -598,6 +621,7 @@ plant! {
         token_is_fenced_once_it_is_spent
     ]
     transactional_store_suite effects_escape: EffectsEscape [
+        savepoint_of_several_messages_is_recorded_whole
         look_up_counts_for_no_longer_than_a_record
         looked_up_message_takes_effect_once
         record_of_a_claim_fences_look_ups
@@ -617,8 +641,12 @@ plant! {
         rollback_takes_back_only_its_savepoint
     ]
     transactional_store_suite transaction_ignores_token: TransactionIgnoresToken [
+        savepoint_of_several_messages_is_recorded_whole
         last_savepoint_completes_with_the_commit
         stale_token_is_fenced
+    ]
+    transactional_store_suite batch_is_recorded_in_part: BatchIsRecordedInPart [
+        savepoint_of_several_messages_is_recorded_whole
     ]
     transactional_store_suite refusal_is_unknown: RefusalIsUnknown [
         refused_commit_leaves_nothing
