@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -28,12 +29,30 @@ impl<Tx: Send + 'static> Engine<Tx> {
     ) {
         let mut batch = Vec::new();
         while receiver.recv_many(&mut batch, BATCH).await > 0 {
-            let batch = std::mem::take(&mut batch);
+            let batch = self.not_set_aside(std::mem::take(&mut batch)).await;
             match self.sink.clone() {
                 Some(sink) => self.publish_dead(&*sink, batch).await,
                 None => self.dead_letter_at_source(batch).await,
             }
         }
+    }
+
+    /// Acks what has its dead letter already, however it came here: what has no key, for instance, does not come by a worker.
+    async fn not_set_aside(&self, batch: Dead) -> Dead {
+        let mut rest: Dead = Vec::with_capacity(batch.len());
+        let mut ids = HashSet::new();
+        for (in_flight, reason) in batch {
+            let id = in_flight.broker_id().map(str::to_owned);
+            if self.is_set_aside(&in_flight) {
+                self.ack_set_aside(in_flight).await;
+            } else if id.is_none_or(|id| ids.insert(id)) {
+                rest.push((in_flight, reason));
+            } else {
+                // Two deliveries of one message: this one is seen again when the other has its dead letter.
+                let _ = self.stages.dead_letter.send((in_flight, reason));
+            }
+        }
+        rest
     }
 
     async fn publish_dead(&self, sink: &dyn Sink, mut batch: Dead) {

@@ -209,3 +209,23 @@ async fn a_dead_letter_whose_ack_was_lost_is_acked_when_it_comes_again() {
     assert_eq!(*runs.lock().unwrap(), ["0"], "{report:?}");
     assert_eq!((queue.depth(), dead.depth()), (0, 1), "{report:?}");
 }
+
+/// What has no key comes to no worker, and is acked all the same.
+#[tokio::test(start_paused = true)]
+async fn so_is_one_that_never_runs() {
+    let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(10));
+    publish(&queue, [Message::new("0"), numbered(1)]).await;
+    let (dead, runs) = (MemoryQueue::new("dead"), Runs::default());
+    let mut source = FaultyQueue::new(&queue);
+    source.settle = first(4, Fault::Refused);
+    source.retryable = false;
+    let report = Pipeline::idempotent(source, MemoryStore::new())
+        .dead_letter(dead.clone())
+        .state(runs.clone())
+        .stop_when_idle(Duration::from_secs(120))
+        .run(handle)
+        .await
+        .unwrap();
+    assert_eq!(*runs.lock().unwrap(), ["1"], "{report:?}");
+    assert_eq!((queue.depth(), dead.depth()), (0, 1), "{report:?}");
+}

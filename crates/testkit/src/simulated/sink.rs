@@ -1,3 +1,6 @@
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use async_trait::async_trait;
 use onlyonce_core::driver::{Disposition, ReceiveLimits, Settlement, Sink, SinkInfo, Source as _};
 use onlyonce_core::memory::MemoryQueue;
@@ -12,6 +15,20 @@ use super::network::{lost, send};
 pub struct DeadLetters {
     queue: MemoryQueue,
     faults: Faults,
+    confirmed: Confirmed,
+}
+
+type Confirmed = Arc<Mutex<Letters>>;
+
+/// A worker, and a message's id at its broker.
+type Of = (u64, String);
+
+#[derive(Debug, Default)]
+struct Letters {
+    /// Confirmed to a worker, while the message is still in its queue.
+    set_aside: BTreeSet<Of>,
+    /// Left by that worker once more.
+    repeated: Vec<Of>,
 }
 
 impl DeadLetters {
@@ -19,7 +36,21 @@ impl DeadLetters {
         Self {
             queue: MemoryQueue::new(format!("{name}.dead")),
             faults: faults.clone(),
+            confirmed: Confirmed::default(),
         }
+    }
+
+    /// Of which messages a worker has left another dead letter, although one was confirmed to it and only the ack was lost: the
+    /// worker, and the message's id at its broker.
+    #[must_use]
+    pub fn repeated(&self) -> Vec<(u64, String)> {
+        lock(&self.confirmed).repeated.clone()
+    }
+
+    /// The message is out of its queue.
+    pub(super) fn acked(&self, broker_id: Option<&str>) {
+        let other = |(_, id): &Of| Some(id.as_str()) != broker_id;
+        lock(&self.confirmed).set_aside.retain(other);
     }
 
     /// A worker's way to it.
@@ -27,6 +58,7 @@ impl DeadLetters {
         Sender {
             queue: self.queue.clone(),
             faults: self.faults.clone(),
+            confirmed: self.confirmed.clone(),
             worker,
         }
     }
@@ -65,7 +97,24 @@ impl DeadLetters {
 pub struct Sender {
     queue: MemoryQueue,
     faults: Faults,
+    confirmed: Confirmed,
     worker: u64,
+}
+
+impl Sender {
+    fn confirm(&self, letters: &[Message]) {
+        let mut confirmed = lock(&self.confirmed);
+        for id in letters.iter().filter_map(|letter| letter.broker_id.clone()) {
+            let of = (self.worker, id);
+            if !confirmed.set_aside.insert(of.clone()) {
+                confirmed.repeated.push(of);
+            }
+        }
+    }
+}
+
+fn lock(confirmed: &Confirmed) -> MutexGuard<'_, Letters> {
+    confirmed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
@@ -91,13 +140,16 @@ impl Sink for Sender {
             .filter(|(_, fails)| !**fails)
             .map(|(m, _)| m.clone())
             .collect();
-        let queue = self.queue.clone();
+        let (queue, letters) = (self.queue.clone(), kept.clone());
         let sent = send(&disturbance, async move { queue.publish(&kept).await }).await;
         match sent {
-            Ok(_) => fails
-                .iter()
-                .map(|fails| if *fails { Err(lost()) } else { Ok(()) })
-                .collect(),
+            Ok(_) => {
+                self.confirm(&letters);
+                fails
+                    .iter()
+                    .map(|fails| if *fails { Err(lost()) } else { Ok(()) })
+                    .collect()
+            }
             Err(error) => batch.iter().map(|_| Err(repeat(&error))).collect(),
         }
     }

@@ -368,6 +368,7 @@ impl Consumer {
                     broker.settled(&settlement.receipt);
                 }
                 if settlement.disposition == Disposition::Ack && answer.is_applied() {
+                    broker.dead_letters().acked(message.broker_id.as_deref());
                     broker.acked(message);
                 }
             }
