@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::Connection;
 use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
@@ -41,7 +41,7 @@ pub(crate) struct Args {
     /// How many effects are waited for between two faults.
     #[arg(long, default_value_t = 200)]
     between: usize,
-    /// Within how many seconds of the last fault all must be done.
+    /// For how many seconds it is waited for `between` effects, and after the last fault for all.
     #[arg(long, default_value_t = 120)]
     limit: u64,
     /// Only these peers.
@@ -98,9 +98,9 @@ pub(crate) async fn compare(args: &Args) -> Result<(), Error> {
         args.kind, args.messages, args.slow
     );
     println!(
-        "| | effect | kills | cuts | ended by itself | missing | doubled | left in the queue | s until done | of these after the last cut |"
+        "| | effect | kills | cuts | ended by itself | stood still | missing | doubled | left in the queue | s until done | of these after the last cut |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for (peer, effect) in RUNS {
         if args.only.is_empty() || args.only.contains(&peer) {
             println!("{}", Run::of(peer, effect, args).await?);
@@ -121,6 +121,8 @@ struct Run<'a> {
     worker: Child,
     /// How often the worker ended without being killed.
     ended: usize,
+    /// How often nothing happened until the limit, or too little.
+    stalls: usize,
     kills: usize,
     cuts: usize,
 }
@@ -129,9 +131,7 @@ impl<'a> Run<'a> {
     async fn of(peer: Peer, effect: Effect, args: &'a Args) -> Result<String, Error> {
         let dir = tempfile::tempdir()?;
         let database = dir.path().join("effects.db");
-        drop(store::open(&database)?);
-        let rows = Connection::open_with_flags(&database, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-        rows.busy_timeout(Duration::from_secs(30))?;
+        let rows = store::open(&database)?;
         let name = format!("peers-recover-{}", std::process::id());
         let queue = Queue::declare(&args.url, args.kind, name.clone()).await?;
         let dead = Queue::declare(&args.url, args.kind, format!("{name}.dead")).await?;
@@ -147,6 +147,7 @@ impl<'a> Run<'a> {
             rows,
             worker,
             ended: 0,
+            stalls: 0,
             kills: 0,
             cuts: 0,
         };
@@ -163,7 +164,7 @@ impl<'a> Run<'a> {
             let seen = self.distinct()?;
             let wanted = (seen + self.args.between).min(self.args.messages);
             if !self.reach(wanted).await? {
-                break;
+                self.stalls += 1;
             }
             // Not always in the same moment after a commit.
             sleep(Duration::from_millis((n as u64 * 37) % 50)).await;
@@ -275,11 +276,12 @@ impl<'a> Run<'a> {
         };
         self.forget().await?;
         Ok(format!(
-            "| {} | {effect} | {} | {} | {} | {} | {} | {waiting}{dead} | {} | {} |",
+            "| {} | {effect} | {} | {} | {} | {} | {} | {} | {waiting}{dead} | {} | {} |",
             self.peer.name(),
             self.kills,
             self.cuts,
             self.ended,
+            self.stalls,
             self.args.messages.saturating_sub(distinct),
             all - distinct,
             seconds(took),

@@ -37,7 +37,7 @@ pub(crate) struct Args {
     limit: u64,
 }
 
-/// Those that work by the kind of work, in the order of a round; the first two are what all others are compared with.
+/// Who does which kind of work, in the order of a round. All are compared with the first two.
 const NO_EFFECT: [Peer; 9] = [
     Peer::OneByOne,
     Peer::Hundreds,
@@ -148,8 +148,9 @@ fn print(effect: Effect, rows: &[Row], args: &Args) {
         each.map(|s| s.per_second(args.messages)).collect()
     };
     let speeds: Vec<Vec<f64>> = rows.iter().map(speed).collect();
-    let (Some(first), Some(second)) = (speeds.first(), speeds.get(1)) else {
-        return;
+    let compared = |with: Peer, speed: &[f64]| {
+        let found = rows.iter().position(|row| row.peer == with);
+        found.map_or("–".into(), |i| ratio(speed, &speeds[i]).to_string())
     };
     let micros = |time: Duration| time.as_secs_f64() * 1e6 / args.messages as f64;
     println!(
@@ -167,8 +168,8 @@ fn print(effect: Effect, rows: &[Row], args: &Args) {
             "| {} | {:.0} | {} | {} | {:.0} + {:.0} | {} |",
             row.peer.name(),
             Summary::of(speed.iter().copied()).median,
-            ratio(speed, first),
-            ratio(speed, second),
+            compared(Peer::OneByOne, speed),
+            compared(Peer::Hundreds, speed),
             client.median,
             broker.median,
             row.lone,
