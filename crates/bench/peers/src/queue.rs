@@ -1,11 +1,14 @@
 //! A fresh queue per run, filled before the clock starts.
 
+use std::time::Duration;
+
 use futures_util::future::try_join_all;
 use lapin::options::{
     BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
+use tokio::time::sleep;
 
 use crate::Error;
 
@@ -95,7 +98,7 @@ impl Queue {
     }
 
     /// How many messages wait for a consumer; what one holds is not counted.
-    pub(crate) async fn waiting(&self) -> Result<u32, Error> {
+    async fn waiting(&self) -> Result<u32, Error> {
         let passive = QueueDeclareOptions {
             passive: true,
             ..Default::default()
@@ -105,6 +108,20 @@ impl Queue {
             .queue_declare(self.name.as_str().into(), passive, FieldTable::default())
             .await?;
         Ok(queue.message_count())
+    }
+
+    /// How many messages nobody has acknowledged, once their consumer is gone. A quorum queue's count is some seconds old, so
+    /// it is asked again.
+    pub(crate) async fn left(&self) -> Result<u32, Error> {
+        let mut left = self.waiting().await?;
+        for _ in 0..50 {
+            if left == 0 {
+                break;
+            }
+            sleep(Duration::from_millis(200)).await;
+            left = self.waiting().await?;
+        }
+        Ok(left)
     }
 
     pub(crate) async fn remove(&self) -> Result<(), Error> {

@@ -237,8 +237,8 @@ impl<'a> Run<'a> {
 
     /// Our own connections were cut too.
     async fn reconnect(&mut self) -> Result<(), Error> {
-        // What the killed worker held comes back a moment later.
-        sleep(Duration::from_secs(2)).await;
+        // What the killed worker held comes back a moment later, and is counted some seconds later.
+        sleep(Duration::from_secs(7)).await;
         let Args { url, kind, .. } = self.args;
         self.queue = Queue::declare(url, *kind, self.queue.name.clone()).await?;
         self.dead = Queue::declare(url, *kind, self.dead.name.clone()).await?;
@@ -258,8 +258,8 @@ impl<'a> Run<'a> {
     async fn report(&self, done: bool, took: Duration, after: Duration) -> Result<String, Error> {
         let distinct = self.distinct()?;
         let all = self.number("SELECT count(*) FROM effects")?;
-        let waiting = self.queue.waiting().await?;
-        let dead = self.dead.waiting().await?;
+        let waiting = self.queue.left().await?;
+        let dead = self.dead.left().await?;
         let effect = match (self.effect, self.peer) {
             (_, Peer::Transactional) => "row, its own record",
             (Effect::RowAndInbox, _) => "row and inbox",

@@ -134,7 +134,7 @@ async fn run(peer: Peer, effect: Effect, args: &Args) -> Result<Sample, Error> {
     let name = peer.name();
     let done = work.count();
     consumed.map_err(|_| format!("{name}: {done} messages within {} s", args.limit))??;
-    let waiting = queue.waiting().await?;
+    let waiting = queue.left().await?;
     if waiting > 0 {
         eprintln!("{name}: {waiting} messages were not acknowledged");
     }
