@@ -124,6 +124,16 @@ impl Queue {
         Ok(left)
     }
 
+    pub(crate) async fn connect_again(&mut self, url: &str, kind: Kind) -> Result<(), Error> {
+        *self = Self::declare(url, kind, self.name.clone()).await?;
+        Ok(())
+    }
+
+    /// Whether the queue's own connection still stands.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+
     pub(crate) async fn remove(&self) -> Result<(), Error> {
         self.channel
             .queue_delete(self.name.as_str().into(), QueueDeleteOptions::default())

@@ -32,7 +32,7 @@ pub(crate) struct Args {
     /// How often its connections are cut. The last fault is a cut: nobody starts the worker again after it but the worker itself.
     #[arg(long, default_value_t = 3)]
     cuts: usize,
-    /// The command that cuts all connections of the broker: `rabbitmqctl close_all_connections cut`
+    /// The command that cuts all connections of the vhost: `rabbitmqctl close_all_connections --vhost VHOST cut`
     #[arg(long)]
     cut_cmd: String,
     /// How long each effect takes, in milliseconds: a sleep in its transaction.
@@ -217,6 +217,14 @@ impl<'a> Run<'a> {
                 if !cut.success() {
                     return Err(format!("{}: {cut}", self.args.cut_cmd).into());
                 }
+                // It may be about another vhost; ours shows whether it hit.
+                sleep(Duration::from_millis(200)).await;
+                if self.queue.is_connected() {
+                    return Err(format!("{} did not cut this connection", self.args.cut_cmd).into());
+                }
+                self.queue
+                    .connect_again(&self.args.url, self.args.kind)
+                    .await?;
                 self.cuts += 1;
             }
         }

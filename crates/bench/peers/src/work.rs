@@ -34,7 +34,6 @@ pub(crate) enum Effect {
 
 pub(crate) struct Work {
     store: Option<Store>,
-    pub(crate) effect: Effect,
     pub(crate) database: PathBuf,
     pub(crate) slow: Duration,
     wanted: usize,
@@ -61,7 +60,6 @@ impl Work {
         };
         Ok(Self {
             store,
-            effect,
             database,
             slow,
             wanted,
