@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use onlyonce::driver::Transaction;
-use onlyonce::handler::NoTx;
+use onlyonce::handler::{Handler, NoTx};
 use onlyonce::memory::MemoryStore;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
@@ -70,24 +70,25 @@ pub(crate) async fn idempotent_sqlite(queue: &Queue, count: usize) -> Result<Don
 }
 
 pub(crate) async fn transactional_sqlite(queue: &Queue, count: usize) -> Result<Done, Error> {
-    let dir = tempfile::tempdir()?;
-    let store = open(dir.path()).await?;
-    let database = store.database().clone();
-    let before = database.commits();
-    let stop = StopAfter::new(count);
-    let builder = settings(Pipeline::transactional(source(queue)?, store), &stop).state(stop);
-    check(builder.run(no_effect).await?, count)?;
-    Ok(Done::between(before, database.commits()))
+    in_transactions(queue, count, no_effect).await
 }
 
 pub(crate) async fn batches_sqlite(queue: &Queue, count: usize) -> Result<Done, Error> {
+    in_transactions(queue, count, no_effect_of_all).await
+}
+
+async fn in_transactions<Args: 'static>(
+    queue: &Queue,
+    count: usize,
+    handler: impl Handler<SqliteTx, Args>,
+) -> Result<Done, Error> {
     let dir = tempfile::tempdir()?;
     let store = open(dir.path()).await?;
     let database = store.database().clone();
     let before = database.commits();
     let stop = StopAfter::new(count);
     let builder = settings(Pipeline::transactional(source(queue)?, store), &stop).state(stop);
-    check(builder.run(no_effect_of_all).await?, count)?;
+    check(builder.run(handler).await?, count)?;
     Ok(Done::between(before, database.commits()))
 }
 
