@@ -434,7 +434,7 @@ async fn a_delayed_retry_is_refused_where_it_would_break_the_order() {
 async fn queue_info_tells_what_can_be_known() {
     let queue = Queue::declare("queue_info", Kind::Quorum, &[]).await;
     let source = queue.source("&group_header=g&consumer_timeout=5m");
-    receive_nothing(&source).await;
+    queue.consume(&source, 1).await;
     let alone = source.queue_info().await.unwrap();
     assert_eq!(alone.lease, Some(Duration::from_secs(300)));
     assert_eq!(alone.capabilities.ordering, Ordering::Delivery);
@@ -449,15 +449,11 @@ async fn queue_info_tells_what_can_be_known() {
     }
     // A second consumer takes part of each group.
     let other = queue.source("&group_header=g");
-    receive_nothing(&other).await;
+    queue.consume(&other, 2).await;
     let shared = source.queue_info().await.unwrap();
     assert_eq!(shared.capabilities.ordering, Ordering::None);
     source.close().await.unwrap();
     other.close().await.unwrap();
-}
-
-async fn receive_nothing(source: &RabbitSource) {
-    assert!(source.receive(limit(1)).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -557,8 +553,8 @@ async fn a_consumer_of_a_higher_priority_comes_first() {
         queue.source("&consumer_priority=1"),
         queue.source("&consumer_priority=2"),
     );
-    assert_silent(&low).await;
-    assert_silent(&high).await;
+    queue.consume(&low, 1).await;
+    queue.consume(&high, 2).await;
     queue.fill(10).await;
     let all = receive(&high, 10).await;
     assert_silent(&low).await;

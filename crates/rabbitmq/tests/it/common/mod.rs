@@ -173,15 +173,28 @@ impl Queue {
 
     /// How many messages wait in the queue, not counting those that are out.
     pub(crate) async fn waiting(&self) -> u32 {
+        self.look().await.message_count()
+    }
+
+    /// Receives nothing from the empty queue until the source is its `number`th consumer.
+    pub(crate) async fn consume(&self, source: &RabbitSource, number: u32) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.look().await.consumer_count() < number {
+            assert!(Instant::now() < deadline, "no consumer {number}");
+            assert_silent(source).await;
+        }
+    }
+
+    async fn look(&self) -> lapin::Queue {
         let passive = QueueDeclareOptions {
             passive: true,
             ..Default::default()
         };
-        let queue = self
+        let name = self.name.as_str().into();
+        let declare = self
             .channel
-            .queue_declare(self.name.as_str().into(), passive, FieldTable::default())
-            .await;
-        queue.unwrap().message_count()
+            .queue_declare(name, passive, FieldTable::default());
+        declare.await.unwrap()
     }
 
     pub(crate) async fn purge(&self) {
