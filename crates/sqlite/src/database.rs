@@ -12,10 +12,10 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use crate::config::Config;
 use crate::error::DbError;
 use crate::inbox::{Command, Inbox, Job, Line};
-use crate::session::{Counters, Session};
+use crate::session::{Counters, Session, WORK};
 use crate::time::Clock;
 use crate::turn::{Op, OpError, Terms, Turn, TxId};
-use crate::worker::Worker;
+use crate::worker::{Shared, Worker};
 
 /// The files that this process has open.
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Inner>>>> = LazyLock::new(Mutex::default);
@@ -33,6 +33,7 @@ pub struct Database {
 
 struct Inner {
     path: PathBuf,
+    session: Arc<Shared>,
     inbox: Arc<Inbox>,
     commits: Arc<Counters>,
     /// Something may have become ready to be received.
@@ -112,7 +113,7 @@ impl Database {
         let mut once = move |session: &mut Session| {
             // It has its commit alone, so there is nobody for whose sake it would run again.
             let run = unused.take().ok_or_else(DbError::closed)?;
-            let savepoint = session.open_savepoint("onlyonce_work")?;
+            let savepoint = session.open_savepoint(&WORK)?;
             match session.guarded(asker.clone(), run) {
                 Ok(value) => session.release(savepoint).map(|()| Ok(value)),
                 Err(OpError::Failed(error)) => {
@@ -163,6 +164,18 @@ impl Database {
             job,
         });
         result.await.unwrap_or_else(|_| Err(DbError::closed()))
+    }
+
+    /// Reads at once on this thread, if the database thread is idle: to be used for what is soon read. `None`: it is to be
+    /// asked of that thread, or failed.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Session) -> Result<T, DbError>) -> Option<T> {
+        let session = self.inner.session.get()?;
+        let mut session = session.try_lock().ok()?;
+        // A session that has ended knows nothing of what is in the file now.
+        if self.inner.inbox.is_closed() {
+            return None;
+        }
+        session.read(read)
     }
 
     /// Runs `run` even while a transaction has its turn. It may read, and promise.
@@ -295,16 +308,17 @@ impl Inner {
     fn spawn(path: &Path, clock: Clock) -> Result<Arc<Self>, Error> {
         let inner = Arc::new(Self {
             path: path.to_owned(),
+            session: Arc::default(),
             inbox: Arc::new(Inbox::new()),
             commits: Arc::default(),
             arrivals: Notify::new(),
         });
         let inbox = Arc::clone(&inner.inbox);
         let commits = Arc::clone(&inner.commits);
-        let path = path.to_owned();
+        let (session, path) = (Arc::clone(&inner.session), path.to_owned());
         std::thread::Builder::new()
             .name("onlyonce-sqlite".into())
-            .spawn(move || Worker::run(&path, clock, commits, inbox))
+            .spawn(move || Worker::run(&path, clock, commits, inbox, &session))
             .map_err(|error| {
                 Error::new(ErrorKind::Other, "could not start the database thread")
                     .retryable(true)

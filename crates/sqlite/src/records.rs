@@ -80,12 +80,14 @@ impl Records {
         Ok(())
     }
 
+    /// Whether all records are known, so that finding one needs nothing but a look.
+    pub(crate) fn are_known(&self, conn: &Connection) -> Result<bool, DbError> {
+        let version = version(conn)?;
+        Ok(self.known.is_some_and(|known| known.version == version))
+    }
+
     fn catch_up(&mut self, conn: &Connection) -> Result<(), DbError> {
-        // Changes whenever another connection has committed something, and only then:
-        // https://www.sqlite.org/pragma.html#pragma_data_version
-        let version = conn
-            .prepare_cached("PRAGMA data_version")?
-            .query_row([], |row| row.get(0))?;
+        let version = version(conn)?;
         if self.known.is_some_and(|known| known.version == version) {
             return Ok(());
         }
@@ -320,6 +322,13 @@ impl Records {
         }
         Ok(removed)
     }
+}
+
+/// Changes whenever another connection has committed something, and only then:
+/// <https://www.sqlite.org/pragma.html#pragma_data_version>.
+fn version(conn: &Connection) -> Result<i64, DbError> {
+    let mut version = conn.prepare_cached("PRAGMA data_version")?;
+    Ok(version.query_row([], |row| row.get(0))?)
 }
 
 fn read_filter(conn: &Connection, segment: i64) -> Result<Filter, DbError> {

@@ -48,9 +48,42 @@ pub(crate) struct Session {
     pub(crate) deadline: Option<Instant>,
 }
 
+/// The statements of a kind of savepoint.
+#[derive(Debug)]
+pub(crate) struct Level {
+    open: &'static str,
+    release: &'static str,
+    roll_back: &'static str,
+}
+
+// The comment keeps a user's closure from getting them out of the cache by their text, past the authorizer, which SQLite asks
+// when a statement is prepared (https://www.sqlite.org/c3ref/set_authorizer.html).
+macro_rules! level {
+    ($name:literal) => {
+        Level {
+            open: concat!("SAVEPOINT ", $name, " -- the store's own"),
+            release: concat!("RELEASE ", $name, " -- the store's own"),
+            roll_back: concat!("ROLLBACK TO ", $name, " -- the store's own"),
+        }
+    };
+}
+
+/// A handler's transaction.
+pub(crate) const TX: Level = level!("onlyonce_tx");
+/// A savepoint of one.
+pub(crate) const SAVEPOINT: Level = level!("onlyonce_savepoint");
+/// Work of the store's own.
+pub(crate) const WORK: Level = level!("onlyonce_work");
+
+const BEGIN: &str = "BEGIN IMMEDIATE -- the store's own";
+const COMMIT: &str = "COMMIT -- the store's own";
+const READ: &str = "BEGIN -- the store's own";
+const END: &str = "ROLLBACK -- the store's own";
+
 /// A savepoint that is open.
+#[derive(Clone, Copy)]
 pub(crate) struct Savepoint {
-    name: &'static str,
+    level: &'static Level,
     mark: Mark,
 }
 
@@ -168,7 +201,7 @@ impl Session {
                 .execute_batch(&format!("PRAGMA synchronous = {level}"))?;
             self.durable = durable;
         }
-        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        self.execute(BEGIN)?;
         self.kept = 0;
         self.completing.clear();
         self.refresh().inspect_err(|_| self.abandon())
@@ -188,7 +221,7 @@ impl Session {
             self.keep_promises()?;
             self.seal_if_full();
             self.check_file()?;
-            self.conn.execute_batch("COMMIT").map_err(not_committed)
+            self.execute(COMMIT).map_err(not_committed)
         });
         if result.is_err() {
             self.abandon();
@@ -202,6 +235,25 @@ impl Session {
         };
         counter.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    /// Reads what is committed; `None` where that would have to wait for another process, or fails, or where another process has
+    /// written what is not known here yet.
+    pub(crate) fn read<T>(&mut self, read: impl FnOnce(&Self) -> Result<T, DbError>) -> Option<T> {
+        if !self.promises.is_empty() || self.file.check().is_err() {
+            return None;
+        }
+        self.conn.busy_handler(None::<fn(i32) -> bool>).ok()?;
+        // A reader and a writer do not wait for each other (https://www.sqlite.org/wal.html#concurrency).
+        let result = self.execute(READ).map_err(DbError::from).and_then(|()| {
+            let known = self.records.are_known(&self.conn)?;
+            known.then(|| read(self)).transpose()
+        });
+        if !self.conn.is_autocommit() && self.execute(END).is_err() {
+            self.abandon();
+        }
+        configure(&mut self.conn).ok()?;
+        result.ok().flatten()
     }
 
     fn check_file(&mut self) -> Result<(), DbError> {
@@ -248,7 +300,7 @@ impl Session {
         run: impl FnOnce(&mut Self) -> Result<T, DbError>,
     ) -> Result<T, DbError> {
         self.check_lost()?;
-        let savepoint = self.open_savepoint("onlyonce_work")?;
+        let savepoint = self.open_savepoint(&WORK)?;
         let result = run(self);
         match &result {
             Ok(_) => self.release(savepoint)?,
@@ -257,33 +309,39 @@ impl Session {
         result
     }
 
-    // These statements are not cached: a user's closure could get a cached one by its text, past the authorizer, which
-    // SQLite asks when a statement is prepared (https://www.sqlite.org/c3ref/set_authorizer.html).
-
-    pub(crate) fn open_savepoint(&mut self, name: &'static str) -> Result<Savepoint, DbError> {
-        self.conn.execute_batch(&format!("SAVEPOINT {name}"))?;
+    pub(crate) fn open_savepoint(&mut self, level: &'static Level) -> Result<Savepoint, DbError> {
+        self.execute(level.open)?;
         let mark = self.records.mark();
-        Ok(Savepoint { name, mark })
+        Ok(Savepoint { level, mark })
     }
 
     pub(crate) fn release(&mut self, savepoint: Savepoint) -> Result<(), DbError> {
-        let released = self
-            .conn
-            .execute_batch(&format!("RELEASE {}", savepoint.name));
+        let released = self.execute(savepoint.level.release);
         released.map_err(|error| self.lose(error.into()))
     }
 
-    /// Rolls back everything since the savepoint. If that fails, the whole transaction is lost.
+    /// Rolls back everything since the savepoint, and ends it. If that fails, the whole transaction is lost.
     pub(crate) fn roll_back(&mut self, savepoint: Savepoint) {
-        let Savepoint { name, mark } = savepoint;
+        self.roll_back_to(savepoint);
+        // If it fails, the transaction is lost.
+        let _ = self.release(savepoint);
+    }
+
+    /// Rolls back everything since the savepoint, which stays. If that fails, the whole transaction is lost.
+    pub(crate) fn roll_back_to(&mut self, savepoint: Savepoint) {
+        let Savepoint { level, mark } = savepoint;
         let rolled_back = self
-            .conn
-            .execute_batch(&format!("ROLLBACK TO {name}; RELEASE {name}"))
+            .execute(level.roll_back)
             .map_err(DbError::from)
             .and_then(|()| self.records.take_back(&self.conn, mark));
         if let Err(failure) = rolled_back {
             self.lose(failure);
         }
+    }
+
+    /// Runs one of the statements above.
+    fn execute(&self, sql: &str) -> rusqlite::Result<()> {
+        self.conn.prepare_cached(sql)?.execute([]).map(drop)
     }
 
     pub(crate) fn lose(&mut self, failure: DbError) -> DbError {
@@ -433,4 +491,70 @@ fn set_up(conn: &Connection) -> Result<(), DbError> {
          PRAGMA temp_store = MEMORY;
          PRAGMA foreign_keys = ON;",
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use onlyonce_core::driver::{HeldClaim, KeyDigest, Token};
+
+    use super::*;
+
+    fn open(path: &Path) -> Session {
+        Session::open(path, Clock::default(), Arc::default()).unwrap()
+    }
+
+    fn round(session: &mut Session) {
+        session.begin(false).unwrap();
+        session.commit(Ok(())).unwrap();
+    }
+
+    fn read(session: &mut Session) -> Option<()> {
+        session.read(|_| Ok(()))
+    }
+
+    #[test]
+    fn a_read_waits_for_no_other_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let mut session = open(&path);
+        round(&mut session);
+        let other = Connection::open(&path).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert!(read(&mut session).is_some());
+        assert!(
+            session.conn.is_autocommit(),
+            "and leaves no transaction open"
+        );
+    }
+
+    #[test]
+    fn a_read_knows_all_that_is_committed_or_says_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let (mut session, mut other) = (open(&path), open(&path));
+        round(&mut session);
+        assert!(read(&mut session).is_some());
+        other.begin(false).unwrap();
+        other.tokens(1).unwrap();
+        assert!(read(&mut session).is_some(), "nothing is committed yet");
+        other.commit(Ok(())).unwrap();
+        assert!(read(&mut session).is_none(), "it has to be read first");
+        round(&mut session);
+        assert!(read(&mut session).is_some());
+        session.promise(Promise::Renew {
+            claim: HeldClaim::new(KeyDigest([0; 16]), Token(1)).into(),
+            until: 0,
+        });
+        assert!(read(&mut session).is_none(), "a promise is not written yet");
+    }
+
+    #[test]
+    fn nothing_is_read_from_a_file_that_was_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        let mut session = open(&path);
+        round(&mut session);
+        std::fs::remove_file(&path).unwrap();
+        assert!(read(&mut session).is_none());
+    }
 }

@@ -8,7 +8,7 @@ use crate::claims;
 use crate::config::after;
 use crate::error::DbError;
 use crate::inbox::{Command, Inbox, Reply};
-use crate::session::{Savepoint, Session};
+use crate::session::{SAVEPOINT, Savepoint, Session, TX};
 
 /// Names one transaction within a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,7 +172,11 @@ pub(crate) struct Running<'a> {
     inbox: &'a Inbox,
     /// Who is told after the shared transaction's commit.
     replies: &'a mut Vec<Reply>,
-    /// The savepoint that has begun and not ended.
+    /// All of it. As long as no savepoint of it is completed, this is also the first one.
+    tx: Savepoint,
+    /// Whether a savepoint is completed.
+    completed: bool,
+    /// A later one that has begun and not ended.
     savepoint: Option<Savepoint>,
 }
 
@@ -188,7 +192,7 @@ impl<'a> Running<'a> {
             return;
         }
         drop(turn.waiting);
-        let tx = match session.open_savepoint("onlyonce_tx") {
+        let tx = match session.open_savepoint(&TX) {
             Ok(tx) => tx,
             Err(failure) => return turn.first.refuse(failure),
         };
@@ -196,6 +200,8 @@ impl<'a> Running<'a> {
             session,
             inbox,
             replies,
+            tx,
+            completed: false,
             savepoint: None,
         };
         let deadline = after(turn.terms.limit).into_std();
@@ -203,9 +209,9 @@ impl<'a> Running<'a> {
         let mut op = Some(turn.first);
         loop {
             match op {
-                Some(Op::Commit(answer)) => break running.commit(tx, answer, ()),
+                Some(Op::Commit(answer)) => break running.commit(answer, ()),
                 Some(Op::Finish(last, answer)) => match running.complete(&last) {
-                    Ok(verdict) => break running.commit(tx, answer, verdict),
+                    Ok(verdict) => break running.commit(answer, verdict),
                     Err(failure) => {
                         drop(answer.send(Err(OpError::Lost(failure))));
                         break running.session.roll_back(tx);
@@ -262,36 +268,41 @@ impl<'a> Running<'a> {
     }
 
     fn begin_savepoint(&mut self) -> Result<(), DbError> {
-        if self.savepoint.is_none() {
-            self.savepoint = Some(self.session.open_savepoint("onlyonce_savepoint")?);
+        if self.completed && self.savepoint.is_none() {
+            self.savepoint = Some(self.session.open_savepoint(&SAVEPOINT)?);
         }
         Ok(())
     }
 
     fn roll_back_savepoint(&mut self) {
-        if let Some(savepoint) = self.savepoint.take() {
-            self.session.roll_back(savepoint);
+        match self.savepoint.take() {
+            Some(savepoint) => self.session.roll_back(savepoint),
+            None if !self.completed => self.session.roll_back_to(self.tx),
+            None => {}
         }
     }
 
     fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, DbError> {
         self.begin_savepoint()?;
         let result = claims::complete_or_none(self.session, completions);
-        match (&result, self.savepoint.take()) {
-            (Ok(Ok(())), Some(savepoint)) => self.session.release(savepoint)?,
-            (_, Some(savepoint)) => self.session.roll_back(savepoint),
-            (_, None) => {}
+        if !matches!(result, Ok(Ok(()))) {
+            self.roll_back_savepoint();
+            return result;
         }
+        if let Some(savepoint) = self.savepoint.take() {
+            self.session.release(savepoint)?;
+        }
+        self.completed = true;
         result
     }
 
     /// Hands over to the shared transaction, whose commit answers with `result`.
-    fn commit<T>(&mut self, tx: Savepoint, answer: oneshot::Sender<OpResult<T>>, result: T)
+    fn commit<T>(&mut self, answer: oneshot::Sender<OpResult<T>>, result: T)
     where
         T: Send + 'static,
     {
         self.roll_back_savepoint();
-        if let Err(failure) = self.session.release(tx) {
+        if let Err(failure) = self.session.release(self.tx) {
             drop(answer.send(Err(OpError::Lost(failure))));
             return;
         }

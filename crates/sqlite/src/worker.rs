@@ -1,5 +1,5 @@
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use onlyonce_core::Error;
@@ -20,9 +20,12 @@ const MAX_TIME: Duration = Duration::from_millis(20);
 const FAIR_WORK: Duration = Duration::from_millis(50);
 const FAIR_PAUSE: Duration = Duration::from_millis(2);
 
+/// The session, once the database thread has opened it. That thread has it for each of its transactions; in between, others
+/// may read.
+pub(crate) type Shared = OnceLock<Mutex<Session>>;
+
 /// The database thread: takes whatever waits, does it in one transaction, commits once, answers all.
 pub(crate) struct Worker {
-    session: Session,
     inbox: Arc<Inbox>,
 }
 
@@ -40,13 +43,15 @@ struct Round {
 
 impl Worker {
     /// Opens the file and serves the inbox until it is closed and empty.
-    pub(crate) fn run(path: &Path, clock: Clock, commits: Arc<Counters>, inbox: Arc<Inbox>) {
+    pub(crate) fn run(
+        path: &Path,
+        clock: Clock,
+        commits: Arc<Counters>,
+        inbox: Arc<Inbox>,
+        shared: &Shared,
+    ) {
         match Session::open(path, clock, commits) {
-            Ok(session) => Self {
-                session,
-                inbox: Arc::clone(&inbox),
-            }
-            .serve(),
+            Ok(opened) => Self { inbox }.serve(shared.get_or_init(|| Mutex::new(opened))),
             Err(failure) => {
                 inbox.close(failure.clone());
                 inbox.refuse_all(&failure);
@@ -54,7 +59,7 @@ impl Worker {
         }
     }
 
-    fn serve(mut self) {
+    fn serve(self, session: &Mutex<Session>) {
         let mut busy_since = Instant::now();
         loop {
             let waited = Instant::now();
@@ -67,25 +72,26 @@ impl Worker {
                 std::thread::sleep(FAIR_PAUSE);
                 busy_since = Instant::now();
             }
-            self.round(durable);
-            if let Some(failure) = self.session.gone.take() {
+            let mut session = lock(session);
+            self.round(&mut session, durable);
+            if let Some(failure) = session.gone.take() {
                 return self.inbox.refuse_all(&failure);
             }
         }
     }
 
-    fn round(&mut self, durable: bool) {
-        if let Err(failure) = self.session.begin(durable) {
+    fn round(&self, session: &mut Session, durable: bool) {
+        if let Err(failure) = session.begin(durable) {
             return self.inbox.refuse_all(&failure);
         }
         let mut round = Round::new(durable);
-        while self.session.lost.is_none()
+        while session.lost.is_none()
             && let Some(command) = self.inbox.next(|command| round.accepts(command))
         {
-            self.execute(command, &mut round);
+            self.execute(session, command, &mut round);
         }
-        let outcome = self.session.commit(Ok(()));
-        if let Some(failure) = &self.session.gone {
+        let outcome = session.commit(Ok(()));
+        if let Some(failure) = &session.gone {
             tracing::error!(error = %Error::from(failure.clone()), "the database thread ends");
             self.inbox.close(failure.clone());
         }
@@ -93,7 +99,9 @@ impl Worker {
             reply(outcome.clone());
         }
         let outcome = match outcome {
-            Err(failure) if failure.may_be_redone() => self.redo(durable, &mut round.jobs),
+            Err(failure) if failure.may_be_redone() => {
+                Self::redo(session, durable, &mut round.jobs)
+            }
             other => other,
         };
         for job in round.jobs {
@@ -102,40 +110,48 @@ impl Worker {
     }
 
     /// Does calls again, apart from the transactions with which they were rolled back.
-    fn redo(&mut self, durable: bool, jobs: &mut [Box<dyn Job>]) -> Result<(), DbError> {
+    fn redo(
+        session: &mut Session,
+        durable: bool,
+        jobs: &mut [Box<dyn Job>],
+    ) -> Result<(), DbError> {
         if jobs.is_empty() {
             return Ok(());
         }
-        self.session.begin(durable)?;
-        jobs.iter_mut().for_each(|job| job.run(&mut self.session));
-        self.session.commit(Ok(()))
+        session.begin(durable)?;
+        jobs.iter_mut().for_each(|job| job.run(session));
+        session.commit(Ok(()))
     }
 
-    fn execute(&mut self, command: Command, round: &mut Round) {
+    fn execute(&self, session: &mut Session, command: Command, round: &mut Round) {
         round.alone |= command.is_alone();
         match command {
             Command::Work { mut job, .. } => {
                 round.commands += 1;
                 if !job.is_abandoned() {
-                    job.run(&mut self.session);
+                    job.run(session);
                     round.jobs.push(job);
                 }
             }
             Command::Urgent(mut job) => {
                 // A promise outlives a failed commit, so its answer need not wait for one.
                 if !job.is_abandoned() {
-                    job.run(&mut self.session);
-                    job.answer(self.session.keep_promises());
+                    job.run(session);
+                    job.answer(session.keep_promises());
                 }
             }
             Command::Turn(turn) => {
                 round.commands += 1;
                 round.turns += 1;
-                Running::run(&mut self.session, &self.inbox, &mut round.replies, turn);
+                Running::run(session, &self.inbox, &mut round.replies, turn);
             }
             Command::Op { op, .. } => op.refuse(no_turn()),
         }
     }
+}
+
+pub(crate) fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
+    session.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Worker {
