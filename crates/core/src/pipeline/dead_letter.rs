@@ -57,7 +57,11 @@ impl<Tx: Send + 'static> Engine<Tx> {
 
     async fn publish_dead(&self, sink: &dyn Sink, mut batch: Dead) {
         let mut backoff = Backoff::new();
-        while !batch.is_empty() {
+        loop {
+            self.give_back_lost(&mut batch);
+            if batch.is_empty() {
+                return;
+            }
             let letters: Vec<Message> = batch.iter().map(|dead| self.letter(dead)).collect();
             let results = sink.publish(&letters).await;
             let mut again = Vec::new();
@@ -80,6 +84,13 @@ impl<Tx: Send + 'static> Engine<Tx> {
             if !batch.is_empty() {
                 sleep(backoff.next()).await;
             }
+        }
+    }
+
+    /// Another delivery of what is not leased any more may have left its dead letter.
+    fn give_back_lost(&self, batch: &mut Dead) {
+        for (in_flight, _) in batch.extract_if(.., |(one, _)| !one.acked && !one.lease.leased()) {
+            self.give_back(in_flight, Duration::ZERO);
         }
     }
 

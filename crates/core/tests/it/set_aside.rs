@@ -78,6 +78,39 @@ async fn a_message_that_could_not_be_set_aside_is_not_overtaken() {
     assert_eq!(*runs.lock().unwrap(), ["0", "0", "1", "2"]);
 }
 
+/// Its lease ends between two tries to leave its dead letter, and another worker leaves it meanwhile.
+#[tokio::test(start_paused = true)]
+async fn what_is_not_leased_any_more_leaves_no_dead_letter() {
+    let queue = MemoryQueue::new("orders").with_lease(Duration::from_secs(30));
+    publish(&queue, [numbered(0)]).await;
+    let started = tokio::time::Instant::now();
+    let full_at_first = FaultySink::new(move |_| {
+        let full = started.elapsed() < Duration::from_millis(29_900);
+        full.then(|| Error::new(ErrorKind::Other, "full").retryable(true))
+    });
+    let mut never_full = FaultySink::new(|_| None);
+    never_full.queue = full_at_first.queue.clone();
+    let work = async |dead: &FaultySink| {
+        let mut source = FaultyQueue::new(&queue);
+        source.extend = false;
+        let fails = || async { Err::<(), _>(Failure::dead_letter("a bad day")) };
+        Pipeline::at_least_once(source)
+            .dead_letter(dead.clone())
+            .prefetch(1, 1 << 20)
+            .stop_when_idle(Duration::from_secs(300))
+            .run(fails)
+            .await
+            .unwrap()
+    };
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        work(&never_full).await
+    };
+    tokio::join!(work(&full_at_first), later);
+    assert_eq!(never_full.queue.depth(), 1);
+    assert_eq!((queue.depth(), queue.in_flight()), (0, 0));
+}
+
 /// A dead letter whose removal from the queue is not known holds its group until it is.
 #[tokio::test(start_paused = true)]
 async fn a_dead_letter_that_may_come_again_is_not_overtaken() {
