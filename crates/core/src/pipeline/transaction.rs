@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use smallvec::{SmallVec, smallvec};
 use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::time::{Duration, Instant};
@@ -23,6 +24,9 @@ use super::transitions::fenced;
 const SAVEPOINTS: usize = 64;
 const OPEN: Duration = Duration::from_millis(20);
 
+/// A handler of single messages has one of them, which takes no allocation.
+type Few<T> = SmallVec<[T; 1]>;
+
 /// The commits under way; they are waited for in one place so that no worker stands idle meanwhile.
 pub(crate) type Commits<Tx> = UnboundedSender<Commit<Tx>>;
 
@@ -38,14 +42,14 @@ struct Run {
     /// It is one message, in a commit of its own.
     alone: bool,
     /// The lanes of all messages here. What is not done has its lane back when the others are committed.
-    lanes: Vec<LaneLock>,
+    lanes: Few<LaneLock>,
     /// To be run, the next one last.
-    parts: Vec<Vec<Box<InFlight>>>,
+    parts: Few<Vec<Box<InFlight>>>,
     /// Recorded in the savepoints that have ended.
     done: Vec<Box<InFlight>>,
     /// Done in the present savepoint. The records of the last one are written with the commit, in one round trip.
-    last: Vec<Box<InFlight>>,
-    records: Vec<Completion>,
+    last: Few<Box<InFlight>>,
+    records: Few<Completion>,
     not_done: Vec<(Box<InFlight>, NotDone)>,
 }
 
@@ -63,10 +67,10 @@ impl Run {
             began: Instant::now(),
             alone: batch.iter().any(|one| one.alone),
             lanes: batch.iter_mut().filter_map(|one| one.lane.take()).collect(),
-            parts: vec![batch],
+            parts: smallvec![batch],
             done: Vec::new(),
-            last: Vec::new(),
-            records: Vec::new(),
+            last: Few::new(),
+            records: Few::new(),
             not_done: Vec::new(),
         }
     }
@@ -193,7 +197,7 @@ impl<Tx: Transaction> Engine<Tx> {
         match tx.complete(&run.records).await {
             Ok(Ok(())) => {
                 run.records.clear();
-                run.done.append(&mut run.last);
+                run.done.extend(run.last.drain(..));
                 Ok(())
             }
             Ok(Err(Fenced)) => {
@@ -246,7 +250,7 @@ impl<Tx: Transaction> Engine<Tx> {
         false
     }
 
-    fn sort_answered(&self, part: Vec<Box<InFlight>>, answers: Vec<Answer>, run: &mut Run) -> bool {
+    fn sort_answered(&self, part: Vec<Box<InFlight>>, answers: Few<Answer>, run: &mut Run) -> bool {
         if is_overtaken(&part, &answers) {
             run.parts.extend(halves(part));
             return false;
