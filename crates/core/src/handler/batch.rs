@@ -9,6 +9,9 @@ use super::{Failure, FromMessage, MadeOf, Outcome, Parts, Rejection};
 /// What a handler says of one message.
 pub(crate) type Answer = Result<Outcome, Failure>;
 
+/// What it has said of each message of a batch so far.
+type Answers = Arc<Mutex<Vec<Option<Answer>>>>;
+
 /// Many messages in one call: for an effect that is one statement, or one request, for all of them.
 ///
 /// ```
@@ -56,7 +59,7 @@ pub struct Batch<T>(Vec<Item<T>>);
 pub struct Item<T> {
     value: T,
     place: usize,
-    answers: Arc<Mutex<Vec<Option<Answer>>>>,
+    answers: Answers,
 }
 
 impl<T> Item<T> {
@@ -191,7 +194,7 @@ impl<T: FromMessage> FromMessage for Batch<T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Together {
     messages: Arc<[Parts]>,
-    answers: Arc<Mutex<Vec<Option<Answer>>>>,
+    answers: Answers,
 }
 
 impl Together {
@@ -207,7 +210,7 @@ impl Together {
         &self.messages
     }
 
-    fn answers(&self) -> Arc<Mutex<Vec<Option<Answer>>>> {
+    fn answers(&self) -> Answers {
         self.answers.clone()
     }
 

@@ -66,7 +66,13 @@ impl<Tx: Transaction> Engine<Tx> {
             if wait.is_zero() || room.is_none() || self.stop.is_cancelled() {
                 return batch;
             }
-            let more = timeout_at(deadline, more);
+            let more = async {
+                tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => Ok(()),
+                    more = timeout_at(deadline, more) => more,
+                }
+            };
             if working.pause(more).await.is_err() {
                 return batch;
             }

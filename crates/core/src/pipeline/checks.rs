@@ -13,7 +13,7 @@ use super::options::Options;
 pub enum ConfigRisk {
     /// Dedup records are forgotten while the broker can still deliver the message again.
     ShortRetention,
-    /// The lease is shorter than the handler may take, and cannot be extended.
+    /// The lease is shorter than the handler may take, with the wait for its batch, and cannot be extended.
     ShortLease,
     /// The broker gives up on a message before the retry policy does.
     DeliveryLimit,
@@ -108,11 +108,13 @@ impl Checks<'_> {
     }
 
     fn short_lease(&self) -> Option<Risk> {
-        let (lease, longest) = (self.queue.lease?, self.options.handler_timeout?);
+        let wait = self.options.batch.wait;
+        let timeout = self.options.handler_timeout.unwrap_or_default();
+        let (lease, longest) = (self.queue.lease?, wait.saturating_add(timeout));
         let why = format!(
-            "the lease of {lease:?} cannot be extended and is not longer than the handler's time-out of {longest:?}: lengthen the lease at the broker"
+            "the lease of {lease:?} cannot be extended and is not longer than the handler's time-out of {timeout:?} and a batch's wait of {wait:?}: lengthen the lease at the broker"
         );
-        let short = !self.queue.capabilities.extend && lease <= longest;
+        let short = !self.queue.capabilities.extend && !longest.is_zero() && lease <= longest;
         short.then_some((ConfigRisk::ShortLease, why))
     }
 
@@ -231,6 +233,32 @@ mod tests {
         all.queue.capabilities.dead_letter = false;
         all.sink = Some(SinkInfo::default());
         assert_eq!(found(&all), []);
+    }
+
+    #[test]
+    fn a_batch_waits_for_less_than_a_lease_that_cannot_be_extended() {
+        let mut all = Found {
+            sink: Some(SinkInfo::default()),
+            ..Found::default()
+        };
+        let mut options = Options::default();
+        let secs = Duration::from_secs;
+        for (extend, lease, timeout, wait, safe) in [
+            (false, secs(30), None, secs(0), true),
+            (false, secs(30), None, secs(29), true),
+            (false, secs(30), None, secs(30), false),
+            (false, secs(30), Some(secs(20)), secs(9), true),
+            (false, secs(30), Some(secs(20)), secs(10), false),
+            (false, secs(30), Some(secs(30)), secs(0), false),
+            (true, secs(30), Some(secs(60)), secs(60), true),
+        ] {
+            all.queue.lease = Some(lease);
+            all.queue.capabilities.extend = extend;
+            options.handler_timeout = timeout;
+            options.batch.wait = wait;
+            let found = risks(Mode::AtLeastOnce, &options, &all);
+            assert_eq!(found.is_empty(), safe, "{timeout:?}, {wait:?}: {found:?}");
+        }
     }
 
     #[test]

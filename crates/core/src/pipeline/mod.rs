@@ -7,7 +7,8 @@
 //!    each other in `keys`. Modes without a store go past.
 //! 3. `lanes` decides what runs next: messages of one group one after another. What waits for a retry waits there.
 //! 4. `worker` takes what is ready, looks once more whether it may run (`suspects`, `doubt`), and lets `invoke` call the handler;
-//!    in `transactional` mode by way of `transaction`. In `at_most_once` mode `confirm` acks it first.
+//!    in `transactional` mode by way of `transaction`. `batch` adds what a handler of batches gets with it. In `at_most_once` mode
+//!    `confirm` acks it first.
 //! 5. `complete` records the effect where the transaction has not.
 //! 6. `settle` tells the broker. `give_back` and `dead_letter` come before it for what has not succeeded.
 //!

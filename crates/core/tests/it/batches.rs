@@ -124,6 +124,27 @@ async fn a_batch_has_no_more_bytes_than_it_may() {
     );
 }
 
+/// A batch that waits for others is run at once when the worker is told to stop.
+#[tokio::test(start_paused = true)]
+async fn a_stop_ends_the_wait_for_others() {
+    let (queue, store) = (MemoryQueue::new("orders"), MemoryStore::new());
+    publish(&queue, (0..3).map(numbered)).await;
+    let started = tokio::time::Instant::now();
+    let report = Pipeline::transactional(queue, store.clone())
+        .batch(10, 1 << 20, Duration::from_secs(3600))
+        .state(Calls::default())
+        .shutdown(sleep(Duration::from_secs(1)))
+        .run(write_all)
+        .await
+        .unwrap();
+    assert_eq!(report.applied, 3);
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
 /// The one that is guilty is dead-lettered; the others take effect once, whatever was rolled back.
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_fails_is_halved_until_the_guilty_message_is_alone() {
