@@ -74,6 +74,9 @@ const RUNS: [(Peer, Effect); 18] = [
     (Peer::Transactional, Effect::Row),
 ];
 
+/// For how long nothing must happen before it is over. Some peers wait for seconds before they connect again.
+const QUIET: Duration = Duration::from_secs(10);
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Fault {
     Kill,
@@ -151,10 +154,10 @@ impl<'a> Run<'a> {
             kills: 0,
             cuts: 0,
         };
-        run.to_the_end().await
+        run.until_done().await
     }
 
-    async fn to_the_end(&mut self) -> Result<String, Error> {
+    async fn until_done(&mut self) -> Result<String, Error> {
         let began = Instant::now();
         let mut last_fault = None;
         for (n, fault) in faults(self.args.kills, self.args.cuts)
@@ -176,8 +179,7 @@ impl<'a> Run<'a> {
         let after = last_fault
             .map(|at: Instant| at.elapsed())
             .unwrap_or_default();
-        // What is delivered again late must show too, and acks be sent.
-        sleep(Duration::from_secs(5)).await;
+        self.settle().await?;
         self.worker.kill().await?;
         self.reconnect().await?;
         self.report(done, took, after).await
@@ -190,15 +192,36 @@ impl<'a> Run<'a> {
             if Instant::now() > limit {
                 return Ok(false);
             }
-            if self.worker.try_wait()?.is_some() {
-                self.ended += 1;
-                // As whatever supervises it would do.
-                sleep(Duration::from_millis(500)).await;
-                self.restart()?;
-            }
+            self.supervise().await?;
             sleep(Duration::from_millis(5)).await;
         }
         Ok(true)
+    }
+
+    /// Waits until nothing has happened for a while, or for the limit: what is delivered again late must show too, and acks be
+    /// sent. A worker may only find out now that it was cut.
+    async fn settle(&mut self) -> Result<(), Error> {
+        let limit = Instant::now() + Duration::from_secs(self.args.limit);
+        let mut last = (self.ended, self.all()?, Instant::now());
+        while last.2.elapsed() < QUIET && Instant::now() < limit {
+            self.supervise().await?;
+            sleep(Duration::from_millis(5)).await;
+            let (ended, all) = (self.ended, self.all()?);
+            if (ended, all) != (last.0, last.1) {
+                last = (ended, all, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the worker again if it has ended, as whatever supervises it would do.
+    async fn supervise(&mut self) -> Result<(), Error> {
+        if self.worker.try_wait()?.is_some() {
+            self.ended += 1;
+            sleep(Duration::from_millis(500)).await;
+            self.restart()?;
+        }
+        Ok(())
     }
 
     async fn strike(&mut self, fault: Fault) -> Result<(), Error> {
@@ -257,6 +280,10 @@ impl<'a> Run<'a> {
         self.number("SELECT count(DISTINCT id) FROM effects")
     }
 
+    fn all(&self) -> Result<usize, Error> {
+        self.number("SELECT count(*) FROM effects")
+    }
+
     fn number(&self, sql: &str) -> Result<usize, Error> {
         let mut query = self.rows.prepare_cached(sql)?;
         let number: i64 = query.query_row([], |row| row.get(0))?;
@@ -265,7 +292,7 @@ impl<'a> Run<'a> {
 
     async fn report(&self, done: bool, took: Duration, after: Duration) -> Result<String, Error> {
         let distinct = self.distinct()?;
-        let all = self.number("SELECT count(*) FROM effects")?;
+        let all = self.all()?;
         let waiting = self.queue.left().await?;
         let dead = self.dead.left().await?;
         let effect = match (self.effect, self.peer) {
