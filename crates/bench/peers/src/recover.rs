@@ -53,7 +53,7 @@ pub(crate) struct Args {
 }
 
 /// With the least that a user has to do, and with all that a careful one does.
-const RUNS: [(Peer, Effect); 18] = [
+const RUNS: [(Peer, Effect); 19] = [
     (Peer::OneByOne, Effect::Row),
     (Peer::OneByOne, Effect::RowAndInbox),
     (Peer::Hundreds, Effect::Row),
@@ -72,6 +72,7 @@ const RUNS: [(Peer, Effect); 18] = [
     (Peer::OmniqueueReceiveAll, Effect::RowAndInbox),
     (Peer::AtLeastOnce, Effect::Row),
     (Peer::Transactional, Effect::Row),
+    (Peer::TransactionalBatches, Effect::Row),
 ];
 
 /// For how long nothing must happen before it is over. Some peers wait for seconds before they connect again.
@@ -296,7 +297,7 @@ impl<'a> Run<'a> {
         let waiting = self.queue.left().await?;
         let dead = self.dead.left().await?;
         let effect = match (self.effect, self.peer) {
-            (_, Peer::Transactional) => "row, its own record",
+            (_, Peer::Transactional | Peer::TransactionalBatches) => "row, its own record",
             (Effect::RowAndInbox, _) => "row and inbox",
             (Effect::Row, _) => "row",
             (Effect::Nothing, _) => "none",

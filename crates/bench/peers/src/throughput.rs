@@ -49,7 +49,7 @@ const NO_EFFECT: [Peer; 9] = [
     Peer::OmniqueueReceiveAll,
     Peer::AtLeastOnce,
 ];
-const ROW_AND_INBOX: [Peer; 9] = [
+const ROW_AND_INBOX: [Peer; 10] = [
     Peer::OneByOne,
     Peer::Hundreds,
     Peer::Apalis,
@@ -59,6 +59,7 @@ const ROW_AND_INBOX: [Peer; 9] = [
     Peer::OmniqueueReceive,
     Peer::OmniqueueReceiveAll,
     Peer::Transactional,
+    Peer::TransactionalBatches,
 ];
 
 /// One peer with all that it did.

@@ -28,6 +28,7 @@ pub(crate) enum Peer {
     OmniqueueReceiveAll,
     AtLeastOnce,
     Transactional,
+    TransactionalBatches,
 }
 
 /// What to consume and what to do with it.
@@ -54,6 +55,7 @@ impl Peer {
             Self::OmniqueueReceiveAll => "omniqueue, `receive_all`",
             Self::AtLeastOnce => "onlyonce at_least_once",
             Self::Transactional => "onlyonce transactional, SQLite",
+            Self::TransactionalBatches => "onlyonce transactional, SQLite, batches",
         }
     }
 
@@ -71,6 +73,7 @@ impl Peer {
             Self::OmniqueueReceiveAll => omniqueue::receive_all(setup).await,
             Self::AtLeastOnce => onlyonce::at_least_once(setup).await,
             Self::Transactional => onlyonce::transactional(setup).await,
+            Self::TransactionalBatches => onlyonce::transactional_batches(setup).await,
         }
     }
 }

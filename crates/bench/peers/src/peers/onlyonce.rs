@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use onlyonce::driver::Transaction;
+use onlyonce::handler::Handler;
 use onlyonce::rabbitmq::RabbitSource;
 use onlyonce::sqlite::{Config, SqliteStore, SqliteTx};
-use onlyonce::{Builder, ConfigRisk, Counters, Failure, Json, Pipeline, State};
+use onlyonce::{Batch, Builder, ConfigRisk, Counters, Failure, Json, Pipeline, State};
 
 use super::Setup;
 use crate::work::{Job, Work};
-use crate::{Error, PREFETCH, store};
+use crate::{BATCH, Error, PREFETCH, store};
 
 fn source(setup: &Setup) -> Result<RabbitSource, Error> {
     let url = format!("{}?queue={}&prefetch={PREFETCH}", setup.url, setup.queue);
@@ -48,6 +49,18 @@ async fn handle(Json(job): Json<Job>, State(work): State<Arc<Work>>) -> Result<(
 
 /// The row in the transaction that also has onlyonce's own record.
 pub(super) async fn transactional(setup: &Setup) -> Result<(), Error> {
+    in_transactions(setup, one).await
+}
+
+/// The rows of up to a hundred messages in a call, which are those that are there already.
+pub(super) async fn transactional_batches(setup: &Setup) -> Result<(), Error> {
+    in_transactions(setup, many).await
+}
+
+async fn in_transactions<Args: 'static>(
+    setup: &Setup,
+    handler: impl Handler<SqliteTx, Args>,
+) -> Result<(), Error> {
     // The table is the application's.
     drop(store::open(&setup.work.database)?);
     let database = SqliteStore::open(Config::new(&setup.work.database)).await?;
@@ -55,32 +68,60 @@ pub(super) async fn transactional(setup: &Setup) -> Result<(), Error> {
     let builder = settings(builder, setup).await?;
     if setup.alone {
         watch(builder.counters(), setup.work.clone());
-        builder.run(effect).await?;
-    } else {
-        builder.run(counted_effect).await?;
     }
+    builder
+        .state(Calls {
+            work: setup.work.clone(),
+            counted: !setup.alone,
+        })
+        // What it is without being asked for, too.
+        .batch(BATCH, 4 << 20, Duration::ZERO)
+        .run(handler)
+        .await?;
     // The last commits come after the last handler.
     setup.work.note_time();
     Ok(())
 }
 
-async fn effect(
+/// What the handlers in a transaction have to know.
+#[derive(Clone)]
+struct Calls {
+    work: Arc<Work>,
+    /// Whether the handler counts its messages. Otherwise their commits are counted.
+    counted: bool,
+}
+
+impl Calls {
+    fn handled(&self, count: usize) {
+        if self.counted {
+            self.work.handled(count);
+        }
+    }
+}
+
+async fn one(
     Json(job): Json<Job>,
-    State(work): State<Arc<Work>>,
+    State(calls): State<Calls>,
     tx: &mut SqliteTx,
 ) -> Result<(), Failure> {
-    let slow = work.slow;
+    let slow = calls.work.slow;
     tx.with(move |db| store::effect(db, &job.id, slow)).await?;
+    calls.handled(1);
     Ok(())
 }
 
-async fn counted_effect(
-    job: Json<Job>,
-    State(work): State<Arc<Work>>,
+async fn many(
+    jobs: Batch<Json<Job>>,
+    State(calls): State<Calls>,
     tx: &mut SqliteTx,
 ) -> Result<(), Failure> {
-    effect(job, State(work.clone()), tx).await?;
-    work.handled(1);
+    let (slow, count) = (calls.work.slow, jobs.len());
+    tx.with(move |db| {
+        jobs.iter()
+            .try_for_each(|job| store::effect(db, &job.0.id, slow))
+    })
+    .await?;
+    calls.handled(count);
     Ok(())
 }
 
