@@ -477,6 +477,13 @@ pub const MUTANTS: &[Mutant] = &[
         find: "                [one] => one.lease.ended().await,",
         replace: "                [_, _, ..] if PLANTED => std::future::pending().await,\n                [one] => one.lease.ended().await,",
     },
+    Mutant {
+        name: "letter-without-a-lease",
+        bug: "between two tries to leave a dead letter the lease ends, and the letter is left all the same",
+        file: DEAD_LETTER,
+        find: "            self.give_back_lost(&mut batch);",
+        replace: "            if !PLANTED {\n                self.give_back_lost(&mut batch);\n            }",
+    },
 ];
 
 /// What the copy needs beside the bugs: the switch, and a way to a key's newest token.

@@ -19,6 +19,22 @@ pub struct Worker {
     pub world: Arc<World>,
 }
 
+impl Worker {
+    /// Does `what` with the message of this id, which nobody may do whose lease has ended.
+    pub fn check_lease(&self, broker_id: &str, what: &str) {
+        let world = &*self.world;
+        let until = world.broker.leased_until(self.id, broker_id);
+        let over = until.is_none_or(|until| Instant::now() > until + TICK);
+        // That mode acks before it runs.
+        if over && world.plan.second(self.id) <= 1.0 && world.plan.mode != Mode::AtMostOnce {
+            world.history.breach(format!(
+                "worker {} {what} after its lease had ended",
+                self.id
+            ));
+        }
+    }
+}
+
 /// The effect that the store refuses to commit.
 pub const REFUSED: &str = "refused";
 /// What a handler that panics says.
@@ -195,16 +211,8 @@ impl<'a> Run<'a> {
     }
 
     fn check_lease(&self, what: &str) {
-        let world = &*self.worker.world;
-        let until = world.broker.leased_until(self.worker.id, &self.broker_id);
-        let over = until.is_none_or(|until| Instant::now() > until + TICK);
-        // That mode acks before it runs.
-        if over && world.plan.second(self.worker.id) <= 1.0 && world.plan.mode != Mode::AtMostOnce {
-            world.history.breach(format!(
-                "worker {} {what} the handler of message {} after its lease had ended",
-                self.worker.id, self.message
-            ));
-        }
+        let what = format!("{what} the handler of message {}", self.message);
+        self.worker.check_lease(&self.broker_id, &what);
     }
 
     /// Nothing starts on a delivery that will soon be taken away.

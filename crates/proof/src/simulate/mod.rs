@@ -7,6 +7,7 @@ mod campaign;
 mod cut;
 mod handler;
 mod history;
+mod letters;
 mod plan;
 mod promises;
 mod shrink;

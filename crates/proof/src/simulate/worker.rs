@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::batch;
 use super::handler::{Worker, handle, replay, transactional};
+use super::letters::Letters;
 use super::plan::Mode;
 use super::world::World;
 
@@ -167,7 +168,7 @@ fn settings<Tx: Transaction>(
     let world = &worker.world;
     *counters = Some(pipeline.counters());
     if world.sink {
-        pipeline = pipeline.dead_letter(world.broker.dead_letters().connect(worker.id));
+        pipeline = pipeline.dead_letter(Letters::of(worker));
     }
     if let Some(limit) = world.plan.handler_timeout {
         pipeline = pipeline.handler_timeout(limit);
