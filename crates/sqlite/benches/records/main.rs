@@ -1,8 +1,10 @@
 //! Prints how many records and messages a second the store and the queue take, and what a record costs:
-//! `cargo bench -p onlyonce-sqlite [-- [KEYS] [--in DIR]]`.
+//! `cargo bench -p onlyonce-sqlite [-- KEYS]`, one million keys unless told otherwise.
 //!
-//! One million keys unless told otherwise; ten million take four minutes and 0.6 GB. With `--in`, only records are
-//! measured, and the file is kept in that directory for the next run to go on with.
+//! `cargo bench -p onlyonce-sqlite -- --growth DIR [SIZE …]` fills a file for each size (10 and 100 million records unless
+//! told otherwise: 8 GB) and compares what records cost there with an empty file.
+
+mod growth;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -22,35 +24,33 @@ const LEASE: Duration = Duration::from_secs(600);
 const DAY: Duration = Duration::from_secs(86_400);
 const QUEUED: usize = 100_000;
 
-/// How many records each figure is about, and how many are in the file by then.
-const SAMPLE: usize = 500_000;
-const DECADES: [usize; 3] = [1_000_000, 10_000_000, 100_000_000];
+const SIZES: [usize; 2] = [10_000_000, 100_000_000];
 
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let args: Vec<String> = std::env::args().collect();
-    let keys = args.iter().find_map(|arg| arg.parse().ok());
-    let keys: usize = keys.unwrap_or(1_000_000);
-    let temporary = tempfile::tempdir().expect("a directory for the bench");
-    let kept = args.windows(2).find(|pair| pair[0] == "--in");
-    let dir = kept.map_or(temporary.path(), |pair| Path::new(&pair[1]));
-    let config = Config::new(dir.join("bench.db")).queue("bench");
-
-    let began = Instant::now();
-    let store = SqliteStore::open(config.clone()).await?;
-    println!(
-        "{} bytes of disk, opened in {:.1?}",
-        size(dir),
-        began.elapsed()
-    );
-    println!("random keys, claim and complete, 4 callers with batches of 128:");
-    grow(&store, keys).await?;
-    println!("{} bytes of disk, {} of memory", size(dir), memory());
-    if kept.is_some() {
-        return Ok(());
+    let mut numbers: Vec<usize> = args.iter().filter_map(|arg| arg.parse().ok()).collect();
+    let after = |flag: &str| args.windows(2).find(|pair| pair[0] == flag);
+    if let Some(path) = after("--measure") {
+        return growth::measure_here(Path::new(&path[1])).await;
     }
+    if let Some(dir) = after("--growth") {
+        if numbers.is_empty() {
+            numbers.extend(SIZES);
+        }
+        return growth::compare(Path::new(&dir[1]), &numbers).await;
+    }
+    everything(numbers.first().copied().unwrap_or(1_000_000)).await
+}
+
+async fn everything(keys: usize) -> Result<(), Error> {
+    let dir = tempfile::tempdir().expect("a directory for the bench");
+    let config = Config::new(dir.path().join("bench.db")).queue("bench");
+    let store = SqliteStore::open(config.clone()).await?;
+    println!("random keys, claim and complete, 4 callers with batches of 128:");
+    print_records(&store, keys, 4, 128).await?;
     println!("the same, 512 callers with one key each:");
-    records(&store, (keys / 10).clamp(512, 100_000), 512, 1).await?;
+    print_records(&store, (keys / 10).clamp(512, 100_000), 512, 1).await?;
     println!("transactions with one effect each, 64 callers:");
     transactions(&store, (keys / 20).clamp(64, 50_000), 64).await?;
     drop(store);
@@ -61,33 +61,25 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// Adds records until there are `keys` more, with a sample at the beginning and before each power of ten.
-async fn grow(store: &SqliteStore, keys: usize) -> Result<(), Error> {
-    let steps = DECADES.into_iter().filter(|step| *step < keys);
-    let mut there = SAMPLE.min(keys);
-    records(store, there, 4, 128).await?;
-    for step in steps.chain([keys]) {
-        for total in [
-            step.saturating_sub(SAMPLE + there),
-            SAMPLE.min(step - there),
-        ] {
-            if total > 0 {
-                records(store, total, 4, 128).await?;
-                there += total;
-            }
-        }
-        println!("  {there} more by now");
-    }
-    Ok(())
-}
-
-/// Claims and completes new keys until there are `total` more.
-async fn records(
+async fn print_records(
     store: &SqliteStore,
     total: usize,
     callers: usize,
     batch: usize,
 ) -> Result<(), Error> {
+    let (cost, slowest) = records(store, total, callers, batch).await?;
+    cost.print(total, "records");
+    println!("  slowest call {slowest:.0?}");
+    Ok(())
+}
+
+/// Claims and completes new keys until there are `total` more; also says how long the slowest call took.
+async fn records(
+    store: &SqliteStore,
+    total: usize,
+    callers: usize,
+    batch: usize,
+) -> Result<(Cost, Duration), Error> {
     let meter = Meter::start(store.database());
     let mut tasks = Vec::new();
     for _ in 0..callers {
@@ -97,9 +89,7 @@ async fn records(
             let owner = Owner::random();
             let mut slowest = Duration::ZERO;
             for _ in 0..rounds {
-                let began = Instant::now();
-                claim_and_complete(&store, owner, batch).await?;
-                slowest = slowest.max(began.elapsed());
+                slowest = slowest.max(claim_and_complete(&store, owner, batch).await?);
             }
             Ok::<_, Error>(slowest)
         }));
@@ -108,22 +98,31 @@ async fn records(
     for task in tasks {
         slowest = slowest.max(task.await.expect("no panic")?);
     }
-    meter.print(store.database(), total, "records", Some(slowest));
-    Ok(())
+    Ok((meter.stop(store.database()), slowest))
 }
 
-async fn claim_and_complete(store: &SqliteStore, owner: Owner, n: usize) -> Result<(), Error> {
+/// Returns how long the slower of the two calls took.
+async fn claim_and_complete(
+    store: &SqliteStore,
+    owner: Owner,
+    n: usize,
+) -> Result<Duration, Error> {
     let batch: Vec<Claim> = (0..n).map(|_| random_claim()).collect();
+    let began = Instant::now();
     let claimed = store.claim(owner, &batch, LEASE).await?;
+    let claiming = began.elapsed();
     let done: Vec<Completion> = batch
         .iter()
         .zip(&claimed)
         .map(|(claim, claimed)| completion(*claim, token(claimed)))
         .collect();
-    for verdict in store.complete(&done).await? {
+    let began = Instant::now();
+    let verdicts = store.complete(&done).await?;
+    let completing = began.elapsed();
+    for verdict in verdicts {
         verdict.expect("nobody else has it");
     }
-    Ok(())
+    Ok(claiming.max(completing))
 }
 
 fn random_claim() -> Claim {
@@ -177,7 +176,7 @@ async fn transactions(store: &SqliteStore, total: usize, callers: usize) -> Resu
     for task in tasks {
         task.await.expect("no panic")?;
     }
-    meter.print(database, total, "transactions", None);
+    meter.stop(database).print(total, "transactions");
     Ok(())
 }
 
@@ -197,7 +196,7 @@ async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
             result?;
         }
     }
-    meter.print(queue.database(), QUEUED, "published", None);
+    meter.stop(queue.database()).print(QUEUED, "published");
     let meter = Meter::start(queue.database());
     let limit = ReceiveLimits::new(256, Duration::ZERO);
     let mut settling = VecDeque::new();
@@ -222,7 +221,9 @@ async fn queue(config: &Config, groups: usize) -> Result<(), Error> {
     for settled in settling {
         settled.await.expect("no panic");
     }
-    meter.print(queue.database(), QUEUED, "received and acked", None);
+    meter
+        .stop(queue.database())
+        .print(QUEUED, "received and acked");
     Ok(())
 }
 
@@ -243,25 +244,43 @@ impl Meter {
         }
     }
 
-    fn print(&self, database: &Database, n: usize, what: &str, slowest: Option<Duration>) {
-        let took = self.began.elapsed();
+    fn stop(&self, database: &Database) -> Cost {
         let now = database.commits();
-        let (full, normal) = (
-            now.full - self.commits.full,
-            now.normal - self.commits.normal,
-        );
+        Cost {
+            took: self.began.elapsed(),
+            cpu: cpu() - self.cpu,
+            written: written().zip(self.written).map(|(now, then)| now - then),
+            full: now.full - self.commits.full,
+            normal: now.normal - self.commits.normal,
+        }
+    }
+}
+
+/// What some work took.
+struct Cost {
+    took: Duration,
+    cpu: Duration,
+    written: Option<u64>,
+    /// Commits, synced and not.
+    full: u64,
+    normal: u64,
+}
+
+impl Cost {
+    fn print(&self, n: usize, what: &str) {
+        let Self {
+            took, full, normal, ..
+        } = self;
         let each = |total: f64| total / n as f64;
-        let cpu = each((cpu() - self.cpu).as_secs_f64() * 1e6);
-        let written = written().zip(self.written).map(|(now, then)| now - then);
-        let written = written.map_or(String::new(), |w| {
-            format!(", {:.0} bytes written each", each(w as f64))
+        let cpu = each(self.cpu.as_secs_f64() * 1e6);
+        let written = self.written.map_or(String::new(), |bytes| {
+            format!(", {:.0} bytes written each", each(bytes as f64))
         });
-        let slowest = slowest.map_or(String::new(), |s| format!(", slowest call pair {s:.0?}"));
         println!(
             "  {n} {what} in {took:.2?}: {:.0}/s, {cpu:.2} µs of CPU{written}, {full} synced commits ({:.1} per sync), \
-             {normal} others{slowest}",
+             {normal} others",
             n as f64 / took.as_secs_f64(),
-            n as f64 / full.max(1) as f64,
+            n as f64 / (*full).max(1) as f64,
         );
     }
 }
@@ -285,17 +304,12 @@ fn written() -> Option<u64> {
     line.parse().ok()
 }
 
-/// How much memory this process has in use, where the system says so.
-fn memory() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.map_or("unknown", str::trim).to_owned()
-}
-
-fn size(dir: &Path) -> u64 {
-    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    files
-        .filter_map(|f| f.metadata().ok())
-        .map(|m| m.len())
-        .sum()
+/// How many bytes of memory this process has in use, where the system says so.
+fn memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: f64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes * 1024.0)
 }
