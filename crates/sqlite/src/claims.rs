@@ -61,27 +61,38 @@ pub(crate) fn claim(
         until: now + millis(lease),
         first: session.tokens(batch.len())?,
     };
-    let claims = (claimer.first..).zip(batch);
+    let candidates = session.records.candidates(batch.iter().map(|c| &c.key.0));
+    let claims = (claimer.first..).zip(batch).zip(candidates);
     claims
-        .map(|(token, claim)| claim_one(session, &claimer, token, claim))
+        .map(|((token, claim), candidates)| {
+            let record = session
+                .records
+                .find_among(&session.conn, &claim.key.0, candidates)?;
+            match record {
+                Some(record) => Ok(completed(claim, record)),
+                None => claim_one(session, &claimer, token, claim),
+            }
+        })
         .collect()
 }
 
+fn completed(claim: &Claim, record: Record) -> ClaimResult {
+    if record.fingerprint == claim.fingerprint.0 {
+        ClaimResult::Completed {
+            outcome: record.outcome.map(Bytes::from),
+        }
+    } else {
+        ClaimResult::PayloadMismatch
+    }
+}
+
+/// Claims a key that has no record.
 fn claim_one(
     session: &Session,
     claimer: &Claimer,
     token: i64,
     claim: &Claim,
 ) -> Result<ClaimResult, DbError> {
-    if let Some(record) = session.records.find(&session.conn, &claim.key.0)? {
-        return Ok(if record.fingerprint == claim.fingerprint.0 {
-            ClaimResult::Completed {
-                outcome: record.outcome.map(Bytes::from),
-            }
-        } else {
-            ClaimResult::PayloadMismatch
-        });
-    }
     if insert(session, claimer, token, claim)? {
         return Ok(new(token, None, 0));
     }
@@ -331,14 +342,23 @@ fn end_claims_of_others(session: &mut Session, key: [u8; 16]) -> Result<(), DbEr
 /// Looks keys up, and writes nothing.
 pub(crate) fn look_up(session: &Session, batch: &[Claim]) -> Result<Vec<LookUp>, DbError> {
     let at = session.now().unsigned_abs();
-    batch
-        .iter()
-        .map(|claim| look_up_one(session, claim, at))
+    let candidates = session.records.candidates(batch.iter().map(|c| &c.key.0));
+    let claims = batch.iter().zip(candidates);
+    claims
+        .map(|(claim, candidates)| look_up_one(session, claim, candidates, at))
         .collect()
 }
 
-fn look_up_one(session: &Session, claim: &Claim, at: u64) -> Result<LookUp, DbError> {
-    if let Some(record) = session.records.find(&session.conn, &claim.key.0)? {
+fn look_up_one(
+    session: &Session,
+    claim: &Claim,
+    candidates: Vec<i64>,
+    at: u64,
+) -> Result<LookUp, DbError> {
+    let record = session
+        .records
+        .find_among(&session.conn, &claim.key.0, candidates)?;
+    if let Some(record) = record {
         return Ok(match record.fingerprint == claim.fingerprint.0 {
             true => LookUp::Completed {
                 outcome: record.outcome.map(Bytes::from),

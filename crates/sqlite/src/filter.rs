@@ -4,8 +4,7 @@ use std::num::NonZeroU64;
 pub(crate) const KEYS: usize = 32_768;
 
 /// How many bits a filter has per key, and how many of them each key sets. One in 24,000 keys that are not there looks as
-/// if it were. More bits set would make it fewer at first, but a seal sets each of them in memory, and more rows would
-/// have to be read until no segment is left.
+/// if it were. More bits set would make it fewer, but a seal sets each of them in memory, and a row is read for each.
 const BITS_PER_KEY: usize = 24;
 const HASHES: usize = 8;
 
@@ -18,8 +17,15 @@ const WORDS: usize = BITS / 64;
 /// other bits would hide keys.
 const FORMAT: u8 = 1;
 
-/// Words per row of a table at most: a cache line.
-const WIDEST: usize = 8;
+/// How many filters make the table one word wider.
+const COLUMNS: usize = 64;
+
+/// Rows are kept in blocks, since all in one piece would take too long to move when the table gets wider.
+const ROWS: usize = 4_096;
+const BLOCKS: usize = BITS / ROWS;
+
+/// How many words of a row are looked at together: about a cache line.
+const STRIDE: usize = 8;
 
 type Key = [u8; 16];
 
@@ -66,155 +72,198 @@ fn bits(key: &Key) -> [usize; HASHES] {
 /// The filters of all segments, asked at once.
 ///
 /// They are the columns of a table with a row per bit. So one row tells which segments have that bit, and a key is in none
-/// of those that miss one of its bits. Five or six rows are read until no segment is left, whereas hundreds of filters one
-/// by one take longer than everything else that is done with a record.
-#[derive(Debug, Default)]
-pub(crate) struct Filters {
-    tables: Vec<Table>,
-}
-
-/// Some of the columns.
+/// of those that miss one of its bits. A row for each of its bits is read, whereas hundreds of filters one by one take
+/// longer than everything else that is done with a record.
 #[derive(Debug)]
-struct Table {
-    /// Words per row: 1, 2, 4 or 8, so that a row is within one cache line.
-    width: usize,
-    lines: Vec<Line>,
-    /// The segment of each column. The columns of nobody are empty.
-    segments: Vec<Option<i64>>,
+pub(crate) struct Filters {
+    blocks: Vec<Block>,
+    columns: Vec<Column>,
 }
 
-#[derive(Clone, Debug)]
-#[repr(align(64))]
-struct Line([u64; WIDEST]);
+/// A table's rows one after another. All blocks have a word for every column at least.
+#[derive(Clone, Debug, Default)]
+struct Block {
+    /// Words per row.
+    width: usize,
+    words: Vec<u64>,
+}
+
+/// Whose filter a column is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Column {
+    /// All zeros.
+    Empty,
+    Of(i64),
+    /// That of a segment which is gone. To clear it is a pass over all rows, so it waits until the column is given again.
+    Dropped,
+}
+
+impl Default for Filters {
+    fn default() -> Self {
+        Self {
+            blocks: vec![Block::default(); BLOCKS],
+            columns: Vec::new(),
+        }
+    }
+}
 
 impl Filters {
-    /// Adds those of segments that are not there yet. Many at once cost less than one by one.
-    pub(crate) fn add(&mut self, filters: &[(i64, Filter)]) {
-        let places: Vec<_> = filters.iter().map(|(id, _)| self.place(*id)).collect();
-        // Word by word for all of them, while the rows that it stands for are in the processor's cache.
-        for word in 0..WORDS {
-            for ((table, column), (_, filter)) in places.iter().zip(filters) {
-                self.tables[*table].set(*column, word * 64, filter.words[word]);
-            }
+    /// Makes room for that many more at once.
+    pub(crate) fn reserve(&mut self, more: usize) {
+        let lacking = more.saturating_sub(self.free());
+        if lacking > 0 {
+            self.resize(self.width() + lacking.div_ceil(COLUMNS));
         }
     }
 
-    /// An empty column for a segment: of which table, and which one.
-    fn place(&mut self, segment: i64) -> (usize, usize) {
-        let free = |table: &Table| table.segments.iter().position(Option::is_none);
-        let mut places = self.tables.iter().enumerate();
-        let found = places.find_map(|(at, table)| Some((at, free(table)?)));
-        let (at, column) = found.unwrap_or_else(|| self.grow());
-        self.tables[at].segments[column] = Some(segment);
-        (at, column)
+    /// Adds those of segments that are not there yet. Many at once cost less than one by one.
+    pub(crate) fn add(&mut self, filters: &[(i64, Filter)]) {
+        let columns: Vec<_> = filters.iter().map(|(id, _)| self.place(*id)).collect();
+        // Word by word for all of them, while the rows that it stands for are in the processor's cache.
+        for word in 0..WORDS {
+            for (column, (_, filter)) in columns.iter().zip(filters) {
+                self.set(*column, word, filter.words[word]);
+            }
+        }
+        self.widen_ahead();
     }
 
-    /// Makes room when all columns are taken; returns the first of the new ones.
-    fn grow(&mut self) -> (usize, usize) {
-        let narrow = self.tables.iter().position(|table| table.width < WIDEST);
-        let Some(at) = narrow else {
-            self.tables.push(Table::new(1));
-            return (self.tables.len() - 1, 0);
-        };
-        let column = self.tables[at].segments.len();
-        self.tables[at].widen();
-        (at, column)
+    /// An empty column for a segment.
+    fn place(&mut self, segment: i64) -> usize {
+        let free = self.columns.iter().position(|column| column.is_free());
+        let column = free.unwrap_or_else(|| {
+            self.resize(self.width() + 1);
+            self.columns.len() - COLUMNS
+        });
+        if self.columns[column] == Column::Dropped {
+            self.clear(column);
+        }
+        self.columns[column] = Column::Of(segment);
+        column
+    }
+
+    fn free(&self) -> usize {
+        self.columns
+            .iter()
+            .filter(|column| column.is_free())
+            .count()
+    }
+
+    /// Words per row that are in use.
+    fn width(&self) -> usize {
+        self.columns.len() / COLUMNS
+    }
+
+    fn resize(&mut self, width: usize) {
+        let shrinks = width < self.width();
+        // Those that were widened ahead are wide enough already.
+        let others = self.blocks.iter_mut();
+        let others = others.filter(|block| shrinks || block.width < width);
+        others.for_each(|block| block.resize(width));
+        self.columns.resize(width * COLUMNS, Column::Empty);
+    }
+
+    /// Widens more blocks the fewer columns are free, so that when none is, all blocks are wide enough for the next.
+    fn widen_ahead(&mut self) {
+        let due = BLOCKS * COLUMNS.saturating_sub(self.free()) / COLUMNS;
+        let width = self.width() + 1;
+        let narrow = self.blocks[..due].iter_mut();
+        let narrow = narrow.filter(|block| block.width < width);
+        narrow.for_each(|block| block.resize(width));
+    }
+
+    /// Sets those bits of a column that are set in the filter's word.
+    fn set(&mut self, column: usize, word: usize, bits: u64) {
+        let row = word * 64;
+        let block = &mut self.blocks[row / ROWS];
+        for bit in ones(bits) {
+            let at = (row % ROWS + bit) * block.width + column / COLUMNS;
+            block.words[at] |= 1 << (column % COLUMNS);
+        }
+    }
+
+    fn clear(&mut self, column: usize) {
+        for block in &mut self.blocks {
+            for row in block.words.chunks_exact_mut(block.width) {
+                row[column / COLUMNS] &= !(1 << (column % COLUMNS));
+            }
+        }
     }
 
     /// Removes those of all other segments.
     pub(crate) fn retain(&mut self, keep: impl Fn(i64) -> bool) {
-        for table in &mut self.tables {
-            table.retain(&keep);
+        for column in &mut self.columns {
+            if matches!(column, Column::Of(segment) if !keep(*segment)) {
+                *column = Column::Dropped;
+            }
         }
-        self.tables.retain(|table| !table.is_empty());
+        let last = self.columns.iter().rposition(|column| !column.is_free());
+        let width = last.map_or(0, |last| last / COLUMNS + 1);
+        // Not whenever a word is free: a smaller table has to be copied.
+        if width * 2 <= self.width() && width < self.width() {
+            self.resize(width);
+        }
     }
 
     /// The segments in which a key may be; it is in no other.
-    pub(crate) fn candidates(&self, key: &Key) -> impl Iterator<Item = i64> {
-        let rows = bits(key);
-        self.tables
-            .iter()
-            .flat_map(move |table| table.candidates(&rows))
+    ///
+    /// Reads all rows even where the first few leave no segment: the processor then waits for memory once, and not for each.
+    pub(crate) fn candidates(&self, key: &Key) -> Vec<i64> {
+        let rows = bits(key).map(|row| self.row(row).as_chunks::<STRIDE>());
+        let mut found = Vec::new();
+        let [(strides, rest), ..] = rows;
+        for stride in 0..strides.len() {
+            let mut common = [u64::MAX; STRIDE];
+            for (row, _) in &rows {
+                let words = &row[stride];
+                common = std::array::from_fn(|word| common[word] & words[word]);
+            }
+            if common != [0; STRIDE] {
+                let words = (stride * STRIDE..).zip(common);
+                words.for_each(|(word, bits)| self.collect(word, bits, &mut found));
+            }
+        }
+        for word in 0..rest.len() {
+            let common = rows
+                .iter()
+                .fold(u64::MAX, |bits, (_, row)| bits & row[word]);
+            self.collect(strides.len() * STRIDE + word, common, &mut found);
+        }
+        found
+    }
+
+    fn collect(&self, word: usize, bits: u64, found: &mut Vec<i64>) {
+        for bit in ones(bits) {
+            if let Column::Of(segment) = self.columns[word * COLUMNS + bit] {
+                found.push(segment);
+            }
+        }
+    }
+
+    /// The words of a row that are in use.
+    fn row(&self, row: usize) -> &[u64] {
+        let block = &self.blocks[row / ROWS];
+        &block.words[row % ROWS * block.width..][..self.width()]
     }
 }
 
-impl Table {
-    fn new(width: usize) -> Self {
-        Self {
-            width,
-            lines: vec![Line([0; WIDEST]); BITS * width / WIDEST],
-            segments: vec![None; width * 64],
-        }
+impl Column {
+    fn is_free(self) -> bool {
+        !matches!(self, Self::Of(_))
     }
+}
 
-    fn is_empty(&self) -> bool {
-        self.segments.iter().all(Option::is_none)
-    }
-
-    fn row(&self, row: usize) -> &[u64] {
-        let start = row * self.width;
-        &self.lines[start / WIDEST].0[start % WIDEST..][..self.width]
-    }
-
-    fn row_mut(&mut self, row: usize) -> &mut [u64] {
-        let start = row * self.width;
-        &mut self.lines[start / WIDEST].0[start % WIDEST..][..self.width]
-    }
-
-    /// Doubles the number of columns.
-    fn widen(&mut self) {
-        let mut wide = Self::new(self.width * 2);
-        for row in 0..BITS {
-            wide.row_mut(row)[..self.width].copy_from_slice(self.row(row));
-        }
-        wide.segments[..self.segments.len()].copy_from_slice(&self.segments);
-        *self = wide;
-    }
-
-    /// Sets those bits of a column that are set in `bits`, which begins at `row`.
-    fn set(&mut self, column: usize, row: usize, bits: u64) {
-        for bit in ones(bits) {
-            self.row_mut(row + bit)[column / 64] |= 1 << (column % 64);
-        }
-    }
-
-    /// Empties the columns of all other segments, in one pass.
-    fn retain(&mut self, keep: impl Fn(i64) -> bool) {
-        let mut kept = [u64::MAX; WIDEST];
-        for (column, segment) in self.segments.iter_mut().enumerate() {
-            if segment.take_if(|segment| !keep(*segment)).is_some() {
-                kept[column / 64] &= !(1 << (column % 64));
+impl Block {
+    fn resize(&mut self, width: usize) {
+        let mut words = vec![0; ROWS * width];
+        let kept = width.min(self.width);
+        if kept > 0 {
+            let old = self.words.chunks_exact(self.width);
+            for (new, old) in words.chunks_exact_mut(width).zip(old) {
+                new[..kept].copy_from_slice(&old[..kept]);
             }
         }
-        // An empty table is dropped.
-        if self.is_empty() || kept == [u64::MAX; WIDEST] {
-            return;
-        }
-        // A line holds more than one narrow row.
-        let mask: [u64; WIDEST] = std::array::from_fn(|word| kept[word % self.width]);
-        for line in &mut self.lines {
-            for (word, mask) in line.0.iter_mut().zip(mask) {
-                *word &= mask;
-            }
-        }
-    }
-
-    /// The segments that have all of these bits.
-    fn candidates<'a>(&'a self, rows: &[usize; HASHES]) -> impl Iterator<Item = i64> + use<'a> {
-        let mut found = [u64::MAX; WIDEST];
-        found[self.width..].fill(0);
-        for row in rows {
-            if found == [0; WIDEST] {
-                break;
-            }
-            for (found, row) in found.iter_mut().zip(self.row(*row)) {
-                *found &= row;
-            }
-        }
-        let columns = (0..)
-            .zip(found)
-            .flat_map(|(word, found)| ones(found).map(move |c| word * 64 + c));
-        columns.filter_map(move |column| self.segments[column])
+        *self = Self { width, words };
     }
 }
 
@@ -242,12 +291,12 @@ mod tests {
         let filter = Filter::from_bytes(&filter.to_bytes()).unwrap();
         let mut filters = Filters::default();
         filters.add(&[(1, filter)]);
-        let may_contain = |key: &&Key| filters.candidates(key).next().is_some();
+        let may_contain = |key: &&Key| !filters.candidates(key).is_empty();
         assert!(inside.iter().all(|key| may_contain(&key)));
         let wrong = outside.iter().filter(may_contain).count();
         assert!(wrong < 5, "{wrong} of 32,768");
         filters.retain(|_| false);
-        assert!(filters.tables.is_empty());
+        assert_eq!(filters.width(), 0);
     }
 
     #[test]
@@ -256,6 +305,15 @@ mod tests {
         assert_eq!(Filter::from_bytes(&[1, 2, 3]), None);
         assert_eq!(Filter::from_bytes(&[0; WORDS * 8]), None);
         assert_eq!(Filter::from_bytes(&[FORMAT + 1; WORDS * 8 + 1]), None);
+    }
+
+    fn found_in_their_own_only(filters: &Filters, segments: &BTreeMap<i64, Vec<Key>>) {
+        let keys = segments
+            .iter()
+            .flat_map(|(id, k)| k.iter().map(move |k| (id, k)));
+        for (id, key) in keys {
+            assert_eq!(filters.candidates(key), [*id]);
+        }
     }
 
     /// Tables of every width, with columns that are given again.
@@ -276,15 +334,20 @@ mod tests {
             let gone: BTreeSet<i64> = (0..4).map(|_| random.i64(..first + 80)).collect();
             filters.retain(|id| !gone.contains(&id));
             segments.retain(|id, _| !gone.contains(id));
-            for (id, key) in segments
+            found_in_their_own_only(&filters, &segments);
+            widths.insert(filters.width());
+            // The next one that finds no free column has none to widen.
+            let wider = filters
+                .blocks
                 .iter()
-                .flat_map(|(id, k)| k.iter().map(move |k| (id, k)))
-            {
-                assert_eq!(filters.candidates(key).collect::<Vec<_>>(), [*id]);
-            }
-            widths.extend(filters.tables.iter().map(|table| table.width));
+                .filter(|block| block.width > filters.width());
+            assert!(filters.free() > 0 || wider.count() == BLOCKS);
         }
-        assert_eq!(widths, BTreeSet::from([1, 2, 4, 8]));
-        assert!(filters.tables.len() > 1);
+        assert!(widths.len() > STRIDE, "{widths:?}");
+        let most = *widths.last().unwrap();
+        segments.retain(|id, _| *id < 300);
+        filters.retain(|id| id < 300);
+        assert!(filters.width() < most, "{} of {most}", filters.width());
+        found_in_their_own_only(&filters, &segments);
     }
 }

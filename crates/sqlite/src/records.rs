@@ -86,14 +86,26 @@ impl Records {
         Ok(self.known.is_some_and(|known| known.version == version))
     }
 
+    /// Reads the filters of what others have sealed, while they may write. To be called before a transaction, which then has
+    /// little left to read under the lock.
+    pub(crate) fn read_ahead(&mut self, conn: &Connection) -> Result<(), DbError> {
+        let version = version(conn)?;
+        if self.known.is_some_and(|known| known.version == version) {
+            return Ok(());
+        }
+        let rewrites = rewrites(conn)?;
+        if self.known.is_none_or(|known| known.rewrites != rewrites) {
+            self.read_segments(conn)?;
+        }
+        Ok(())
+    }
+
     fn catch_up(&mut self, conn: &Connection) -> Result<(), DbError> {
         let version = version(conn)?;
         if self.known.is_some_and(|known| known.version == version) {
             return Ok(());
         }
-        let rewrites = conn
-            .prepare_cached("SELECT value FROM onlyonce_meta WHERE name = 'rewrites'")?
-            .query_row([], |row| row.get(0))?;
+        let rewrites = rewrites(conn)?;
         if self.known.is_none_or(|known| known.rewrites != rewrites) {
             self.known = None;
             self.read_segments(conn)?;
@@ -107,14 +119,15 @@ impl Records {
     }
 
     /// Learns which segments there are. A segment never changes and its id is never given again, so only new ones are
-    /// read, and this may be called without the write lock to have less to do under it.
-    pub(crate) fn read_segments(&mut self, conn: &Connection) -> Result<(), DbError> {
+    /// read.
+    fn read_segments(&mut self, conn: &Connection) -> Result<(), DbError> {
         let mut find = conn.prepare_cached("SELECT id, expires FROM onlyonce_segment")?;
         let present = find.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
         let mut present = present.collect::<Result<BTreeMap<i64, i64>, _>>()?;
         self.keep_segments(|id| present.contains_key(&id));
         present.retain(|id, _| !self.segments.contains_key(id));
         let new: Vec<(i64, i64)> = present.into_iter().collect();
+        self.filters.reserve(new.len());
         for batch in new.chunks(BATCH) {
             let filters = batch
                 .iter()
@@ -178,14 +191,30 @@ impl Records {
         self.keep_segments(|id| id <= began_at);
     }
 
+    /// The segments in which each key may be. Asking for many at once is faster, since the processor waits for the memory
+    /// of several at the same time.
+    pub(crate) fn candidates<'a>(&self, keys: impl Iterator<Item = &'a Key>) -> Vec<Vec<i64>> {
+        keys.map(|key| self.filters.candidates(key)).collect()
+    }
+
     pub(crate) fn find(&self, conn: &Connection, key: &Key) -> Result<Option<Record>, DbError> {
+        self.find_among(conn, key, self.filters.candidates(key))
+    }
+
+    /// As [`find`](Self::find), where the key's `candidates` are known.
+    pub(crate) fn find_among(
+        &self,
+        conn: &Connection,
+        key: &Key,
+        candidates: impl IntoIterator<Item = i64>,
+    ) -> Result<Option<Record>, DbError> {
         if let Some(id) = self.recent.get(key) {
             let mut find = conn.prepare_cached(
                 "SELECT key, fingerprint, outcome, expires FROM onlyonce_recent WHERE id = ?1",
             )?;
             return Ok(find.query_row([id], Record::read).optional()?);
         }
-        for segment in self.filters.candidates(key) {
+        for segment in candidates {
             let mut find = conn.prepare_cached(
                 "SELECT key, fingerprint, outcome, expires FROM onlyonce_done WHERE segment = ?1 AND key = ?2",
             )?;
@@ -331,6 +360,13 @@ fn version(conn: &Connection) -> Result<i64, DbError> {
     Ok(version.query_row([], |row| row.get(0))?)
 }
 
+/// Changes whenever anything but an append has happened.
+fn rewrites(conn: &Connection) -> Result<i64, DbError> {
+    let mut find =
+        conn.prepare_cached("SELECT value FROM onlyonce_meta WHERE name = 'rewrites'")?;
+    Ok(find.query_row([], |row| row.get(0))?)
+}
+
 fn read_filter(conn: &Connection, segment: i64) -> Result<Filter, DbError> {
     let mut find = conn.prepare_cached("SELECT filter FROM onlyonce_segment WHERE id = ?1")?;
     let filter = find.query_row([segment], |row| {
@@ -413,6 +449,9 @@ mod tests {
         before: &Model,
     ) -> Model {
         let mut model = before.clone();
+        if random.bool() {
+            process.records.read_ahead(&process.conn).unwrap();
+        }
         process.sql("BEGIN IMMEDIATE");
         process.records.refresh(&process.conn).unwrap();
         for _ in 0..random.usize(1..5) {
@@ -529,6 +568,7 @@ mod tests {
         let keys = random.usize(1..6);
         let new = (0..keys).map(|_| (random.u128(..).to_le_bytes(), now + lasts));
         let new: Vec<(Key, i64)> = new.collect();
+        process.records.read_ahead(&process.conn).unwrap();
         process.sql("BEGIN IMMEDIATE");
         process.records.refresh(&process.conn).unwrap();
         for (key, expires) in &new {

@@ -142,8 +142,6 @@ impl Session {
         session.conn.execute_batch("BEGIN IMMEDIATE")?;
         let ready = session.create_tables();
         session.commit(ready)?;
-        // Most of what there is to read, while others may write.
-        session.records.read_segments(&session.conn)?;
         Ok(session)
     }
 
@@ -201,6 +199,7 @@ impl Session {
                 .execute_batch(&format!("PRAGMA synchronous = {level}"))?;
             self.durable = durable;
         }
+        self.records.read_ahead(&self.conn)?;
         self.execute(BEGIN)?;
         self.kept = 0;
         self.completing.clear();
