@@ -92,7 +92,7 @@ impl<T> Item<T> {
 /// For a unit test of a handler.
 impl<T> FromIterator<T> for Batch<T> {
     fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
-        let answers: Arc<Mutex<Vec<Option<Answer>>>> = Arc::default();
+        let answers: Answers = Arc::default();
         let items: Vec<_> = values
             .into_iter()
             .enumerate()

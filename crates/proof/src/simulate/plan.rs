@@ -131,10 +131,9 @@ impl Plan {
             calm: Duration::from_secs(rng.u64(5..40)),
         };
         // Otherwise it refuses to start.
-        let endless = plan.capabilities.extend || !plan.capabilities.timed_lease;
         plan.handler_timeout = plan
             .handler_timeout
-            .filter(|limit| endless || *limit < plan.lease);
+            .filter(|limit| plan.lease_is_endless() || *limit < plan.lease);
         plan.messages = messages(rng, &plan);
         // Last, so that seeds known by now keep the rest of their plans.
         plan.capabilities.settle_batch = rng.bool().then(|| rng.usize(1..=4));
@@ -150,8 +149,18 @@ impl Plan {
         }
         shared_or_revoked(rng, &mut plan);
         plan.batch = (rng.u32(..4) == 0).then(|| batch(rng));
+        let (endless, limit) = (plan.lease_is_endless(), plan.handler_timeout);
+        let lease = plan.lease;
+        let too_long = |wait: Duration| !endless && limit.unwrap_or_default() + wait >= lease;
+        if let Some((_, wait)) = plan.batch.as_mut().filter(|(_, wait)| too_long(*wait)) {
+            *wait = Duration::ZERO;
+        }
         cut.apply(&mut plan);
         plan
+    }
+
+    fn lease_is_endless(&self) -> bool {
+        self.capabilities.extend || !self.capabilities.timed_lease
     }
 
     /// How long a second is by this worker's clock.
