@@ -84,8 +84,9 @@
 //! - A message has at most 64 MiB. Not more than 4,096 calls wait for the thread; the next ones wait to be sent.
 //! - Records take about 60 bytes of disk, apart from their outcomes, and 3 to 5 bytes of memory in each process, at least
 //!   6 MB from the first 32,768 on. They are sealed in segments of 32,768, or of 16 MiB of outcomes, which take the same
-//!   memory each; everybody waits some 40 ms for that. To open a file with ten million takes half a second. A segment is dropped as a whole after the last of its records has expired,
-//!   so records of very different retentions keep each other longer than they need.
+//!   memory each; everybody waits for that, some 40 ms, and twice as long on busy cores. To open a file with ten million takes
+//!   half a second. A segment is dropped as a whole after the last of its records has expired, so records of very different
+//!   retentions keep each other longer than they need.
 //! - SQL without end is interrupted when its turn is over or nobody waits for it any more; a closure that loops in Rust is not.
 //! - The file and those beside it are created for their owner alone (mode 0600). If the file is deleted or replaced while it is
 //!   open, nothing more is committed, and every call fails with [`NotFound`](onlyonce_core::ErrorKind::NotFound).
