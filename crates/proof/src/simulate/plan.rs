@@ -148,13 +148,7 @@ impl Plan {
             plan.early_redrives.sort_unstable();
         }
         shared_or_revoked(rng, &mut plan);
-        plan.batch = (rng.u32(..4) == 0).then(|| batch(rng));
-        let (endless, limit) = (plan.lease_is_endless(), plan.handler_timeout);
-        let lease = plan.lease;
-        let too_long = |wait: Duration| !endless && limit.unwrap_or_default() + wait >= lease;
-        if let Some((_, wait)) = plan.batch.as_mut().filter(|(_, wait)| too_long(*wait)) {
-            *wait = Duration::ZERO;
-        }
+        plan.batch = (rng.u32(..4) == 0).then(|| batch(rng, &plan));
         cut.apply(&mut plan);
         plan
     }
@@ -268,9 +262,12 @@ fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
 }
 
 /// How many messages a handler gets at once, and how long the first waits for others.
-fn batch(rng: &mut Rng) -> (usize, Duration) {
+fn batch(rng: &mut Rng, plan: &Plan) -> (usize, Duration) {
     let wait = Duration::from_millis(rng.u64(..2) * rng.u64(..500));
-    (rng.usize(1..=8), wait)
+    // Otherwise it refuses to start.
+    let lasts =
+        plan.lease_is_endless() || plan.handler_timeout.unwrap_or_default() + wait < plan.lease;
+    (rng.usize(1..=8), if lasts { wait } else { Duration::ZERO })
 }
 
 /// A broker whose leases belong to several messages, or are taken away with notice.
