@@ -136,7 +136,9 @@ async fn an_alarm_doubles_no_delayed_copy() {
         let retry = RetryPolicy::default().delays(second, second);
         let (stop, stopped) = oneshot::channel::<()>();
         let store = MemoryStore::new();
-        let pipeline = Pipeline::transactional(queue.source(SHORT), store.clone())
+        // It is closed at the end, on a node that may be busy.
+        let source = queue.source("&timeout=4s&heartbeat=1s");
+        let pipeline = Pipeline::transactional(source, store.clone())
             .allow(ConfigRisk::StoreForgets)
             .retry(retry.in_place(Duration::ZERO))
             .allow(ConfigRisk::NoDeadLetter)
