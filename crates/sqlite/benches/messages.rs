@@ -9,6 +9,8 @@
 //! the median, the least and the most. With a variant's name and a number of messages (`messages transactional 10000`) it
 //! makes one run of many, for a profiler.
 
+mod measure;
+
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -23,6 +25,8 @@ use onlyonce_core::{Batch, Error, Message, Pipeline};
 use onlyonce_sqlite::rusqlite::{self, Connection, TransactionBehavior};
 use onlyonce_sqlite::{Config, SqliteStore, SqliteTx};
 use tokio::sync::{Notify, oneshot};
+
+use measure::{cpu, spread};
 
 const ROUNDS: usize = 5;
 const TRIES: usize = 201;
@@ -117,32 +121,19 @@ fn print(
                 .iter()
                 .zip(&by_hand)
                 .map(|(one, other)| of(one) / of(other));
-            summary(ratios, 2)
+            spread(ratios.collect(), 2)
         };
         println!(
             "| {name} | {} | {} | {} | {} | {} |",
-            summary(costs.iter().map(|cost| cost.time), 3),
+            spread(costs.iter().map(|cost| cost.time).collect(), 3),
             ratio(|cost| cost.time),
-            summary(costs.iter().map(|cost| cost.cpu), 0),
+            spread(costs.iter().map(|cost| cost.cpu).collect(), 0),
             ratio(|cost| cost.cpu),
-            summary(costs.iter().map(|cost| cost.waits), 1),
+            spread(costs.iter().map(|cost| cost.waits).collect(), 1),
         );
     }
     println!();
     Ok(())
-}
-
-/// Median (least–most).
-fn summary(values: impl Iterator<Item = f64>, digits: usize) -> String {
-    let mut values: Vec<_> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let at = |place: usize| values.get(place).copied().unwrap_or(f64::NAN);
-    let (median, least, most) = (
-        at(values.len() / 2),
-        at(0),
-        at(values.len().saturating_sub(1)),
-    );
-    format!("{median:.digits$} ({least:.digits$}–{most:.digits$})")
 }
 
 /// One message after another.
@@ -366,17 +357,6 @@ impl Spent {
             waits: each(self.waits as f64),
         }
     }
-}
-
-#[cfg(unix)]
-fn cpu() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
-}
-
-#[cfg(not(unix))]
-fn cpu() -> Duration {
-    Duration::ZERO
 }
 
 /// How often the threads of this process have stopped to wait, where the system says so.

@@ -13,6 +13,7 @@ use onlyonce_core::driver::{Owner, Store};
 use onlyonce_sqlite::rusqlite::{self, Connection};
 use onlyonce_sqlite::{Config, SqliteStore};
 
+use crate::measure::spread;
 use crate::{LEASE, memory, records};
 
 const ROUNDS: usize = 5;
@@ -189,12 +190,4 @@ fn print(sizes: &[usize], rounds: &[Vec<Figures>]) {
         ];
         println!("| {size} | {} |", columns.join(" | "));
     }
-}
-
-/// The median, with the least and the most.
-fn spread(mut values: Vec<f64>, digits: usize) -> String {
-    values.sort_by(f64::total_cmp);
-    let median = values[values.len() / 2];
-    let (least, most) = (values[0], values[values.len() - 1]);
-    format!("{median:.digits$} ({least:.digits$}–{most:.digits$})")
 }

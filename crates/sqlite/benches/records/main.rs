@@ -5,6 +5,8 @@
 //! told otherwise: 8 GB) and compares what records cost there with an empty file.
 
 mod growth;
+#[path = "../measure/mod.rs"]
+mod measure;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -19,6 +21,8 @@ use onlyonce_core::driver::{
     Settlement, Sink, Source, Store, Token, Transaction, TransactionalStore,
 };
 use onlyonce_sqlite::{Commits, Config, Database, SqliteQueue, SqliteStore};
+
+use measure::cpu;
 
 const LEASE: Duration = Duration::from_secs(600);
 const DAY: Duration = Duration::from_secs(86_400);
@@ -283,18 +287,6 @@ impl Cost {
             n as f64 / (*full).max(1) as f64,
         );
     }
-}
-
-/// How long processors have worked for this process.
-#[cfg(unix)]
-fn cpu() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
-}
-
-#[cfg(not(unix))]
-fn cpu() -> Duration {
-    Duration::ZERO
 }
 
 /// How many bytes this process has written to files, where the system says so.
