@@ -7,6 +7,7 @@
 //! | (always) | `memory:NAME` | `memory:NAME` |
 //! | `sqlite` | `sqlite:PATH?queue=NAME` | `sqlite:PATH` |
 //! | `rabbitmq` | `amqp://USER:PASSWORD@HOST:PORT/VHOST?queue=NAME` | |
+//! | `pubsub` | `pubsub://PROJECT/SUBSCRIPTION`, `pubsub://PROJECT/topics/TOPIC`, `projects/PROJECT/subscriptions/SUBSCRIPTION` | |
 //! | `sqs` | `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`, `sqs://NAME?region=REGION`, `arn:aws:sqs:REGION:ACCOUNT:NAME` | |
 //!
 //! What is promised, and under which assumptions, stands with the four modes of [`Pipeline`].
@@ -29,6 +30,8 @@ pub struct Readme;
 pub use onlyonce_core::*;
 pub use registry::{sink, source, store};
 
+#[cfg(feature = "pubsub")]
+pub use onlyonce_pubsub as pubsub;
 #[cfg(feature = "rabbitmq")]
 pub use onlyonce_rabbitmq as rabbitmq;
 #[cfg(feature = "sqlite")]

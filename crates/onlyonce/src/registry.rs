@@ -39,7 +39,7 @@ macro_rules! with {
 }
 
 /// All kinds. To add one, write an entry here; its cargo feature stands in `Cargo.toml`, its crate's name in `lib.rs`.
-static KINDS: [Kind; 4] = [
+static KINDS: [Kind; 5] = [
     Kind {
         schemes: &["memory"],
         source: Some(Ok(|url| {
@@ -80,6 +80,20 @@ static KINDS: [Kind; 4] = [
         sink: with!("rabbitmq", |url| Box::pin(async move {
             let config = crate::rabbitmq::Config::try_from(&url)?;
             let sink = crate::rabbitmq::RabbitSink::new(config)?;
+            Ok(Arc::new(sink) as Arc<dyn Sink>)
+        })),
+        store: None,
+    },
+    Kind {
+        schemes: &["pubsub"],
+        source: with!("pubsub", |url| Box::pin(async move {
+            let config = crate::pubsub::Config::try_from(&url)?;
+            let source = crate::pubsub::PubSubSource::new(config)?;
+            Ok(Arc::new(source) as Arc<dyn Source>)
+        })),
+        sink: with!("pubsub", |url| Box::pin(async move {
+            let config = crate::pubsub::Config::try_from(&url)?;
+            let sink = crate::pubsub::PubSubSink::new(config)?;
             Ok(Arc::new(sink) as Arc<dyn Sink>)
         })),
         store: None,
@@ -160,8 +174,11 @@ fn unknown<T: ?Sized>(scheme: &str, what: &str, opener: fn(&Kind) -> Option<Open
 }
 
 fn parse(url: &str) -> Result<Url, Error> {
+    // As Google writes the names of subscriptions and topics.
+    let of_google = url.starts_with("projects/");
+    let url = format!("{}{url}", if of_google { "pubsub:" } else { "" });
     // The text is not repeated: it may hold a password.
-    Url::parse(url).map_err(|error| {
+    Url::parse(&url).map_err(|error| {
         Error::config("not a URL; write one like `memory:orders` or `sqlite:app.db?queue=orders`")
             .caused_by(error)
     })

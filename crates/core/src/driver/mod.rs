@@ -15,6 +15,7 @@ mod printable;
 mod receipt;
 mod sink;
 mod source;
+mod standing;
 mod store;
 
 pub use crate::handler::{Running, Waiting};
@@ -29,6 +30,7 @@ pub use source::{
     Acks, Capabilities, Disposition, ExtendResult, Ordering, QueueInfo, ReceiveLimits,
     SettleResult, Settlement, Source,
 };
+pub use standing::Standing;
 pub use store::{
     Claim, ClaimResult, Completion, Durability, Fenced, HeldClaim, LookUp, LookedUp, Owner,
     Precondition, Starts, Store, StoreInfo, Token, Transaction, TransactionalStore, Verdicts,
