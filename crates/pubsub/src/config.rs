@@ -1,6 +1,8 @@
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use google_cloud_auth::credentials::Credentials;
 use onlyonce_core::Error;
 use onlyonce_core::driver::Params;
 use serde::de::Error as _;
@@ -58,6 +60,17 @@ pub struct Config {
     /// The project that requests are [counted for](https://cloud.google.com/docs/quotas/quota-project), instead of that of the
     /// credentials.
     pub quota_project: Option<String>,
+    pub(crate) credentials: Given,
+}
+
+/// Credentials of the user's own.
+#[derive(Clone, Default)]
+pub(crate) struct Given(pub(crate) Option<Credentials>);
+
+impl fmt::Debug for Given {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "given" } else { "none" })
+    }
 }
 
 /// A subscription or a topic.
@@ -148,6 +161,14 @@ impl Config {
         self.address.resource()
     }
 
+    /// With credentials of your own, instead of those of the usual places: to impersonate another account, for example. They
+    /// are asked for a token with each request, and have to renew it.
+    #[must_use]
+    pub fn with_credentials(mut self, credentials: Credentials) -> Self {
+        self.credentials = Given(Some(credentials));
+        self
+    }
+
     /// Where requests go: what is configured, else the emulator of the environment, else Google.
     pub(crate) fn target(&self) -> String {
         let emulator = || {
@@ -232,6 +253,7 @@ impl TryFrom<&Url> for Config {
                 .duration("timeout")?
                 .unwrap_or(Duration::from_secs(10)),
             quota_project: params.text("quota_project"),
+            credentials: Given::default(),
         };
         params.finish()?;
         config.check()?;

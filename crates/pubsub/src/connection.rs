@@ -268,6 +268,9 @@ async fn headers(credentials: &Credentials) -> Result<HeaderMap, Status> {
 /// Those of the [usual places](https://cloud.google.com/docs/authentication/application-default-credentials); none for an
 /// emulator.
 fn credentials(config: &Config) -> Result<Option<Credentials>, Status> {
+    if let Some(given) = &config.credentials.0 {
+        return Ok(Some(given.clone()));
+    }
     if config.target().starts_with("http://") {
         return Ok(None);
     }

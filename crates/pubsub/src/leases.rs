@@ -42,6 +42,11 @@ impl Held {
     pub(crate) fn group(&self) -> Option<&str> {
         self.message.group.as_deref()
     }
+
+    /// Tells whoever has it.
+    pub(crate) fn lose(&self) {
+        self.lost.cancel();
+    }
 }
 
 impl Leases {
@@ -74,7 +79,7 @@ impl Leases {
             delivery.lease = lease.tied_to(held.lost.clone());
             let older = self.newest.insert(held.message_id.clone(), ack_id.clone());
             if let Some(lost) = older.and_then(|older| self.held.remove(&older)) {
-                lost.lost.cancel();
+                lost.lose();
             }
             self.held.insert(ack_id, held);
         }
@@ -150,7 +155,7 @@ impl Leases {
     pub(crate) fn lose(&mut self, ack_id: &str) {
         if let Some(held) = self.held.remove(ack_id) {
             self.forget_newest(&held);
-            held.lost.cancel();
+            held.lose();
         }
     }
 
@@ -160,7 +165,7 @@ impl Leases {
 
     pub(crate) fn lose_all(&mut self) {
         for (_, held) in self.held.drain() {
-            held.lost.cancel();
+            held.lose();
         }
         self.newest.clear();
     }

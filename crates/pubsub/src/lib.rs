@@ -16,5 +16,6 @@ pub use leases::PubSubReceipt;
 pub use sink::PubSubSink;
 pub use source::PubSubSource;
 
+pub use google_cloud_auth;
 /// The service's own messages, as tonic's stubs.
 pub use googleapis_tonic_google_pubsub_v1::google::pubsub::v1;

@@ -207,8 +207,9 @@ impl Shared {
         answers
     }
 
-    /// Gives back all that the source holds, when it closes.
+    /// Gives back all that the source holds, when it closes. Whoever has it has to end.
     pub(crate) async fn give_back_all(&self, held: Vec<Held>) -> Result<(), Error> {
+        held.iter().for_each(Held::lose);
         let back = held.into_iter().enumerate().map(|(at, held)| Back {
             at: Some(at),
             held,
@@ -258,7 +259,7 @@ impl Shared {
             .into_iter()
             .map(async |chunk| {
                 // Should it hang, there is time for another.
-                let limit = self.until_first_end(chunk.iter().map(|wanted| &wanted.held)) / 3;
+                let limit = self.third_of_rest(chunk.iter().map(|wanted| &wanted.held));
                 let ids = chunk.iter().map(|wanted| &wanted.held.ack_id);
                 let outcomes = self.modify(WHAT, ids, asked, limit).await;
                 let mut state = self.state();
@@ -338,12 +339,12 @@ impl Shared {
         (lasting, ended.into_iter().map(lost).collect())
     }
 
-    /// How long a request may take that has to be answered before the first lease ends.
-    fn until_first_end<'a>(&self, held: impl Iterator<Item = &'a Held>) -> Duration {
+    /// A third of what is left of the lease that ends first.
+    fn third_of_rest<'a>(&self, held: impl Iterator<Item = &'a Held>) -> Duration {
         let first = held.map(|held| held.until).min();
         let left = first.map(|until| until.saturating_duration_since(Instant::now()));
         let timeout = self.config.timeout;
-        left.map_or(timeout, |left| left.min(timeout))
+        left.map_or(timeout, |left| timeout.min(left / 3))
     }
 
     /// Turns what the service said of a message into its answer; what was done has ended its lease.
