@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -304,7 +305,7 @@ class Run(Scenario):
         self.end()
         self.workers = [self.hire("--drain-when-empty", str(self.IDLE)) for _ in range(self.WORKERS)]
         for worker in self.workers:
-            worker.report(STUCK)
+            worker.report(STUCK + self.IDLE)
         self.end()
 
     def end(self):
@@ -336,6 +337,32 @@ class Run(Scenario):
         messages = sum(publisher.messages for publisher in self.publishers)
         done = f"{confirmed} of {messages} messages published, {self.book.entries() // 2} of {self.options.transfers} transfers applied"
         return f"\n{done}\n{self.counts}\n{self.applied}\n{super().last_words()}"
+
+
+def family(process):
+    """A process with all that descend from it."""
+    parents = []
+    for child in filter(str.isdigit, os.listdir("/proc")):
+        # It may have ended meanwhile.
+        with contextlib.suppress(OSError), open(f"/proc/{child}/stat", encoding="utf-8", errors="replace") as stat:
+            # After its name, which may have blanks and brackets in it: state and parent.
+            parents.append((int(child), int(stat.read().rpartition(")")[2].split()[1])))
+    found = [process]
+    for parent in found:
+        found += [child for child, its_parent in parents if its_parent == parent]
+    return found
+
+
+def freeze(process, seconds):
+    """Stops a process, with all that descend from it, for this number of seconds."""
+    processes = family(process)
+    try:
+        for each in processes:
+            os.kill(each, signal.SIGSTOP)
+        time.sleep(seconds)
+    finally:
+        for each in processes:
+            os.kill(each, signal.SIGCONT)
 
 
 def working_folder(keep):

@@ -8,11 +8,9 @@ Needs boto3, and an emulator whose leases and groups are as on AWS, with its pro
     sqs.py --endpoint http://127.0.0.1:4566 --emulator-pid 1234 --ledger target/debug/ledger
 """
 
-import contextlib
 import json
 import math
 import os
-import signal
 import time
 
 import boto3
@@ -159,20 +157,6 @@ class Publisher(chaos.Publisher):
             self.lines = others + [line for line in batch if line]
 
 
-def family(process):
-    """A process with all that descend from it."""
-    parents = []
-    for child in filter(str.isdigit, os.listdir("/proc")):
-        # It may have ended meanwhile.
-        with contextlib.suppress(OSError), open(f"/proc/{child}/stat", encoding="utf-8", errors="replace") as stat:
-            # After its name, which may have blanks and brackets in it: state and parent.
-            parents.append((int(child), int(stat.read().rpartition(")")[2].split()[1])))
-    found = [process]
-    for parent in found:
-        found += [child for child, its_parent in parents if its_parent == parent]
-    return found
-
-
 class Run(chaos.Run):
     WORKERS = 2
     SPEED = WORKERS * CONCURRENCY / DELAY
@@ -209,15 +193,8 @@ class Run(chaos.Run):
             return self.queue.in_flight()
 
         ledger.until("messages in flight", in_flight, seconds=math.inf)
-        processes = family(self.options.emulator_pid)
         self.counts["freezes_during_work"] += self.unfinished()
-        try:
-            for process in processes:
-                os.kill(process, signal.SIGSTOP)
-            time.sleep(VISIBILITY + 2)
-        finally:
-            for process in processes:
-                os.kill(process, signal.SIGCONT)
+        chaos.freeze(self.options.emulator_pid, VISIBILITY + 2)
         self.counts["freezes"] += 1
 
     def groups(self):
