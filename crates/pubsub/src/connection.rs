@@ -129,9 +129,11 @@ impl Connection {
         };
         let answer = match timeout(limit, sent).await {
             Ok(answer) => answer,
-            Err(_) => Err(Status::deadline_exceeded(format!(
-                "no answer within {limit:?}"
-            ))),
+            Err(_) => {
+                self.connect_anew().await;
+                let text = format!("no answer within {limit:?}");
+                Err(Status::deadline_exceeded(text))
+            }
         };
         match &answer {
             Ok(_) => self.standing.accepted(),
@@ -143,6 +145,11 @@ impl Connection {
             }
         }
         answer
+    }
+
+    /// A connection that left a request without an answer may be dead, long before its keepalive shows it.
+    async fn connect_anew(&self) {
+        *self.client.lock().await = None;
     }
 
     /// What the core is told of a failed call.

@@ -7,7 +7,7 @@ use google_cloud_pubsub::client::Publisher;
 use google_cloud_pubsub::error::PublishError;
 use onlyonce_core::driver::{Sink, SinkInfo};
 use onlyonce_core::{Error, ErrorKind, Message};
-use tokio::sync::{OnceCell, RwLock};
+use tokio::sync::{Mutex, RwLock};
 use tokio::time::timeout;
 
 use crate::connection::{Connection, credentials_of_publisher};
@@ -21,7 +21,8 @@ const BATCH: u32 = 100;
 pub struct PubSubSink {
     config: Config,
     connection: Connection,
-    publisher: OnceCell<Publisher>,
+    /// Made when it is first needed, and anew after it has left a message without an answer: its connection may be dead.
+    publisher: Mutex<Option<Publisher>>,
     /// Written by `close`, which so waits for what is under way.
     closed: RwLock<bool>,
 }
@@ -40,27 +41,30 @@ impl PubSubSink {
         Ok(Self {
             connection: Connection::new(config.clone(), None),
             config,
-            publisher: OnceCell::new(),
+            publisher: Mutex::default(),
             closed: RwLock::default(),
         })
     }
 
-    async fn publisher(&self) -> Result<&Publisher, Error> {
-        let build = || async {
-            let config = &self.config;
-            // Each request once: who publishes decides what is published again.
-            let once = NeverRetry.with_time_limit(config.timeout);
-            let builder = Publisher::builder(config.resource())
-                .with_endpoint(config.target())
-                .with_credentials(credentials_of_publisher(config)?)
-                .with_retry_policy(once)
-                .set_message_count_threshold(BATCH);
-            builder.build().await.map_err(|error| {
-                Error::config("Google's publisher cannot be made").caused_by(error)
-            })
-        };
-        let publisher = self.publisher.get_or_try_init(build).await;
-        publisher.map_err(|error| error.on_queue(self.config.name()))
+    async fn publisher(&self) -> Result<Publisher, Error> {
+        let mut known = self.publisher.lock().await;
+        if let Some(publisher) = &*known {
+            return Ok(publisher.clone());
+        }
+        let config = &self.config;
+        // Each request once: who publishes decides what is published again.
+        let once = NeverRetry.with_time_limit(config.timeout);
+        let builder = Publisher::builder(config.resource())
+            .with_endpoint(config.target())
+            .with_credentials(credentials_of_publisher(config)?)
+            .with_retry_policy(once)
+            .set_message_count_threshold(BATCH);
+        let publisher = builder.build().await.map_err(|error| {
+            let text = "Google's publisher cannot be made";
+            Error::config(text).caused_by(error)
+        })?;
+        *known = Some(publisher.clone());
+        Ok(publisher)
     }
 
     /// Each in its turn: the publisher keeps the order of a key, and holds up what comes behind one that failed.
@@ -88,6 +92,9 @@ impl PubSubSink {
                 failed.insert(group);
             }
             results.push(result.map_err(|error| error.on_message(message)));
+        }
+        if sent.is_err() || results.iter().any(is_unanswered) {
+            *self.publisher.lock().await = None;
         }
         for group in failed {
             publisher.resume_publish(group);
@@ -155,6 +162,11 @@ impl Sink for PubSubSink {
         *self.closed.write().await = true;
         Ok(())
     }
+}
+
+fn is_unanswered(result: &Result<(), Error>) -> bool {
+    let error = result.as_ref().err();
+    error.is_some_and(|error| error.kind() == ErrorKind::Timeout)
 }
 
 fn of_publisher(failed: PublishError) -> Error {

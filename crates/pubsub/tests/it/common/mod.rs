@@ -1,5 +1,9 @@
 //! What the tests against the emulator share, by nothing but the stubs.
 
+mod emulated;
+
+pub(crate) use emulated::OnTheEmulator;
+
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::publisher_client::PublisherClient;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::subscriber_client::SubscriberClient;
 use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::*;
