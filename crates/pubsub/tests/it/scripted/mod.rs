@@ -1,6 +1,7 @@
 //! Pub/Sub as Google documents it, without a network or on loopback.
 
 mod connecting;
+mod foreign;
 mod handling;
 mod inspecting;
 mod itself;
