@@ -23,22 +23,26 @@ pub(crate) fn message(input: &mut Unstructured<'_>) -> Result<Message> {
 
 /// A name of an attribute or a header, often one that means something to somebody.
 pub(crate) fn name(input: &mut Unstructured<'_>) -> Result<String> {
-    const KNOWN: [&str; 22] = [
+    const KNOWN: [&str; 26] = [
         "",
         "AWSTraceHeader",
         "BCC",
         "CC",
+        "CloudPubSubDeadLetterSourceDeliveryCount",
+        "CloudPubSubDeadLetterSourceSubscription",
         "amqp-cc",
         "amqp-content-type",
         "amqp-correlation-id",
         "amqp-exchange",
         "amqp-priority",
         "amqp-type",
+        "googclient_schemaencoding",
         "header-amqp-type",
         "idempotency-key",
         "onlyonce-attempts",
         "onlyonce-attributes",
         "onlyonce-body",
+        "onlyonce-carried-goog",
         "onlyonce-dedup-id",
         "onlyonce-group",
         "onlyonce-reason",

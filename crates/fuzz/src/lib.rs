@@ -16,6 +16,7 @@ mod input;
 mod keys;
 mod params;
 mod pipeline;
+mod pubsub;
 mod sqlite;
 mod sqs;
 mod urls;
@@ -25,6 +26,7 @@ pub use headers::{rabbitmq_headers, rabbitmq_messages};
 pub use keys::keys;
 pub use params::params;
 pub use pipeline::pipeline;
+pub use pubsub::{pubsub_messages, pubsub_received};
 pub use sqlite::{sqlite_files, sqlite_records, sqlite_rows, sqlite_settings};
 pub use sqs::{sqs_messages, sqs_received};
 pub use urls::{secrets, urls};
@@ -33,10 +35,12 @@ pub use urls::{secrets, urls};
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("keys", keys),
     ("params", params),
     ("pipeline", pipeline),
+    ("pubsub_messages", pubsub_messages),
+    ("pubsub_received", pubsub_received),
     ("rabbitmq_frames", rabbitmq_frames),
     ("rabbitmq_headers", rabbitmq_headers),
     ("rabbitmq_messages", rabbitmq_messages),

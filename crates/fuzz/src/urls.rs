@@ -3,6 +3,7 @@ use std::sync::LazyLock;
 
 use arbitrary::{Result, Unstructured};
 use onlyonce::ErrorKind;
+use onlyonce::pubsub::{Config as PubSub, PubSubSink, PubSubSource};
 use onlyonce::rabbitmq::{Config as Rabbit, RabbitSink, RabbitSource};
 use onlyonce::sqlite::Config as Sqlite;
 use onlyonce::sqs::{Config as Sqs, SqsSink, SqsSource};
@@ -30,6 +31,15 @@ pub fn urls(data: &[u8]) {
             let parsed = url.parse::<Sqs>();
             let made = RUNTIME.block_on(onlyonce::source(url));
             assert_eq!(made.is_ok(), parsed.is_ok());
+            check(made.map(|source| source.name().to_owned()));
+            check(RUNTIME.block_on(onlyonce::sink(url)).map(|_| String::new()));
+            check(parsed.map(|config| format!("{config:?}")));
+        }
+        Ok("pubsub") => {
+            let parsed = url.parse::<PubSub>();
+            let source = parsed.as_ref().ok().cloned().map(PubSubSource::new);
+            let made = RUNTIME.block_on(onlyonce::source(url));
+            assert_eq!(made.is_ok(), source.is_some_and(|source| source.is_ok()));
             check(made.map(|source| source.name().to_owned()));
             check(RUNTIME.block_on(onlyonce::sink(url)).map(|_| String::new()));
             check(parsed.map(|config| format!("{config:?}")));
@@ -107,11 +117,23 @@ pub fn secrets(data: &[u8]) {
             let _ = write!(shown, "{error} {error:?}");
         }
     }
+    match url.parse::<PubSub>() {
+        Ok(config) => {
+            let _ = write!(shown, "{config:?}");
+            let (source, sink) = (PubSubSource::new(config.clone()), PubSubSink::new(config));
+            let _ = write!(shown, "{source:?} {sink:?}");
+        }
+        Err(error) => {
+            let _ = write!(shown, "{error} {error:?}");
+        }
+    }
     assert!(!shown.contains(SECRET), "{url} gives {shown}");
 }
 
 fn with_password(input: &mut Unstructured<'_>) -> Result<String> {
-    let scheme = *input.choose(&["amqp", "amqps", "amqpz", "https", "redis", "sqlite", "sqs"])?;
+    let scheme = *input.choose(&[
+        "amqp", "amqps", "amqpz", "https", "pubsub", "redis", "sqlite", "sqs",
+    ])?;
     let user: &str = input.choose(&["", "u", "a%40b"])?;
     let before = around(input)?;
     let after = around(input)?;

@@ -52,15 +52,12 @@ mod forwarded {
 pub fn read(received: PubsubMessage) -> Message {
     let mut message = Message::new(received.data);
     for (name, value) in received.attributes {
-        let name = name
-            .strip_prefix(CARRIED)
-            .map(str::to_owned)
-            .unwrap_or(name);
+        let carried = name.strip_prefix(CARRIED);
+        let carried = carried.filter(|name| name.starts_with(RESERVED));
+        let name = carried.unwrap_or(&name);
         message.attributes.insert(name, value);
     }
-    if message.attributes.get(BODY) == Some(BODY_EMPTY) && message.body.is_empty() {
-        message.attributes.remove(BODY);
-    }
+    message.attributes.remove(BODY);
     message.dedup_id = message.attributes.remove(DEDUP_ID);
     message.group = Some(received.ordering_key).filter(|key| !key.is_empty());
     explain(&mut message);
@@ -76,9 +73,6 @@ fn explain(message: &mut Message) {
     let Some(count) = attributes.get(forwarded::COUNT).map(str::to_owned) else {
         return;
     };
-    if attributes.get(DEAD_LETTER_REASON).is_some() {
-        return;
-    }
     let text = |name| attributes.get(name).unwrap_or_default();
     let mut reason = format!("Pub/Sub gave up after {count} deliveries");
     if !text(forwarded::WHY).is_empty() {
@@ -89,9 +83,15 @@ fn explain(message: &mut Message) {
         "" => name.to_owned(),
         _ => format!("projects/{project}/subscriptions/{name}"),
     };
-    attributes.insert(DEAD_LETTER_REASON, reason);
-    attributes.insert(DEAD_LETTER_QUEUE, queue);
-    attributes.insert(DEAD_LETTER_ATTEMPTS, count);
+    for (name, value) in [
+        (DEAD_LETTER_REASON, reason),
+        (DEAD_LETTER_QUEUE, queue),
+        (DEAD_LETTER_ATTEMPTS, count),
+    ] {
+        if attributes.get(name).is_none() {
+            attributes.insert(name, value);
+        }
+    }
 }
 
 /// What a sink publishes of a message.
@@ -100,6 +100,10 @@ fn explain(message: &mut Message) {
 /// Pub/Sub would refuse it: its kind is [`ErrorKind::Message`], and it says what is too long, too much or not allowed.
 pub fn write(message: &Message) -> Result<PubsubMessage, Error> {
     let refused = |text: String| Error::new(ErrorKind::Message, text).on_message(message);
+    if let Some((name, _)) = message.attributes.iter().find(|(name, _)| is_own(name)) {
+        let text = format!("the attribute `{name}` is onlyonce's own: give it another name");
+        return Err(refused(text));
+    }
     let written = PubsubMessage {
         data: message.body.clone(),
         attributes: attributes_of(message),
@@ -109,6 +113,13 @@ pub fn write(message: &Message) -> Result<PubsubMessage, Error> {
     let written = made_to_fit(written);
     check(&written).map_err(refused)?;
     Ok(written)
+}
+
+/// It would be read as something else.
+fn is_own(name: &str) -> bool {
+    let carried = name.strip_prefix(CARRIED);
+    let carried = carried.is_some_and(|name| name.starts_with(RESERVED));
+    carried || name == DEDUP_ID || name == BODY
 }
 
 fn attributes_of(message: &Message) -> HashMap<String, String> {

@@ -180,6 +180,8 @@ bounded! {
     keys = 20_000
     params = 100_000
     pipeline = 1_000
+    pubsub_messages = 50_000
+    pubsub_received = 50_000
     rabbitmq_frames = 20_000
     rabbitmq_headers = 20_000
     rabbitmq_messages = 50_000

@@ -40,8 +40,8 @@ fn what_was_published_comes_out() {
     assert_eq!(through(&sent), sent);
     let empty = Message::new("");
     assert_eq!(through(&empty), empty, "without anything");
-    let attribute = Message::new("").with_attribute(BODY, "mine");
-    assert_eq!(through(&attribute), attribute);
+    let other = Message::new("").with_attribute(format!("{CARRIED}x"), "y");
+    assert_eq!(through(&other), other);
 }
 
 #[test]
@@ -80,6 +80,15 @@ fn attributes_that_no_publisher_may_set_are_carried() {
 fn limits_are_told_before_anything_is_sent() {
     let long = |n: usize| "x".repeat(n);
     for (message, expected) in [
+        (Message::new("").with_attribute(BODY, "x"), "onlyonce's own"),
+        (
+            Message::new("").with_attribute(DEDUP_ID, "x"),
+            "onlyonce's own",
+        ),
+        (
+            Message::new("").with_attribute(format!("{CARRIED}goog"), "x"),
+            "onlyonce's own",
+        ),
         (with_attributes(101), "100 attributes, and it has 101"),
         (
             Message::new("").with_attribute(long(257), "v"),
