@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use google_cloud_auth::credentials::Credentials;
 use onlyonce_core::Error;
-use onlyonce_core::driver::Params;
+use onlyonce_core::driver::{Params, check_endpoint, has_credentials};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use url::{Host, Url};
+use url::Url;
 
 /// Where requests go unless something else is said.
 const PUBLIC: &str = "https://pubsub.googleapis.com";
+const REGIONAL: &str = "https://europe-west3-pubsub.googleapis.com";
 /// By this every client of Google's finds the emulator: `HOST:PORT`.
 const EMULATOR: &str = "PUBSUB_EMULATOR_HOST";
 /// <https://cloud.google.com/pubsub/docs/subscription-properties#ack_deadline>
@@ -206,10 +207,13 @@ impl Config {
             Some(time) if time.subsec_nanos() != 0 || !leases.contains(&time) => {
                 fault("`lease` must be whole seconds, from 10s to 10m")
             }
-            _ => match &self.endpoint {
-                Some(endpoint) => check_endpoint(endpoint),
-                None => Ok(()),
-            },
+            _ => self.endpoint.as_deref().map_or(Ok(()), |endpoint| {
+                check_endpoint(endpoint, REGIONAL)?;
+                match is_bare(endpoint) {
+                    true => Ok(()),
+                    false => fault("`endpoint` must end behind its host and port"),
+                }
+            }),
         }
     }
 }
@@ -281,33 +285,9 @@ fn address_of(url: &Url) -> Option<Address> {
     Address::of_resource(&format!("projects/{project}/{collection}/{name}"))
 }
 
-fn has_credentials(url: &Url) -> bool {
-    !url.username().is_empty() || url.password().is_some()
-}
-
-fn check_endpoint(endpoint: &str) -> Result<(), Error> {
-    let fits = Url::parse(endpoint).is_ok_and(|url| {
-        let bare = matches!(url.path(), "" | "/") && url.query().is_none();
-        matches!(url.scheme(), "http" | "https") && url.has_host() && bare && !has_credentials(&url)
-    });
-    match fits {
-        true => Ok(()),
-        false => Err(Error::config(
-            "`endpoint` must be a URL like https://europe-west3-pubsub.googleapis.com or http://127.0.0.1:8085",
-        )),
-    }
-}
-
-/// The other machine to which this endpoint's requests go as they are.
-pub(crate) fn exposed_to(endpoint: &str) -> Option<String> {
-    let url = Url::parse(endpoint).ok()?;
-    let loopback = match url.host()? {
-        Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
-    };
-    let host = url.host_str()?.to_owned();
-    (url.scheme() == "http" && !loopback).then_some(host)
+/// It is no more than scheme, host and port.
+fn is_bare(endpoint: &str) -> bool {
+    Url::parse(endpoint).is_ok_and(|url| matches!(url.path(), "" | "/") && url.query().is_none())
 }
 
 #[cfg(test)]
@@ -392,8 +372,12 @@ mod tests {
             ),
             ("pubsub://my-project/orders?endpoint=http://u:p@h", "an `@`"),
             (
-                "pubsub://my-project/orders?endpoint=http://u:p%40h/x",
+                "pubsub://my-project/orders?endpoint=http://u:p%40h",
                 "like https://europe",
+            ),
+            (
+                "pubsub://my-project/orders?endpoint=http://h/x",
+                "behind its host",
             ),
         ] {
             let error = refused(text);
@@ -411,19 +395,6 @@ mod tests {
         ] {
             let error = refused(text);
             assert!(!error.contains("s3cr3t"), "{error}");
-        }
-    }
-
-    #[test]
-    fn only_what_leaves_the_machine_unencrypted_is_warned_of() {
-        assert_eq!(exposed_to("http://10.1.2.3:8085"), Some("10.1.2.3".into()));
-        for safe in [
-            "http://127.0.0.1:8085",
-            "http://localhost:1",
-            "http://[::1]:1",
-            "https://pubsub.googleapis.com",
-        ] {
-            assert_eq!(exposed_to(safe), None, "{safe}");
         }
     }
 }

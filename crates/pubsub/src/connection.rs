@@ -12,7 +12,7 @@ use googleapis_tonic_google_pubsub_v1::google::pubsub::v1::{
 use http::uri::PathAndQuery;
 use http::{Extensions, HeaderMap};
 use onlyonce_core::Error;
-use onlyonce_core::driver::Standing;
+use onlyonce_core::driver::{Standing, exposed_to};
 use prost::Message;
 use tokio::time::{Instant, sleep_until, timeout};
 use tonic::client::Grpc;
@@ -21,7 +21,6 @@ use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
-use crate::config::exposed_to;
 use crate::{Config, error};
 
 const CONNECT: Duration = Duration::from_secs(5);

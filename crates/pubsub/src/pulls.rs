@@ -1,8 +1,5 @@
-use std::collections::{HashSet, VecDeque};
-
 use onlyonce_core::Error;
-use onlyonce_core::driver::{Delivery, ReceiveLimits};
-use tokio::time::Instant;
+use onlyonce_core::driver::{Delivery, Ready, ReceiveLimits};
 
 use crate::subscription::BATCH;
 
@@ -12,7 +9,7 @@ const WORTH: usize = 20;
 /// Which pulls are worth sending, and what they brought.
 #[derive(Debug)]
 pub(crate) struct Pulls {
-    pub(crate) ready: VecDeque<Delivery>,
+    pub(crate) ready: Ready,
     /// Under way.
     running: usize,
     /// Messages that those under way may bring.
@@ -35,7 +32,7 @@ pub(crate) struct Pull {
 impl Pulls {
     pub(crate) fn new(most: usize) -> Self {
         Self {
-            ready: VecDeque::new(),
+            ready: Ready::default(),
             running: 0,
             asked: 0,
             worth: 1,
@@ -63,8 +60,7 @@ impl Pulls {
         if self.error.is_some() || self.running >= self.worth {
             return None;
         }
-        let bytes = self.ready.iter().map(|delivery| delivery.message.size());
-        if !limits.allows_more(self.ready.len(), bytes.sum()) {
+        if !self.ready.leave_room(limits) {
             return None;
         }
         let held = self.asked + self.ready.len();
@@ -101,41 +97,4 @@ impl Pulls {
         self.running -= 1;
         self.asked -= pull.messages;
     }
-
-    /// Takes what `limits` allows of what has come and is not `gone`. What is left of a group waits until nobody has a message
-    /// of it any more: should that one be given back, its followers must be, too.
-    pub(crate) fn take(
-        &mut self,
-        limits: ReceiveLimits,
-        groups_out: &HashSet<&str>,
-        gone: impl Fn(&Delivery) -> bool,
-    ) -> Vec<Delivery> {
-        let now = Instant::now();
-        let (mut taken, mut left) = (Vec::new(), VecDeque::new());
-        let mut bytes = 0;
-        for delivery in self.ready.drain(..) {
-            let more = limits.allows_more(taken.len(), bytes);
-            let ended = delivery.lease.until.is_some_and(|until| until <= now);
-            if ended || gone(&delivery) {
-                continue;
-            } else if !more || is_of(&delivery, groups_out) {
-                left.push_back(delivery);
-            } else {
-                bytes += delivery.message.size();
-                taken.push(delivery);
-            }
-        }
-        self.ready = left;
-        taken
-    }
-
-    /// Drops what has come of these groups: it is given back.
-    pub(crate) fn withdraw(&mut self, groups: &HashSet<&str>) {
-        self.ready.retain(|delivery| !is_of(delivery, groups));
-    }
-}
-
-fn is_of(delivery: &Delivery, groups: &HashSet<&str>) -> bool {
-    let group = delivery.message.group.as_deref();
-    group.is_some_and(|group| groups.contains(group))
 }

@@ -169,7 +169,7 @@ impl Shared {
                     delay,
                 });
             }
-            state.pulls.withdraw(&heads.keys().copied().collect());
+            state.pulls.ready.withdraw(&heads.keys().copied().collect());
         }
         self.give_back_in_order(back).await
     }

@@ -116,7 +116,7 @@ impl Source for PubSubSource {
 
     async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
         let _awaited = Awaited::begin(&self.shared);
-        let deadline = after(limits.wait);
+        let deadline = limits.deadline();
         loop {
             let changed = self.shared.changed.notified();
             if let Some(received) = self.shared.receive_now(limits)? {
@@ -187,7 +187,7 @@ impl Shared {
             false => HashSet::new(),
         };
         let gone = |delivery: &Delivery| leases.is_gone(&delivery.receipt);
-        let ready = pulls.take(limits, &groups_out, gone);
+        let ready = pulls.ready.take(limits, &groups_out, gone);
         if !ready.is_empty() {
             leases.are_out(&ready);
             return Ok(Some(ready));
@@ -199,16 +199,21 @@ impl Shared {
         Error::new(ErrorKind::Closed, "the source was closed").on_queue(self.config.name())
     }
 
-    /// A task of its own, so that whoever stops waiting loses nothing.
+    /// A task of its own, so that whoever stops waiting loses nothing. It may be cancelled until the answer is there.
     async fn pull(self: Arc<Self>, pull: Pull) {
-        let result = tokio::select! {
+        let answer = tokio::select! {
             biased;
-            result = self.receive(&pull) => Some(result),
+            answer = self.ask(&pull) => Some(answer),
             () = self.ended.cancelled() => None,
             () = self.is_unawaited() => None,
         };
+        let answer = match answer {
+            Some(Ok(answer)) => Some(Ok(self.leased(answer).await)),
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
         let mut state = self.state();
-        match result {
+        match answer {
             Some(Ok(mut deliveries)) => {
                 state.leases.begin(&mut deliveries);
                 state.pulls.came_back(&pull, deliveries);
@@ -233,9 +238,8 @@ impl Shared {
         }
     }
 
-    /// One request, and what it brought. Leases are counted from when it was sent: the service began to count no earlier. Where
-    /// that leaves too little, because the pull had to wait or a longer lease is wanted, all are extended.
-    async fn receive(&self, pull: &Pull) -> Result<Vec<Delivery>, Error> {
+    /// One request, and what it brought.
+    async fn ask(&self, pull: &Pull) -> Result<Answer, Error> {
         let traits = self.traits().await?;
         let sent = Instant::now();
         let request = PullRequest {
@@ -254,14 +258,25 @@ impl Shared {
         if received.is_empty() && sent.elapsed() < PAUSE {
             sleep(PAUSE).await;
         }
-        let until = sent + traits.deadline;
+        Ok(Answer {
+            traits,
+            sent,
+            received,
+        })
+    }
+
+    /// Leases are counted from when the pull was sent: the service began to count no earlier. Where that leaves too little,
+    /// because the pull had to wait or a longer lease is wanted, all are extended.
+    async fn leased(&self, answer: Answer) -> Vec<Delivery> {
+        let traits = answer.traits;
+        let until = answer.sent + traits.deadline;
         let delivery = |received| delivery(received, traits, until);
-        let deliveries = received.into_iter().map(delivery).collect();
+        let deliveries = answer.received.into_iter().map(delivery).collect();
         let wanted = self.config.lease.unwrap_or(traits.deadline);
-        if until >= Instant::now() + wanted.mul_f64(2.0 / 3.0) {
-            return Ok(deliveries);
+        match until >= Instant::now() + wanted.mul_f64(2.0 / 3.0) {
+            true => deliveries,
+            false => self.lease_anew(deliveries, wanted).await,
         }
-        Ok(self.lease_anew(deliveries, wanted).await)
     }
 
     pub(crate) async fn traits(&self) -> Result<Traits, Error> {
@@ -294,6 +309,13 @@ impl Shared {
     }
 }
 
+/// What a pull brought.
+struct Answer {
+    traits: Traits,
+    sent: Instant,
+    received: Vec<ReceivedMessage>,
+}
+
 /// A service that has nothing may say that the time is over, and so does the client when the pull's own time has passed.
 fn is_empty(status: &Status, sent: Instant) -> bool {
     match status.code() {
@@ -313,13 +335,6 @@ fn delivery(received: ReceivedMessage, traits: Traits, until: Instant) -> Delive
         Ok(attempt) if traits.counts_attempts && attempt > 0 => delivery.with_attempt(attempt),
         _ => delivery,
     }
-}
-
-/// No wait is too long to be added.
-fn after(wait: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
-    let now = Instant::now();
-    now.checked_add(wait).unwrap_or(now + CENTURY)
 }
 
 impl fmt::Debug for PubSubSource {

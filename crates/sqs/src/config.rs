@@ -7,10 +7,10 @@ use aws_sdk_sqs::config::retry::RetryConfig;
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{IdentityCache, SharedHttpClient, StalledStreamProtectionConfig};
 use onlyonce_core::Error;
-use onlyonce_core::driver::Params;
+use onlyonce_core::driver::{Params, check_endpoint, exposed_to, has_credentials};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
-use url::{Host, Url};
+use url::Url;
 
 /// <https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-queues.html>
 const MAX_NAME: usize = 80;
@@ -231,7 +231,7 @@ impl TryFrom<&Url> for Config {
         params.finish()?;
         check_name(config.name())?;
         if let Some(endpoint) = &config.endpoint {
-            check_endpoint(endpoint)?;
+            check_endpoint(endpoint, "http://127.0.0.1:4566")?;
         }
         config.check()?;
         Ok(config)
@@ -335,34 +335,6 @@ fn check_name(name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn has_credentials(url: &Url) -> bool {
-    !url.username().is_empty() || url.password().is_some()
-}
-
-fn check_endpoint(endpoint: &str) -> Result<(), Error> {
-    let fits = Url::parse(endpoint).is_ok_and(|url| {
-        matches!(url.scheme(), "http" | "https") && url.has_host() && !has_credentials(&url)
-    });
-    match fits {
-        true => Ok(()),
-        false => Err(Error::config(
-            "`endpoint` must be a URL like http://127.0.0.1:4566",
-        )),
-    }
-}
-
-/// The other machine to which this endpoint's requests go as they are.
-fn exposed_to(endpoint: &str) -> Option<String> {
-    let url = Url::parse(endpoint).ok()?;
-    let loopback = match url.host()? {
-        Host::Domain(name) => name == "localhost" || name.ends_with(".localhost"),
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
-    };
-    let host = url.host_str()?.to_owned();
-    (url.scheme() == "http" && !loopback).then_some(host)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -459,26 +431,6 @@ mod tests {
         ] {
             let error = refused(text);
             assert!(error.contains(hint), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn what_goes_to_another_machine_unencrypted_is_known() {
-        for endpoint in [
-            "http://sqs.example:4566",
-            "http://10.0.0.7",
-            "http://[fd00::1]",
-        ] {
-            assert!(exposed_to(endpoint).is_some(), "{endpoint}");
-        }
-        for endpoint in [
-            "https://sqs.example",
-            "http://localhost:4566",
-            "http://sqs.localhost",
-            "http://127.0.0.1:4566",
-            "http://[::1]",
-        ] {
-            assert_eq!(exposed_to(endpoint), None, "{endpoint}");
         }
     }
 

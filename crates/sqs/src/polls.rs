@@ -1,7 +1,6 @@
-use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
-use onlyonce_core::driver::{Delivery, Receipt, ReceiveLimits};
+use onlyonce_core::driver::{Delivery, Ready, ReceiveLimits};
 use onlyonce_core::{Error, ErrorKind};
 use tokio::time::Instant;
 
@@ -19,7 +18,7 @@ const ATTEMPT: Duration = Duration::from_secs(300);
 /// Which long polls are worth sending, and what they brought.
 #[derive(Debug)]
 pub(crate) struct Polls {
-    pub(crate) ready: VecDeque<Delivery>,
+    pub(crate) ready: Ready,
     /// Under way.
     running: usize,
     /// Messages that those under way may bring.
@@ -55,7 +54,7 @@ pub(crate) struct Poll {
 impl Polls {
     pub(crate) fn new(most: usize) -> Self {
         Self {
-            ready: VecDeque::new(),
+            ready: Ready::default(),
             running: 0,
             asked: 0,
             worth: 1,
@@ -88,8 +87,7 @@ impl Polls {
         }
         let outlast = self.empty && limits.wait >= SECOND;
         let wait = whole_seconds(wait, outlast);
-        let bytes = self.ready.iter().map(|delivery| delivery.message.size());
-        if !limits.allows_more(self.ready.len(), bytes.sum()) {
+        if !self.ready.leave_room(limits) {
             return None;
         }
         let room = self.room(limits);
@@ -174,48 +172,6 @@ impl Polls {
         self.running -= 1;
         self.asked -= poll.messages;
     }
-
-    /// Takes what `limit` allows of what has come and is still leased. What is left of a group waits until nobody has a
-    /// message of it any more: should that one be given back, its followers must be, too.
-    pub(crate) fn take(
-        &mut self,
-        limits: ReceiveLimits,
-        groups_out: &HashSet<&str>,
-    ) -> Vec<Delivery> {
-        let now = Instant::now();
-        let (mut taken, mut left) = (Vec::new(), VecDeque::new());
-        let mut bytes = 0;
-        for delivery in self.ready.drain(..) {
-            let more = limits.allows_more(taken.len(), bytes);
-            if delivery.lease.until.is_some_and(|until| until <= now) {
-                continue;
-            } else if !more || is_of(&delivery, groups_out) {
-                left.push_back(delivery);
-            } else {
-                bytes += delivery.message.size();
-                taken.push(delivery);
-            }
-        }
-        self.ready = left;
-        taken
-    }
-
-    /// Takes out what has come of these groups.
-    pub(crate) fn withdraw(&mut self, groups: &HashSet<&str>) -> Vec<Receipt> {
-        let ready = std::mem::take(&mut self.ready).into_iter();
-        let (withdrawn, left): (VecDeque<_>, VecDeque<_>) =
-            ready.partition(|delivery| is_of(delivery, groups));
-        self.ready = left;
-        withdrawn
-            .into_iter()
-            .map(|delivery| delivery.receipt)
-            .collect()
-    }
-}
-
-fn is_of(delivery: &Delivery, groups: &HashSet<&str>) -> bool {
-    let group = delivery.message.group.as_deref();
-    group.is_some_and(|group| groups.contains(group))
 }
 
 /// A poll that comes back just after its receive has ended is no loss; one that goes on much longer takes messages from

@@ -66,7 +66,7 @@ impl Shared {
         let groups = leases
             .iter()
             .filter_map(|lease| lease.message.group.as_deref());
-        state.polls.withdraw(&groups.collect())
+        state.polls.ready.withdraw(&groups.collect())
     }
 
     fn arrival(&self, receipt: &Receipt) -> Option<u64> {

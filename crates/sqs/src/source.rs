@@ -98,7 +98,7 @@ impl Source for SqsSource {
     }
 
     async fn receive(&self, limits: ReceiveLimits) -> Result<Vec<Delivery>, Error> {
-        let deadline = after(limits.wait);
+        let deadline = limits.deadline();
         loop {
             let changed = self.shared.changed.notified();
             let left = deadline.saturating_duration_since(Instant::now());
@@ -185,7 +185,7 @@ impl Shared {
             true => leases.groups_out(),
             false => HashSet::new(),
         };
-        let ready = polls.take(limits, &groups_out);
+        let ready = polls.ready.take(limits, &groups_out, |_| false);
         if !ready.is_empty() {
             leases.are_out(&ready);
             return Ok(Some(ready));
@@ -293,13 +293,6 @@ impl Shared {
         });
         failed.map_or(Ok(()), Err)
     }
-}
-
-/// No wait is too long to be added.
-fn after(wait: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
-    let now = Instant::now();
-    now.checked_add(wait).unwrap_or(now + CENTURY)
 }
 
 /// A number as SQS takes it; none is anywhere near the bound.

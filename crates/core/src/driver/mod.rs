@@ -10,8 +10,10 @@
 mod ack_window;
 mod delivery;
 mod digest;
+mod endpoint;
 mod params;
 mod printable;
+mod ready;
 mod receipt;
 mod sink;
 mod source;
@@ -22,8 +24,10 @@ pub use crate::handler::{Running, Waiting};
 pub use ack_window::AckWindow;
 pub use delivery::{Delivery, Lease};
 pub use digest::{Fingerprint, KeyDigest, Scope};
+pub use endpoint::{check_endpoint, exposed_to, has_credentials};
 pub use params::Params;
 pub use printable::Printable;
+pub use ready::Ready;
 pub use receipt::Receipt;
 pub use sink::{Sink, SinkInfo};
 pub use source::{

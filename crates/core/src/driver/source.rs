@@ -49,6 +49,14 @@ impl ReceiveLimits {
         self
     }
 
+    /// The end of its wait, if it begins now. No wait is too long to be added.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        const CENTURY: Duration = Duration::from_secs(36_500 * 86_400);
+        let now = Instant::now();
+        now.checked_add(self.wait).unwrap_or(now + CENTURY)
+    }
+
     /// Whether one more message may be added to this many messages and bytes.
     #[must_use]
     pub fn allows_more(&self, messages: usize, bytes: usize) -> bool {

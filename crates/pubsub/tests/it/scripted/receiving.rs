@@ -132,6 +132,23 @@ async fn what_is_somebody_elses_by_then_is_dropped() {
     assert_eq!(left(&held[1]), seconds(35), "as the pull gave it");
 }
 
+/// While its lease is extended a message belongs to nobody yet.
+#[tokio::test(start_paused = true)]
+async fn what_a_pull_has_brought_is_kept_though_nobody_waits() {
+    let script = Script::of([
+        told(),
+        pull().gets(messages(&["m"]).after(seconds(25))),
+        modify_deadline(&["m"], 60).gets(done().after(seconds(5))),
+        modify_deadline(&["m"], 0).gets(done()),
+    ]);
+    let source = source(&script);
+    let limits = ReceiveLimits::new(10, seconds(26));
+    assert!(source.receive(limits).await.unwrap().is_empty());
+    sleep(seconds(2)).await;
+    source.close().await.unwrap();
+    assert_eq!(script.sent::<ModifyAckDeadlineRequest>().len(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_longer_lease_is_asked_for_at_once() {
     let script = Script::of([
