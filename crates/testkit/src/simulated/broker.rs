@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::faults::Faults;
+use super::replay::Outstanding;
 use super::sessions::Sessions;
 use super::sink::DeadLetters;
 use super::source::Consumer;
@@ -37,11 +38,13 @@ pub(super) struct Settings {
     pub(super) lease: Duration,
     pub(super) max_deliveries: Option<u32>,
     pub(super) sessions: bool,
+    pub(super) replay: bool,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     state: Mutex<State>,
+    outstanding: Mutex<Outstanding>,
     /// The single active consumer has changed.
     pub(super) changed: Notify,
 }
@@ -73,6 +76,7 @@ impl Broker {
                 lease,
                 max_deliveries: None,
                 sessions: false,
+                replay: false,
             },
             queue: queue.with_lease(lease),
             faults: faults.clone(),
@@ -109,6 +113,19 @@ impl Broker {
     #[must_use]
     pub fn with_sessions(mut self) -> Self {
         self.settings.sessions = true;
+        self
+    }
+
+    /// Brings a group back from one message on, as Google Pub/Sub does with exactly-once delivery: what is given back, or whose
+    /// lease ends, takes with it all later messages of its group that are not acked, whatever their leases. It concerns
+    /// [timed leases](Capabilities::timed_lease) that can be [extended](Capabilities::extend).
+    ///
+    /// - Giving back sets the lease to the delay.
+    /// - An ack fails, and may be tried again, while an earlier message of its group is out.
+    /// - [`Fault::Partial`](super::Fault::Partial) lets an entry of a request fail before or after it took effect.
+    #[must_use]
+    pub fn with_replay(mut self) -> Self {
+        self.settings.replay = true;
         self
     }
 
@@ -233,6 +250,16 @@ impl Broker {
         }
         state.leases.insert(receipt.clone(), until);
         until
+    }
+
+    /// Whether a group comes back from one message on.
+    pub(super) fn replays(&self) -> bool {
+        self.settings.replay && self.settings.capabilities.timed_lease
+    }
+
+    pub(super) fn outstanding(&self) -> MutexGuard<'_, Outstanding> {
+        let outstanding = self.shared.outstanding.lock();
+        outstanding.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The number of the lease that it shares.

@@ -38,6 +38,7 @@ mod broker;
 mod faults;
 mod log;
 mod network;
+mod replay;
 mod sessions;
 mod sink;
 mod source;

@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fastrand::Rng;
 use onlyonce_core::driver::{
     Capabilities, Delivery, Disposition, Durability, ExtendResult, Lease, Ordering, QueueInfo,
     Receipt, ReceiveLimits, SettleResult, Settlement, Source,
@@ -307,6 +308,9 @@ impl Consumer {
             }
             Err(closed) => return Err(closed),
         };
+        if self.broker.replays() {
+            self.broker.outstanding().deliver(&deliveries);
+        }
         for delivery in &mut deliveries {
             if let Some(until) = &mut delivery.lease.until {
                 let (message, receipt) = (&delivery.message, &delivery.receipt);
@@ -322,6 +326,15 @@ impl Consumer {
         self.channel().received.extend(deliveries);
         sleep(disturbance.after).await;
         Ok(())
+    }
+
+    /// Where each entry of a request has an outcome of its own, the broker may fail for one after it took effect.
+    fn doubted(&self, partial: &mut Option<Rng>, answer: SettleResult) -> SettleResult {
+        let fails = self.broker.replays() && partial.as_mut().is_some_and(Rng::bool);
+        match fails {
+            true => SettleResult::Unknown(lost()),
+            false => answer,
+        }
     }
 
     /// Notes it as a breach when a shared lease is asked for more than once: in one request, or again although it was extended.
@@ -361,7 +374,10 @@ impl Consumer {
         let (queue, broker) = (self.channel().queue.clone(), self.broker.clone());
         async move {
             let (settlements, messages): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            let answers = queue.settle(&settlements).await;
+            let answers = match broker.replays() {
+                true => broker.settle_replaying(&queue, &settlements).await,
+                false => queue.settle(&settlements).await,
+            };
             let acked = settlements.iter().zip(messages).zip(&answers);
             for ((settlement, message), answer) in acked {
                 if answer.is_applied() {
@@ -467,7 +483,7 @@ impl Source for Consumer {
                 Some(_) if !self.is_able(&settlement.disposition) => {
                     Some(SettleResult::Unknown(refused()))
                 }
-                Some(_) if partial.as_mut().is_some_and(fastrand::Rng::bool) => {
+                Some(_) if partial.as_mut().is_some_and(Rng::bool) => {
                     Some(SettleResult::Unknown(lost()))
                 }
                 Some(out) => {
@@ -499,7 +515,10 @@ impl Source for Consumer {
             // TCP loses nothing but connections.
             self.cut();
         }
-        merge(answers, replies)
+        let answered = merge(answers, replies).into_iter();
+        answered
+            .map(|answer| self.doubted(&mut partial, answer))
+            .collect()
     }
 
     async fn extend(&self, batch: &[Receipt], lease: Duration) -> Vec<ExtendResult> {
@@ -518,7 +537,7 @@ impl Source for Consumer {
         for receipt in batch {
             answers.push(match self.find(receipt) {
                 None => Some(SettleResult::LeaseLost),
-                Some(_) if partial.as_mut().is_some_and(fastrand::Rng::bool) => {
+                Some(_) if partial.as_mut().is_some_and(Rng::bool) => {
                     Some(SettleResult::Unknown(lost()))
                 }
                 Some(out) => {
@@ -535,6 +554,7 @@ impl Source for Consumer {
         .await;
         let answers = merge(answers, replies).into_iter();
         let answers: Vec<_> = answers
+            .map(|answer| self.doubted(&mut partial, answer))
             .map(|answer| answer.extended(asked + lease))
             .collect();
         self.note_extended(batch, &answers);
@@ -578,6 +598,9 @@ async fn extend_all(
     receipts: &[Receipt],
     granted: Duration,
 ) -> Vec<SettleResult> {
+    if broker.replays() {
+        return broker.extend_replaying(queue, receipts, granted).await;
+    }
     let until = Instant::now() + granted;
     let leases: Vec<_> = receipts.iter().map(|one| broker.sharing(one)).collect();
     let answers = queue.extend(&leases.concat(), granted).await;

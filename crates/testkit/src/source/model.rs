@@ -151,6 +151,9 @@ impl History<'_> {
                 return;
             }
             SettleResult::Applied => self.goes_back_with(&held, &disposition),
+            SettleResult::Unknown(error) if error.is_retryable() && self.is_behind(&text) => {
+                return self.held.push(held);
+            }
             SettleResult::Unknown(error) => panic!("{disposition:?} of {text}: {error}"),
         }
         if held.newest && disposition == Disposition::Ack {
@@ -159,6 +162,13 @@ impl History<'_> {
                 self.beyond_a_gap.insert(text, (group, held.consumer));
             }
         }
+    }
+
+    /// Whether an earlier message of its group is not acked: some brokers take acks only in order, and for now refuse this one.
+    fn is_behind(&self, text: &str) -> bool {
+        let group = self.alive.get(text).and_then(Option::as_ref);
+        let mut earlier = self.alive.range(..text.to_owned());
+        group.is_some() && earlier.any(|(_, other)| other.as_ref() == group)
     }
 
     /// A source that cannot give back one message of a group in its place gives back all that it holds; one that knows only a

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Acks, Capabilities, Delivery, Disposition, Lease, Ordering, Receipt, ReceiveLimits, Settlement,
-    Sink, SinkInfo, Source,
+    Acks, Capabilities, Delivery, Disposition, Lease, Ordering, Receipt, ReceiveLimits,
+    SettleResult, Settlement, Sink, SinkInfo, Source,
 };
 use onlyonce_core::{Error, ErrorKind, Message};
-use onlyonce_testkit::simulated::{Broker, Fault, Faults, Mix, SimulatedReceipt};
+use onlyonce_testkit::simulated::{Broker, Consumer, Fault, Faults, Mix, SimulatedReceipt};
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::{Gap, source_suite};
 use tokio::time::{Instant, sleep, timeout};
@@ -30,9 +30,29 @@ impl Simulated {
         Self(Self::new().0.with_sessions())
     }
 
+    fn with_replay() -> Self {
+        Self(
+            Self::new()
+                .0
+                .with_capabilities(confirmed_by_id())
+                .with_replay(),
+        )
+    }
+
     fn with_connection_leases() -> Self {
         Self(Self::new().0.with_capabilities(connection_leases()))
     }
+}
+
+/// Of a subscription of Google Pub/Sub with exactly-once delivery, ordering keys and no dead-letter policy.
+fn confirmed_by_id() -> Capabilities {
+    let mut capabilities = Capabilities::default();
+    capabilities.acks = Acks::Confirmed;
+    capabilities.timed_lease = true;
+    capabilities.extend = true;
+    capabilities.delayed_nack = true;
+    capabilities.ordering = Ordering::Group;
+    capabilities
 }
 
 /// Of a broker whose deliveries are leased for as long as their connection lasts.
@@ -145,6 +165,15 @@ mod with_sessions {
     );
 }
 
+mod with_replay {
+    use super::*;
+
+    source_suite!(
+        #[tokio::test(start_paused = true)]
+        Simulated::with_replay()
+    );
+}
+
 mod with_connection_leases {
     use super::*;
 
@@ -189,6 +218,74 @@ async fn who_extends_one_of_a_session_extends_all_of_it_and_no_other() {
     assert!(!source.settle(&ack(&got[2])).await[0].is_applied());
     let extended = source.extend(&[got[0].receipt.clone()], LEASE).await;
     assert!(!extended[0].is_extended());
+}
+
+fn bodies(deliveries: &[Delivery]) -> Vec<&[u8]> {
+    let bodies = deliveries.iter().map(|one| &one.message.body[..]);
+    bodies.collect()
+}
+
+/// A source that replays, and the three messages of one group that it has received.
+async fn held_of_one_group() -> (Consumer, Vec<Delivery>) {
+    let broker = Simulated::with_replay().0;
+    for body in ["1", "2", "3"] {
+        broker.publish(Message::new(body).with_group("a")).await;
+    }
+    let source = broker.connect(1);
+    let held = source.receive(all()).await.unwrap();
+    assert_eq!(bodies(&held), [b"1", b"2", b"3"]);
+    (source, held)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_that_is_given_back_takes_with_it_what_follows() {
+    let (source, held) = held_of_one_group().await;
+    let delay = LEASE / 4;
+    let nack = Settlement::new(held[1].receipt.clone(), Disposition::Nack { delay });
+    let begun = Instant::now();
+    assert!(source.settle(&[nack]).await[0].is_applied());
+    assert!(source.settle(&ack(&held[0])).await[0].is_applied());
+    let again = source.receive(all()).await.unwrap();
+    assert_eq!(bodies(&again), [b"2", b"3"]);
+    assert!(begun.elapsed() >= delay);
+    let late = source.settle(&ack(&held[2])).await;
+    assert!(matches!(late[..], [SettleResult::LeaseLost]), "{late:?}");
+    for delivery in &again {
+        assert!(source.settle(&ack(delivery)).await[0].is_applied());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ends_takes_with_it_those_that_follow() {
+    let (source, held) = held_of_one_group().await;
+    sleep(LEASE / 2).await;
+    let rest = [held[1].receipt.clone(), held[2].receipt.clone()];
+    for answer in source.extend(&rest, LEASE).await {
+        assert!(answer.is_extended());
+    }
+    sleep(LEASE / 2).await;
+    let late = source.extend(&rest, LEASE).await;
+    assert!(late.iter().all(|answer| !answer.is_extended()), "{late:?}");
+    let again = source.receive(all()).await.unwrap();
+    assert_eq!(bodies(&again), [b"1", b"2", b"3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ack_waits_for_those_before_it() {
+    let (source, held) = held_of_one_group().await;
+    let early = source.settle(&ack(&held[1])).await;
+    let is_refused = |error: &Error| error.is_retryable();
+    assert!(matches!(&early[..], [SettleResult::Unknown(error)] if is_refused(error)));
+    let both = [ack(&held[1]), ack(&held[0])].concat();
+    for answer in source.settle(&both).await {
+        assert!(answer.is_applied(), "{answer:?}");
+    }
+    // Its own lease counts now.
+    sleep(LEASE / 2).await;
+    let extended = source.extend(&[held[2].receipt.clone()], LEASE).await;
+    assert!(extended[0].is_extended());
+    sleep(LEASE * 3 / 4).await;
+    assert!(source.settle(&ack(&held[2])).await[0].is_applied());
 }
 
 #[tokio::test(start_paused = true)]
@@ -252,8 +349,7 @@ async fn a_consumer_is_told_before_its_deliveries_are_taken_away() {
     let next = next.await.unwrap();
     assert!(lost.is_cancelled());
     assert!(asked.elapsed() >= Duration::from_secs(1), "{asked:?}");
-    let bodies: Vec<_> = next.iter().map(|one| &one.message.body[..]).collect();
-    assert_eq!(bodies, [b"2", b"3"]);
+    assert_eq!(bodies(&next), [b"2", b"3"]);
     assert!(!broker.is_revoked(1, &id(&next[0])));
     assert!(!source.settle(&ack(&first[1])).await[0].is_applied());
 }
