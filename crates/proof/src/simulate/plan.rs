@@ -63,6 +63,8 @@ pub struct Plan {
     pub lease: Duration,
     /// Whether all that a consumer holds of a group has one lease.
     pub sessions: bool,
+    /// Whether a group comes back from one message on, as with Google Pub/Sub.
+    pub replay: bool,
     pub claim_lease: Duration,
     /// How long a second is by each worker's clock; `None`: all agree.
     pub seconds: Option<[f64; 3]>,
@@ -111,6 +113,7 @@ impl Plan {
             capabilities,
             lease,
             sessions: false,
+            replay: false,
             claim_lease,
             seconds,
             max_deliveries: (rng.u32(..6) == 0).then_some(30),
@@ -149,6 +152,7 @@ impl Plan {
         }
         shared_or_revoked(rng, &mut plan);
         plan.batch = (rng.u32(..4) == 0).then(|| batch(rng, &plan));
+        replay(rng, &mut plan);
         cut.apply(&mut plan);
         plan
     }
@@ -278,6 +282,19 @@ fn shared_or_revoked(rng: &mut Rng, plan: &mut Plan) {
     if revoked && (!timed || plan.sessions) {
         let probability = worst(rng) * 2.0;
         plan.mix = plan.mix.clone().with(Fault::Revoke, probability);
+    }
+}
+
+/// A subscription of Google Pub/Sub with exactly-once delivery, with ordering keys or without.
+fn replay(rng: &mut Rng, plan: &mut Plan) {
+    let capabilities = &mut plan.capabilities;
+    plan.replay = rng.bool() && capabilities.extend && !plan.sessions;
+    if plan.replay {
+        capabilities.acks = Acks::Confirmed;
+        capabilities.delayed_nack = true;
+        capabilities.dead_letter = false;
+        // It counts for its dead-letter policy alone.
+        capabilities.counts_attempts = plan.max_deliveries.is_some();
     }
 }
 

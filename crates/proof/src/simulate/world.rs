@@ -199,6 +199,9 @@ impl World {
         if plan.sessions {
             broker = broker.with_sessions();
         }
+        if plan.replay {
+            broker = broker.with_replay();
+        }
         let sink =
             !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 1;
         Self {
