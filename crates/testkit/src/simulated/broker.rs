@@ -118,10 +118,11 @@ impl Broker {
 
     /// Brings a group back from one message on, as Google Pub/Sub does with exactly-once delivery: what is given back, or whose
     /// lease ends, takes with it all later messages of its group that are not acked, whatever their leases. It concerns
-    /// [timed leases](Capabilities::timed_lease) that can be [extended](Capabilities::extend).
+    /// [timed leases](Capabilities::timed_lease) without [sessions](Self::with_sessions).
     ///
     /// - Giving back sets the lease to the delay.
     /// - An ack fails, and may be tried again, while an earlier message of its group is out.
+    /// - Without [counts](Capabilities::counts_attempts) nothing tells a first delivery from a later one.
     /// - [`Fault::Partial`](super::Fault::Partial) lets an entry of a request fail before or after it took effect.
     #[must_use]
     pub fn with_replay(mut self) -> Self {

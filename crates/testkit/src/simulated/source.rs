@@ -218,7 +218,9 @@ impl Consumer {
         let mut handed = Delivery::new(Message::default(), receipt, lease);
         handed.malformed = message.attributes.get(MALFORMED).map(str::to_owned);
         handed.message = message;
-        handed.is_first = delivery.is_first;
+        // Where a group comes back from one message on, the count alone tells.
+        let tells = self.able().counts_attempts || !self.broker.replays();
+        handed.is_first = delivery.is_first && tells;
         handed.attempt = delivery.attempt.filter(|_| self.able().counts_attempts);
         handed
     }
