@@ -405,7 +405,7 @@ impl Shared {
                     held,
                     wanted: (),
                 }),
-                Err(error) => answers.push((at, SettleResult::Unknown(error))),
+                Err(error) => answers.push((at, SettleResult::Unknown(may_publish(error)))),
             }
         }
         answers.extend(self.ack(moved).await);
@@ -441,6 +441,18 @@ struct Back {
     at: Option<usize>,
     held: Held,
     delay: Duration,
+}
+
+/// What to do where a dead letter may not be published.
+fn may_publish(error: Error) -> Error {
+    if error.kind() != ErrorKind::Permission {
+        return error;
+    }
+    let text = "a dead letter cannot be published: grant roles/pubsub.publisher on the topic of the dead-letter policy to \
+         this worker, and to Pub/Sub's own service account (service-PROJECT_NUMBER@gcp-sa-pubsub.iam.gserviceaccount.com)";
+    Error::new(ErrorKind::Permission, text)
+        .retryable(error.is_retryable())
+        .caused_by(error)
 }
 
 /// A receipt of ours has one.
