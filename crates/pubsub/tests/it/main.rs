@@ -4,5 +4,6 @@
 
 mod common;
 mod conformance;
+mod emulator;
 mod faults;
 mod scripted;

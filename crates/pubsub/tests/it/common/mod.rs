@@ -95,6 +95,8 @@ impl Queue {
         let name = format!("test-{:x}", fastrand::u64(..));
         let dead = format!("dead-{name}");
         let endpoint = Endpoint::from_shared(url()).unwrap();
+        // An error has a detail for each ack id.
+        let endpoint = endpoint.http2_max_header_list_size(8 << 20);
         let queue = Self {
             channel: endpoint.connect_lazy(),
             topic: format!("{PROJECT}/topics/{name}"),
@@ -144,32 +146,21 @@ impl Queue {
 
     /// What can be had at once.
     pub(crate) async fn pull(&self, most: i32) -> Answer<Vec<ReceivedMessage>> {
-        self.pull_from(&self.subscription, most, true).await
-    }
-
-    /// What can be had once there is something.
-    pub(crate) async fn wait(&self, most: i32) -> Answer<Vec<ReceivedMessage>> {
-        self.pull_from(&self.subscription, most, false).await
+        self.pull_from(&self.subscription, most).await
     }
 
     pub(crate) async fn dead_letters(&self) -> Vec<ReceivedMessage> {
-        let letters = self.pull_from(&self.dead_subscription, 100, true).await;
-        letters.unwrap()
+        self.pull_from(&self.dead_subscription, 100).await.unwrap()
     }
 
     #[allow(
         deprecated,
-        reason = "a pull that waits may take what its caller does not see any more"
+        reason = "a pull that is given up can take what nobody sees"
     )]
-    async fn pull_from(
-        &self,
-        subscription: &str,
-        most: i32,
-        at_once: bool,
-    ) -> Answer<Vec<ReceivedMessage>> {
+    async fn pull_from(&self, subscription: &str, most: i32) -> Answer<Vec<ReceivedMessage>> {
         let request = PullRequest {
             subscription: subscription.to_owned(),
-            return_immediately: at_once,
+            return_immediately: true,
             max_messages: most,
         };
         let answer = self.subscriber().pull(request).await?;

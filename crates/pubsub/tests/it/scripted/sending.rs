@@ -70,6 +70,26 @@ async fn a_key_keeps_its_order_over_requests() {
     assert_eq!(script.sent::<PublishRequest>().len(), 3);
 }
 
+/// Pub/Sub takes no request of two.
+#[tokio::test]
+async fn a_request_has_one_key() {
+    let script = Script::of([]).then(taken);
+    let mut batch = of_key("a", &["a1", "a2"]);
+    batch.extend(of_key("b", &["b1"]));
+    batch.push(Message::new("alone"));
+    let results = sink(&script).await.publish(&batch).await;
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    for request in script.sent::<PublishRequest>() {
+        let keys = request
+            .message
+            .messages
+            .iter()
+            .map(|message| &message.ordering_key);
+        let keys: std::collections::BTreeSet<_> = keys.collect();
+        assert_eq!(keys.len(), 1, "{keys:?}");
+    }
+}
+
 /// What comes behind a failed message of its key is held up; what comes next may be published.
 #[tokio::test]
 async fn a_key_goes_on_after_a_failure() {
