@@ -24,13 +24,17 @@ use tonic_prost::ProstCodec;
 use crate::{Config, error};
 
 const CONNECT: Duration = Duration::from_secs(5);
-/// A connection that says nothing is asked whether it lives, as Google's own clients of streams ask theirs.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+/// A connection that says nothing is asked whether it lives, no more than twice while a pull waits: a server may take more for
+/// an attack.
+const KEEPALIVE: Duration = Duration::from_secs(45);
 /// One that does not answer within this time is dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Failed acks are told in the headers, with a line for each id:
 /// <https://cloud.google.com/pubsub/docs/exactly-once-delivery>
 const MAX_HEADERS: u32 = 4 << 20;
+/// Bytes under way to us: of one answer, and of all.
+const WINDOW: u32 = 4 << 20;
+const WINDOWS: u32 = 16 << 20;
 /// A service that asks for a longer pause is asked again after this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// What Google's credentials are asked for.
@@ -174,7 +178,8 @@ impl Connection {
         self.pause(limit).await?;
         let client = self.client().await?;
         let mut request = Request::new(message);
-        request.set_timeout(limit);
+        // We give up first, and know it from an answer.
+        request.set_timeout(limit + Duration::from_secs(1));
         self.add_headers(&client, request.metadata_mut()).await?;
         let routed: String = url::form_urlencoded::byte_serialize(resource.as_bytes()).collect();
         let routed = MetadataValue::try_from(format!("{}={routed}", method.routed_by));
@@ -324,7 +329,8 @@ fn channel(config: &Config) -> Result<Channel, Status> {
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .http2_adaptive_window(true)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOWS)
         .http2_max_header_list_size(MAX_HEADERS);
     Ok(endpoint.connect_lazy())
 }

@@ -92,8 +92,8 @@
 //!
 //! **Receiving.** Unary pulls, each a task of the source, so that a receive that is dropped loses nothing. Without load one waits for messages, for up to
 //! 90 seconds: less than one request a minute. After each that brings 20 or all it asked for there is one more, up to `pulls`; after each that
-//! brings few, one less. No more is asked for than the pipeline can take. A pull that no receive has waited for in a quarter to
-//! half a second is cancelled; what the service gives to a pull in that very moment comes again when its ack deadline ends.
+//! brings few, one less. No more is asked for than the pipeline can take. A pull that no receive has waited for in five to
+//! ten seconds is cancelled; what the service gives to a pull in that very moment comes again when its ack deadline ends.
 //!
 //! **Leases** are counted from before the pull was sent. When that leaves less than two thirds, since the pull had to wait, or
 //! since a longer `lease` is wanted, all that it brought is extended at once, and what the service says is somebody else's by then is dropped. On an exactly-once
@@ -146,7 +146,8 @@
 //! - [1 MB/s for one ordering key][order]. With unary pulls a key gives one batch at a time.
 //! - A lease can be extended without end, but the service forgets a message at the end of its retention, leased or not.
 //! - A subscription that nobody uses for 31 days is [deleted][props] unless its expiration policy says never.
-//! - A connection that died without a word is noticed after 40 seconds, and by a request that gets no answer within `timeout`.
+//! - A connection that died without a word is noticed after 55 seconds, and by a request that gets no answer within `timeout`; after a pull that
+//!   got none in 90 seconds the next goes over a new one.
 //! - The service was not asked itself yet: this was run on Google's emulator, and against scripted answers where the emulator does
 //!   otherwise (`tests/it/emulator/table.rs`).
 //!

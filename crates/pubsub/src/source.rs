@@ -25,8 +25,9 @@ use crate::{Config, PubSubSink, message};
 
 /// A pull waits for so long, if the service lets it; one that brings nothing is no error.
 const PULL_TIMEOUT: Duration = Duration::from_secs(90);
-/// A pull that nobody waits for is cancelled after this: it would take messages from other consumers.
-const UNAWAITED: Duration = Duration::from_millis(250);
+/// A pull that nobody waits for is cancelled after this or twice as long: it would take messages from other consumers. Not
+/// sooner: between two receives a worker settles, or waits for a handler.
+const UNAWAITED: Duration = Duration::from_secs(5);
 /// Between pulls of a service that answers at once that there is nothing.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -252,7 +253,7 @@ impl Shared {
             .call(&PULL, &self.resource, request, PULL_TIMEOUT);
         let received = match call.await {
             Ok(answer) => answer.received_messages,
-            Err(status) if is_empty(&status, sent) => Vec::new(),
+            Err(status) if is_empty(&status) => Vec::new(),
             Err(status) => return Err(self.connection.error("cannot pull", &status)),
         };
         if received.is_empty() && sent.elapsed() < PAUSE {
@@ -316,13 +317,9 @@ struct Answer {
     received: Vec<ReceivedMessage>,
 }
 
-/// A service that has nothing may say that the time is over, and so does the client when the pull's own time has passed.
-fn is_empty(status: &Status, sent: Instant) -> bool {
-    match status.code() {
-        Code::DeadlineExceeded => true,
-        Code::Cancelled => sent.elapsed() >= PULL_TIMEOUT / 2,
-        _ => false,
-    }
+/// A service that has nothing may say that the time is over, and so do we when the pull's own time has passed.
+fn is_empty(status: &Status) -> bool {
+    status.code() == Code::DeadlineExceeded
 }
 
 fn delivery(received: ReceivedMessage, traits: Traits, until: Instant) -> Delivery {

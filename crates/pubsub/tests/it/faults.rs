@@ -21,9 +21,8 @@ use crate::common::{OnTheEmulator, Queue, exactly_once_and_ordered, url};
 
 use Direction::{ToClient, ToServer};
 
-/// The least that the service takes, and what an extension asks for at least.
+/// The least that the service takes.
 const LEASE: Duration = Duration::from_secs(10);
-const EXTENDED: Duration = Duration::from_secs(60);
 /// Longer than any test of one fault takes: messages come again when the longest lease has ended.
 const LONG: Duration = Duration::from_secs(150);
 
@@ -302,7 +301,7 @@ async fn a_pull_on_a_half_open_connection_is_given_up() {
     loop {
         let limits = ReceiveLimits::new(1, Duration::from_secs(20));
         match source.receive(limits).await {
-            Ok(got) if got.is_empty() => assert!(begun.elapsed() < EXTENDED, "never"),
+            Ok(got) if got.is_empty() => assert!(begun.elapsed() < LONG, "never"),
             Ok(_) => break,
             Err(error) => assert!(error.is_retryable(), "{error}"),
         }

@@ -40,7 +40,13 @@ async fn a_pull_that_nobody_waits_for_is_cancelled() {
     let source = source(&script);
     let limits = ReceiveLimits::new(10, seconds(1));
     assert!(source.receive(limits).await.unwrap().is_empty());
-    sleep(seconds(1)).await;
+    sleep(seconds(4)).await;
+    assert_eq!(
+        script.under_way::<PullRequest>(),
+        1,
+        "somebody may only settle"
+    );
+    sleep(seconds(6)).await;
     assert_eq!(script.under_way::<PullRequest>(), 0);
     // The next one pulls again.
     assert!(source.receive(limits).await.unwrap().is_empty());
