@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 const LEASE: Duration = Duration::from_secs(2);
 
-struct Simulated(Broker);
+pub(crate) struct Simulated(pub(crate) Broker);
 
 impl Simulated {
     fn new() -> Self {
@@ -30,7 +30,7 @@ impl Simulated {
         Self(Self::new().0.with_sessions())
     }
 
-    fn with_replay() -> Self {
+    pub(crate) fn with_replay() -> Self {
         Self(
             Self::new()
                 .0

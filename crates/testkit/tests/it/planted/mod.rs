@@ -4,6 +4,7 @@
 //! fails here.
 
 mod log;
+mod replay;
 mod source;
 mod store;
 
