@@ -233,18 +233,31 @@ async fn a_handler_whose_extensions_are_blocked_is_cancelled_before_its_lease_en
     let worker = Worker::with(source_through(&proxy, &queue), &pace, MemoryStore::new());
     pace.started.notified().await;
     proxy.set(ToServer, Fault::BlackHole);
-    let begun = Instant::now();
-    let cancelled = |worker: &Worker| worker.counters.report().cancelled > 0;
-    worker.until("the handler is cancelled", cancelled).await;
-    // To the moment it is shown with a paused clock; a busy machine is late.
-    let took = begun.elapsed();
-    assert!(took < LEASE + Duration::from_secs(1), "{took:?}");
+    let cancelled = async {
+        let is = |worker: &Worker| worker.counters.report().cancelled > 0;
+        worker.until("the handler is cancelled", is).await;
+        Instant::now()
+    };
+    let received = async {
+        loop {
+            if let Some(one) = queue.pull(1).await.unwrap().pop() {
+                return (one.ack_id, Instant::now());
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let (cancelled, (ack_id, received)) = tokio::join!(cancelled, received);
+    // To the moment it is shown with a paused clock; a busy machine is late for both.
+    assert!(
+        cancelled < received + LEASE / 4,
+        "{:?} after somebody else got the message",
+        cancelled - received
+    );
     assert!(
         worker.store.effects().is_empty(),
         "its effect must not be committed"
     );
-    let others = queue.pull(1).await.unwrap();
-    assert!(others.is_empty(), "nobody else has got it yet");
+    queue.modify_deadline(&[&ack_id], 0).await.unwrap();
     proxy.heal();
     proxy.cut(End::Reset).await;
     worker.until_effects(1).await;
@@ -323,7 +336,7 @@ async fn an_unconfirmed_publish_is_an_error_in_time_and_a_retry_loses_nothing() 
         assert!(error.is_retryable(), "{error}");
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
         let took = begun.elapsed();
-        assert!((1..3).contains(&took.as_secs()), "{took:?}");
+        assert!((1..5).contains(&took.as_secs()), "{took:?}");
         proxy.heal();
         publish(&sink, [numbered(1)]).await;
         sink.close().await.unwrap();
@@ -397,7 +410,7 @@ async fn a_delay_beyond_every_time_out_is_an_error_until_it_is_over() {
         let begun = Instant::now();
         let error = sink.publish(&[numbered(1)]).await.remove(0).unwrap_err();
         assert!(error.is_retryable(), "{error}");
-        assert!(begun.elapsed() < Duration::from_secs(3), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{error}");
     }
     proxy.heal();
     publish_at_last(&sink, (1..50).map(numbered).collect()).await;
