@@ -152,7 +152,11 @@ impl Connection {
 
     /// A connection that left a request without an answer may be dead, long before its keepalive shows it.
     async fn connect_anew(&self) {
-        *self.client.lock().await = None;
+        if let Some(client) = &mut *self.client.lock().await
+            && let Ok(channel) = channel(&self.config)
+        {
+            client.channel = channel;
+        }
     }
 
     /// What the core is told of a failed call.
@@ -234,10 +238,13 @@ impl Connection {
                 channel: client.channel.clone(),
                 credentials: credentials(&self.config)?,
             },
-            None => Client {
-                channel: channel(&self.config)?,
-                credentials: credentials(&self.config)?,
-            },
+            None => {
+                warn_if_exposed(&self.config);
+                Client {
+                    channel: channel(&self.config)?,
+                    credentials: credentials(&self.config)?,
+                }
+            }
         };
         self.standing.renewed();
         *known = Some(client.clone());
@@ -305,14 +312,17 @@ fn choose_cryptography() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-fn channel(config: &Config) -> Result<Channel, Status> {
-    let target = config.target();
-    if let Some(host) = exposed_to(&target) {
+fn warn_if_exposed(config: &Config) {
+    if let Some(host) = exposed_to(&config.target()) {
         tracing::warn!(
             host,
             "messages go to another machine unencrypted; write https:// instead of http://"
         );
     }
+}
+
+fn channel(config: &Config) -> Result<Channel, Status> {
+    let target = config.target();
     let unusable = |error: tonic::transport::Error| {
         Status::invalid_argument(format!("the endpoint cannot be used: {}", chain(&error)))
     };

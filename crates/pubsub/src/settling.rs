@@ -20,7 +20,7 @@ use crate::connection::{ACKNOWLEDGE, MODIFY_ACK_DEADLINE};
 use crate::error::{Outcome, Outcomes};
 use crate::leases::{Held, Leases};
 use crate::source::Shared;
-use crate::subscription::{BATCH, Settings};
+use crate::subscription::{BATCH, Settings, Traits};
 use crate::{PubSubReceipt, PubSubSink};
 
 /// Bytes of the ids of one request, which may have 512 KiB with what else is in it:
@@ -288,11 +288,9 @@ impl Shared {
         &self,
         deliveries: Vec<Delivery>,
         lease: Duration,
+        traits: Traits,
     ) -> Vec<Delivery> {
         const WHAT: &str = "cannot extend";
-        let Ok(traits) = self.traits().await else {
-            return deliveries;
-        };
         let asked = seconds(lease.max(traits.least_extension()));
         let mut kept = Vec::with_capacity(deliveries.len());
         for chunk in chunks(deliveries, |delivery| ack_id(&delivery.receipt)) {

@@ -23,7 +23,7 @@ use crate::pulls::{Pull, Pulls};
 use crate::subscription::{self, Settings, Traits};
 use crate::{Config, PubSubSink, message};
 
-/// A pull waits for so long, if the service lets it; one that brings nothing is no error.
+/// A pull waits for messages for this long at most. One that brings nothing is no error.
 const PULL_TIMEOUT: Duration = Duration::from_secs(90);
 /// A pull that nobody waits for is cancelled after this or twice as long: it would take messages from other consumers. Not
 /// sooner: between two receives a worker settles, or waits for a handler.
@@ -276,7 +276,7 @@ impl Shared {
         let wanted = self.config.lease.unwrap_or(traits.deadline);
         match until >= Instant::now() + wanted.mul_f64(2.0 / 3.0) {
             true => deliveries,
-            false => self.lease_anew(deliveries, wanted).await,
+            false => self.lease_anew(deliveries, wanted, traits).await,
         }
     }
 
