@@ -29,6 +29,9 @@ pub enum ErrorKind {
     /// The store refused it (a constraint, a limit): nothing of it happened. The same again is refused again, unless the
     /// error is retryable.
     Refused,
+    /// Another transaction was in its way (a deadlock, a serialization failure, a lock time-out): nothing of it happened, and the same
+    /// again may succeed.
+    Conflict,
     /// The message itself cannot be taken: its form, its size, its characters.
     Message,
     /// The broker took the message but has no queue for it.
@@ -59,13 +62,16 @@ pub struct Error {
 
 impl Error {
     /// An error of `kind`, with a sentence that says what happened and, where it helps, what to do.
-    /// Connection, throttling and time-out errors are retryable unless told otherwise.
+    /// Connection, throttling and time-out errors and conflicts are retryable unless told otherwise.
     pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
         Self {
             kind,
             retryable: matches!(
                 kind,
-                ErrorKind::Connection | ErrorKind::Throttled | ErrorKind::Timeout
+                ErrorKind::Connection
+                    | ErrorKind::Throttled
+                    | ErrorKind::Timeout
+                    | ErrorKind::Conflict
             ),
             what: what.into(),
             list: Vec::new(),

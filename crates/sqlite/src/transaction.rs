@@ -1,3 +1,4 @@
+use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -213,6 +214,11 @@ impl Transaction for SqliteTx {
             self.state = State::Turn;
         }
         self.step(Op::Rollback).await
+    }
+
+    /// A file has one writer.
+    fn is_conflict(&self, _: &(dyn StdError + 'static)) -> bool {
+        false
     }
 
     async fn commit(mut self) -> Result<(), Error> {

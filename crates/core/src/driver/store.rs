@@ -1,3 +1,4 @@
+use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -344,8 +345,8 @@ pub trait Store: Send + Sync + 'static {
     /// None ends the pipeline: the claims end by themselves.
     async fn release(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error>;
 
-    /// Removes at most `limit` records whose retention has passed, and returns how many it removed. Claims stay, even
-    /// expired ones: they are the only witness of an outcome in doubt.
+    /// Removes at most `limit` records whose retention has passed, and returns how many it removed. What a store drops as a whole
+    /// counts as nothing. Claims stay, even expired ones: they are the only witness of an outcome in doubt.
     ///
     /// # Errors
     /// None ends the pipeline: it tries again later.
@@ -390,8 +391,9 @@ pub trait TransactionalStore: Store {
 /// that nothing of the whole transaction happened or will, because the store refused what it did (a constraint that is
 /// checked at the commit, SQL that rolled all of it back, a limit). With one message, begun
 /// [alone](TransactionalStore::begin_alone), it is that message's failure; otherwise it may be another's, and each is done
-/// again alone. After any other error it is unknown what happened, and the next [claim](Store::claim) tells. None ends the
-/// pipeline.
+/// again alone. After one of kind [`Conflict`](crate::ErrorKind::Conflict) nothing happened either, and they are done again, too; that
+/// is nobody's failure. After any other error it is unknown what happened, and the next [claim](Store::claim) tells. None ends
+/// the pipeline.
 #[async_trait]
 pub trait Transaction: Send + 'static {
     /// Ends the current savepoint: records that its messages took effect, all of them or none. If a precondition does not hold
@@ -403,6 +405,10 @@ pub trait Transaction: Send + 'static {
 
     /// Rolls back what was done since the last savepoint ended.
     async fn rollback(&mut self) -> Result<(), Error>;
+
+    /// Whether this error of a handler's says that another transaction was in its way. If so the message is done again, and that
+    /// is no attempt of its.
+    fn is_conflict(&self, error: &(dyn StdError + 'static)) -> bool;
 
     /// Commits every completed savepoint, durably.
     async fn commit(self) -> Result<(), Error>;

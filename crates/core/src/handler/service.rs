@@ -345,6 +345,11 @@ impl crate::driver::Transaction for NoTx {
             Self::Never(ref never) => match *never {},
         }
     }
+    fn is_conflict(&self, _: &(dyn std::error::Error + 'static)) -> bool {
+        match *self {
+            Self::Never(ref never) => match *never {},
+        }
+    }
     async fn commit(self) -> Result<(), crate::Error> {
         match self {
             Self::Never(never) => match never {},

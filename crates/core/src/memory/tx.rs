@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::error::Error as StdError;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -70,6 +71,11 @@ impl Transaction for MemoryTx {
     async fn rollback(&mut self) -> Result<(), Error> {
         self.open.clear();
         Ok(())
+    }
+
+    /// Its conflicts show when it commits.
+    fn is_conflict(&self, _: &(dyn StdError + 'static)) -> bool {
+        false
     }
 
     async fn commit(self) -> Result<(), Error> {

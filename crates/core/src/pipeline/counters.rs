@@ -54,6 +54,8 @@ counters! {
     cancelled,
     /// Effects refused because somebody else had taken the key over.
     fenced,
+    /// Runs that were rolled back because another transaction was in the way, and done again.
+    conflicts,
     /// Deliveries given back unhandled.
     given_back,
     /// Settlements that the broker confirmed, or, where it confirms none, that were written in full.

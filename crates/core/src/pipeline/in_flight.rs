@@ -49,6 +49,8 @@ pub(crate) struct InFlight {
     pub(crate) takeovers: u32,
     /// It shares no transaction and no commit: it has failed before, or a commit that it shared was refused.
     pub(crate) alone: bool,
+    /// How often another transaction was in its way.
+    pub(crate) conflicts: u32,
     /// Claims that the store may have marked as started, and under which no run of it was cut off here.
     pub(crate) marked_in_vain: Vec<Token>,
     /// The claim that is marked so in vain, to be released if another worker may get the message.

@@ -192,6 +192,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
             acked: false,
             takeovers: 0,
             alone: false,
+            conflicts: 0,
             marked_in_vain: Vec::new(),
             marked: None,
             next: Next::Run { in_doubt: None },

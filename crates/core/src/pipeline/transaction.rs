@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant};
 
 use crate::driver::{Completion, Fenced, Transaction, TransactionalStore};
 use crate::handler::{Answer, TxSlot};
-use crate::{Error, ErrorKind, Failure};
+use crate::{BoxError, Error, ErrorKind, Failure};
 
 use super::batch::halves;
 use super::counters::add;
@@ -225,6 +225,17 @@ impl<Tx: Transaction> Engine<Tx> {
             }
             false => Ended::Cancelled,
         };
+        let conflict = match &ended {
+            Ended::Failed(failure) => {
+                let tx = slot.try_lock().map_err(|_| Broken(still_borrowed()))?;
+                is_conflict(&*tx, &failure.error).then(|| conflict(&failure.error))
+            }
+            _ => None,
+        };
+        if let Some(conflict) = conflict {
+            run.parts.push(part);
+            return Err(Broken(conflict));
+        }
         if self.sort(part, ended, run) {
             return Ok(());
         }
@@ -281,8 +292,17 @@ impl<Tx: Transaction> Engine<Tx> {
                 heads.for_each(|one| self.failed(one, &Failure::retry(error.clone())));
             }
             ErrorKind::Refused => self.separate(run, &error),
+            ErrorKind::Conflict => self.conflicted_all(run, &error),
             _ => self.not_committed(run, &error),
         }
+    }
+
+    /// Nothing was committed, since another transaction was in the way: each is done again in a commit of its own.
+    fn conflicted_all(&self, run: Run, error: &Error) {
+        let heads = run.heads(|behind| behind.alone = true);
+        heads
+            .into_iter()
+            .for_each(|one| self.conflicted(one, error));
     }
 
     /// Nothing is known to have been committed: everything is claimed again, in order.
@@ -370,6 +390,23 @@ fn is_overtaken(part: &[Box<InFlight>], answers: &[Answer]) -> bool {
         let failed = group(place);
         failed.is_some() && (place + 1..part.len()).any(|behind| group(behind) == failed)
     })
+}
+
+/// Whether the error of a handler, or one of its causes, is of a conflict with another transaction.
+fn is_conflict<Tx: Transaction>(tx: &Tx, error: &BoxError) -> bool {
+    let mut cause = Some(&**error as &(dyn std::error::Error + 'static));
+    while let Some(error) = cause {
+        if tx.is_conflict(error) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn conflict(cause: &BoxError) -> Error {
+    let what = format!("another transaction was in the handler's way: {cause}");
+    Error::new(ErrorKind::Conflict, what)
 }
 
 fn still_borrowed() -> Error {

@@ -8,6 +8,7 @@
 //! | the handler cannot read it | `rejected` | `dead_letter`, or the pipeline ends | waits | is released |
 //! | its run was cut off | `cancelled` | is claimed again, or `give_back` | waits | is forgotten |
 //! | nobody knows whether its effect is recorded | `in_doubt` | is claimed again | waits | is forgotten |
+//! | another transaction was in its way | `conflicted` | waits a moment and runs again | waits | is kept |
 //! | its claim is not the newest | `fenced` | as `in_doubt` | waits | is another's |
 //! | it has to wait | `postpone` | waits in place, or `give_back` | waits | is kept, or released |
 //! | it goes back | `give_back` | is nacked, after all that waits behind it | ends | is released |
@@ -29,6 +30,11 @@ use super::engine::{Engine, FEW, ToSettle};
 use super::in_flight::InFlight;
 use super::lanes::LaneLock;
 use super::retry::LONGEST_DELAY;
+
+/// As many conflicts in a row are one failure.
+const CONFLICTS: u32 = 50;
+/// After the more of them it waits for longer, up to this power of two, in milliseconds.
+const LONGEST_CONFLICT: u32 = 7;
 
 /// Where a message waits, and for how long.
 enum Wait {
@@ -182,6 +188,22 @@ impl<Tx: Send + 'static> Engine<Tx> {
         } else {
             self.give_back(in_flight, Duration::ZERO);
         }
+    }
+
+    /// Another transaction was in its way, and nothing of it happened. It runs again alone, and that is no attempt of it, unless it
+    /// goes on like this.
+    pub(crate) fn conflicted(&self, mut in_flight: Box<InFlight>, error: &Error) {
+        add(&self.counters.conflicts, 1);
+        in_flight.alone = true;
+        in_flight.conflicts += 1;
+        if in_flight.conflicts % CONFLICTS == 0 {
+            return self.failed(in_flight, &Failure::retry(error.clone()));
+        }
+        tracing::debug!(queue = &*self.queue, message_id = %in_flight.label(), %error, "a conflict; running it again");
+        in_flight.begun = false;
+        let longest = 1 << in_flight.conflicts.min(LONGEST_CONFLICT);
+        let delay = Duration::from_millis(fastrand::u64(1..=longest));
+        self.lanes.wait(in_flight, Instant::now() + delay);
     }
 
     /// The store does not know whether the effect was recorded: claim the message again and see.

@@ -182,6 +182,9 @@ impl Transaction for HangingTx {
     async fn rollback(&mut self) -> Result<(), Error> {
         self.tx.rollback().await
     }
+    fn is_conflict(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        self.tx.is_conflict(error)
+    }
     async fn commit(self) -> Result<(), Error> {
         if self.hang == Hang::Commit {
             std::future::pending::<()>().await;

@@ -132,6 +132,9 @@ impl<T: Transaction> Transaction for Watched<T> {
             .watch("rollback", self.inner.rollback())
             .await
     }
+    fn is_conflict(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        self.inner.is_conflict(error)
+    }
     async fn commit(self) -> Result<(), Error> {
         self.instrument.watch("commit", self.inner.commit()).await
     }

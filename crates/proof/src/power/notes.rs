@@ -165,6 +165,9 @@ impl<T: Transaction> Transaction for Watched<T> {
     async fn rollback(&mut self) -> Result<(), Error> {
         self.inner.rollback().await
     }
+    fn is_conflict(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        self.inner.is_conflict(error)
+    }
     async fn commit(self) -> Result<(), Error> {
         self.inner.commit().await?;
         self.notebook.note(&Note::Recorded(self.completed));

@@ -57,6 +57,10 @@ impl Transaction for Tx {
         self.inner.rollback().await
     }
 
+    fn is_conflict(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        self.inner.is_conflict(error)
+    }
+
     /// A commit that is under way arrives even if its worker is gone.
     async fn commit(self) -> Result<(), Error> {
         let (inner, completed) = (self.inner, self.completed);

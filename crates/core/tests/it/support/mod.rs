@@ -281,6 +281,9 @@ impl Transaction for FaultyTx {
     async fn rollback(&mut self) -> Result<(), Error> {
         self.tx.rollback().await
     }
+    fn is_conflict(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        self.tx.is_conflict(error)
+    }
     async fn commit(self) -> Result<(), Error> {
         match self.fault {
             Fault::None => self.tx.commit().await,

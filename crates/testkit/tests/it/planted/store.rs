@@ -354,6 +354,10 @@ impl Transaction for BuggyTx {
         }
     }
 
+    fn is_conflict(&self, error: &(dyn std::error::Error + 'static)) -> bool {
+        self.tx.is_conflict(error)
+    }
+
     async fn commit(self) -> Result<(), Error> {
         let committed = self.tx.commit().await;
         match (self.store.bug, committed) {
