@@ -20,6 +20,8 @@
 #   variables   prints NAME=VALUE lines for `env`
 #   service     its name in compose.yaml
 #   stopped     what is left to do once the server has ended, if anything
+#   killed      the same after `kill`
+#   end_signal  not a function: the signal that ends it in good order, if not TERM
 #
 # and other commands in functions that are named command_NAME and take their arguments after DIR.
 set -euo pipefail
@@ -27,6 +29,9 @@ set -euo pipefail
 name=$(basename "$0")
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/onlyonce
+end_signal=TERM
+# How to run a program as the server's user, for those of lib/user.sh.
+as_user=()
 
 die() {
     echo "localstack/$name: $*" >&2
@@ -89,8 +94,9 @@ choose_ports() {
     read -ra port <"$dir/ports"
 }
 
-# A number of a process may be somebody else's by now: ours has this directory in its environment.
-ours() { [ -n "$1" ] && grep -qzxF "ONLYONCE_BROKER=$dir" "/proc/$1/environ" 2>/dev/null; }
+# A number of a process may be somebody else's by now: ours has this directory in its environment. Of another user's process not
+# even root may read it in a container, but that user may.
+ours() { [ -n "$1" ] && "${as_user[@]}" grep -qzxF "ONLYONCE_BROKER=$dir" "/proc/$1/environ" 2>/dev/null; }
 
 running() { ours "$(cat "$dir/pid" 2>/dev/null)"; }
 
@@ -153,6 +159,8 @@ docker_port() { docker compose -f "$here/compose.yaml" port "$(service)" "$1" | 
 
 stopped() { :; }
 
+killed() { :; }
+
 stop() {
     if in_docker; then
         docker compose -f "$here/compose.yaml" stop "$(service)" >&2
@@ -163,7 +171,7 @@ stop() {
         local pid
         pid=$(cat "$dir/pid")
         # It may have been frozen for a test.
-        kill "$pid" && kill -CONT "$pid" || true
+        kill -s "$end_signal" "$pid" && kill -CONT "$pid" || true
         ended "$pid" 30 || end_now "$pid"
     fi
     rm -f "$dir/pid"
@@ -183,6 +191,7 @@ kill_broker() {
     fi
     ! running || end_now "$(cat "$dir/pid")"
     rm -f "$dir/pid"
+    killed
 }
 
 # The lines of `env`: values may have blanks in them.
