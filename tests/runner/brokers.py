@@ -8,10 +8,11 @@ from jobs import ROOT, Job, LeftOut
 
 
 class Broker:
-    """One that a script in localstack starts. An `optional` one may be left out where its programs cannot be had."""
+    """One that a script in localstack starts. An `optional` one may be left out where its programs cannot be had. The script of one
+    that `needs` another kind has the variables of that one."""
 
-    def __init__(self, name, kind, full=False, optional=False):
-        self.name, self.kind, self.full, self.optional = name, kind, full, optional
+    def __init__(self, name, kind, full=False, optional=False, needs=None):
+        self.name, self.kind, self.full, self.optional, self.needs = name, kind, full, optional, needs
         self.script = os.path.join(ROOT, "localstack", name)
         self.folder = None
         # What the tests look for.
@@ -20,7 +21,11 @@ class Broker:
     def start(self, job):
         # Before it is started, so that what came up in part is stopped, too.
         self.folder = os.path.join(job.plan.folder, "brokers", self.name)
-        code = job.call(self.script, "start", self.folder, allowed=(0, 3) if self.optional else (0,))
+        env = {}
+        for broker in job.plan.brokers:
+            if broker.kind == self.needs:
+                env |= broker.env
+        code = job.call(self.script, "start", self.folder, env=env, allowed=(0, 3) if self.optional else (0,))
         if code == 3:
             raise LeftOut("its programs cannot be had here, see above")
         lines = subprocess.check_output([self.script, "env", self.folder], text=True)
@@ -30,8 +35,10 @@ class Broker:
         if self.folder:
             subprocess.run([self.script, "stop", self.folder], check=False, timeout=120)
 
-    def job(self):
-        return Job(f"start {self.name}", self.start)
+    def job(self, starts):
+        """`starts` are the jobs of those before it."""
+        needed = [start for broker, start in starts.items() if broker.kind == self.needs]
+        return Job(f"start {self.name}", self.start, after=needed)
 
 
 class Given:
@@ -49,7 +56,7 @@ class Given:
     def stop(self):
         """It belongs to somebody else."""
 
-    def job(self):
+    def job(self, _):
         return Job(f"find {self.name}", self.start)
 
 
