@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | (always) | `memory:NAME` | `memory:NAME` |
 //! | `sqlite` | `sqlite:PATH?queue=NAME` | `sqlite:PATH` |
+//! | `postgres` | | `postgres://USER:PASSWORD@HOST:PORT/DATABASE` |
 //! | `rabbitmq` | `amqp://USER:PASSWORD@HOST:PORT/VHOST?queue=NAME` | |
 //! | `pubsub` | `pubsub://PROJECT/SUBSCRIPTION`, `pubsub://PROJECT/topics/TOPIC`, `projects/PROJECT/subscriptions/SUBSCRIPTION` | |
 //! | `sqs` | `https://sqs.REGION.amazonaws.com/ACCOUNT/NAME`, `sqs://NAME?region=REGION`, `arn:aws:sqs:REGION:ACCOUNT:NAME` | |
@@ -30,6 +31,8 @@ pub struct Readme;
 pub use onlyonce_core::*;
 pub use registry::{sink, source, store};
 
+#[cfg(feature = "postgres")]
+pub use onlyonce_postgres as postgres;
 #[cfg(feature = "pubsub")]
 pub use onlyonce_pubsub as pubsub;
 #[cfg(feature = "rabbitmq")]

@@ -39,7 +39,7 @@ macro_rules! with {
 }
 
 /// All kinds. To add one, write an entry here; its cargo feature stands in `Cargo.toml`, its crate's name in `lib.rs`.
-static KINDS: [Kind; 5] = [
+static KINDS: [Kind; 6] = [
     Kind {
         schemes: &["memory"],
         source: Some(Ok(|url| {
@@ -67,6 +67,16 @@ static KINDS: [Kind; 5] = [
         store: with!("sqlite", |url| Box::pin(async move {
             let config = crate::sqlite::Config::try_from(&url)?;
             let store = crate::sqlite::SqliteStore::open(config).await?;
+            Ok(Arc::new(store) as Arc<dyn Store>)
+        })),
+    },
+    Kind {
+        schemes: &["postgres", "postgresql"],
+        source: None,
+        sink: None,
+        store: with!("postgres", |url| Box::pin(async move {
+            let config = crate::postgres::Config::try_from(&url)?;
+            let store = crate::postgres::PgStore::open(config).await?;
             Ok(Arc::new(store) as Arc<dyn Store>)
         })),
     },

@@ -82,6 +82,10 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// The tables are made, or brought to this version, when the store is opened: on unless set.
     pub migrate: bool,
+    /// Statements that handlers prepare are kept on the connection: on unless set. Behind a PgBouncer in transaction mode that does
+    /// not know of them (before 1.21, or without `max_prepared_statements`), a connection is another's after the transaction, so
+    /// they have to go with it.
+    pub prepared_statements: bool,
 }
 
 /// Neither the password nor anything else of how to connect.
@@ -96,6 +100,7 @@ impl fmt::Debug for Config {
             .field("lock_timeout", &self.lock_timeout)
             .field("idle_timeout", &self.idle_timeout)
             .field("migrate", &self.migrate)
+            .field("prepared_statements", &self.prepared_statements)
             .finish_non_exhaustive()
     }
 }
@@ -113,6 +118,7 @@ impl Config {
             lock_timeout: LOCK_TIMEOUT,
             idle_timeout: IDLE_TIMEOUT,
             migrate: true,
+            prepared_statements: true,
         }
     }
 
@@ -122,6 +128,14 @@ impl Config {
         let database = self.connect.get_database();
         let database = database.unwrap_or_else(|| self.connect.get_username());
         format!("postgres://{host}:{port}/{database}")
+    }
+
+    /// How to connect, with what else is set.
+    pub(crate) fn connect(&self) -> PgConnectOptions {
+        match self.prepared_statements {
+            true => self.connect.clone(),
+            false => self.connect.clone().statement_cache_capacity(0),
+        }
     }
 
     pub(crate) fn names(&self) -> Names {
@@ -208,6 +222,9 @@ impl TryFrom<&Url> for Config {
         if let Some(migrate) = params.parsed("migrate", "true or false")? {
             config.migrate = migrate;
         }
+        if let Some(prepared) = params.parsed("prepared_statements", "true or false")? {
+            config.prepared_statements = prepared;
+        }
         params.finish()?;
         config.check()?;
         Ok(config)
@@ -240,9 +257,6 @@ fn connect(url: &Url, params: &mut Params) -> Result<PgConnectOptions, Error> {
     let modes = "disable, allow, prefer, require, verify-ca or verify-full";
     if let Some(mode) = params.parsed::<PgSslMode>("sslmode", modes)? {
         connect = connect.ssl_mode(mode);
-    }
-    if params.parsed("prepared_statements", "true or false")? == Some(false) {
-        connect = connect.statement_cache_capacity(0);
     }
     Ok(connect)
 }

@@ -25,9 +25,9 @@ pub(crate) struct Lent {
 }
 
 impl Connections {
-    pub(crate) fn new(options: &PgConnectOptions, most: usize) -> Self {
+    pub(crate) fn new(options: PgConnectOptions, most: usize) -> Self {
         // Our statements have outcomes in them, and are no news.
-        let options = options.clone().disable_statement_logging();
+        let options = options.disable_statement_logging();
         Self {
             options: Arc::new(options),
             permits: Arc::new(Semaphore::new(most)),

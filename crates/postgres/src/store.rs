@@ -44,9 +44,9 @@ impl PgStore {
     /// The server cannot be reached, the database does not exist, the user may not make the tables, or they are of a newer version.
     pub async fn open(config: Config) -> Result<Self, Error> {
         config.check()?;
-        let control = Connections::new(&config.connect, CONTROL);
+        let control = Connections::new(config.connect(), CONTROL);
         migration::migrate(&config, &control).await?;
-        let connections = Connections::new(&config.connect, config.connections);
+        let connections = Connections::new(config.connect(), config.connections);
         let home = Home::new(&config, Sharing::new(connections));
         Ok(Self {
             names: config.names(),

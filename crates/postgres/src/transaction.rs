@@ -36,6 +36,8 @@ pub(crate) struct Home {
     isolation: &'static str,
     lock_timeout: u128,
     idle_timeout: u128,
+    commit: &'static str,
+    roll_back: &'static str,
 }
 
 impl Home {
@@ -46,6 +48,14 @@ impl Home {
             isolation: config.isolation.sql(),
             lock_timeout: config.lock_timeout.as_millis(),
             idle_timeout: config.idle_timeout.as_millis(),
+            commit: match config.prepared_statements {
+                true => "COMMIT",
+                false => "DEALLOCATE ALL; COMMIT",
+            },
+            roll_back: match config.prepared_statements {
+                true => "ROLLBACK",
+                false => "ROLLBACK; DEALLOCATE ALL",
+            },
         }
     }
 
@@ -225,7 +235,7 @@ impl PgTx {
 
     /// Commits; all who share it are told.
     async fn commit_all(mut self) -> Result<(), Error> {
-        let result = self.run("COMMIT".into()).await;
+        let result = self.run(self.home.commit.into()).await;
         self.committed(result.map(drop))
     }
 
@@ -274,7 +284,7 @@ impl PgTx {
     }
 
     async fn roll_back_all(mut self) -> Result<(), Error> {
-        let rolled_back = self.run("ROLLBACK".into()).await;
+        let rolled_back = self.run(self.home.roll_back.into()).await;
         rolled_back.map_err(|failed| self.failed(failed))?;
         if let Some(carrier) = self.carrier.take() {
             carrier.lent.give_back();
@@ -355,7 +365,7 @@ impl Transaction for PgTx {
         let before = self.carrier().savepoint;
         let then = match successor {
             Some(_) => self.next_savepoint(),
-            None => "COMMIT".into(),
+            None => self.home.commit.into(),
         };
         match (self.run(format!("{record}; {then}")).await, successor) {
             (Ok(_), Some(successor)) => self.hand_on(successor).await.map(Ok),
@@ -441,7 +451,7 @@ impl PgTx {
     }
 
     async fn leave_own(mut self) {
-        let rolled_back = self.run("ROLLBACK".into()).await;
+        let rolled_back = self.run(self.home.roll_back.into()).await;
         if let Some(carrier) = self.carrier.take()
             && rolled_back.is_ok()
         {
