@@ -1,16 +1,18 @@
 //! What an adapter for a broker or a store implements, and what it is given for that.
 //!
-//! A broker is a [`Source`] and a [`Sink`], a store a [`Store`] and, where it has transactions, a [`TransactionalStore`]. The
-//! suites of `onlyonce-testkit` show whether they do what their documentation here asks of them.
+//! A broker is a [`Source`] and a [`Sink`], a store a [`Store`] and, where it has transactions, a [`TransactionalStore`], which
+//! can have an [`Outbox`]. The suites of `onlyonce-testkit` show whether they do what their documentation here asks of them.
 //!
 //! Structs here can get more fields, and are made by their constructors. The enums that an adapter must decide on
-//! ([`Disposition`], [`SettleResult`], [`ExtendResult`], [`ClaimResult`]) are complete: one more is a change that each adapter has to
-//! be adapted to, so it does not compile until it is.
+//! ([`Disposition`], [`SettleResult`], [`ExtendResult`], [`ClaimResult`], [`FetchResult`],
+//! [`OutboxDisposition`]) are complete: one more is a change that each adapter has to be adapted to, so it does not compile until
+//! it is.
 
 mod ack_window;
 mod delivery;
 mod digest;
 mod endpoint;
+mod outbox;
 mod params;
 mod printable;
 mod ready;
@@ -25,6 +27,10 @@ pub use ack_window::AckWindow;
 pub use delivery::{Delivery, Lease};
 pub use digest::{Fingerprint, KeyDigest, Scope};
 pub use endpoint::{check_endpoint, exposed_to, has_credentials};
+pub use outbox::{
+    Fetch, FetchResult, Outbox, OutboxDisposition, OutboxSettlement, OutboxTransaction, Outgoing,
+    OutgoingId, SetAside,
+};
 pub use params::Params;
 pub use printable::Printable;
 pub use ready::Ready;
