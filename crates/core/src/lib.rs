@@ -9,6 +9,7 @@ pub mod memory;
 mod message;
 mod pipeline;
 pub mod prelude;
+mod relay;
 
 pub use error::{BoxError, Error, ErrorKind};
 pub use handler::{Batch, Context, Failure, Json, Outcome, State};
@@ -17,3 +18,4 @@ pub use message::{Attributes, Message};
 pub use pipeline::{
     Builder, ConfigRisk, Counters, InDoubt, Pipeline, Report, RetryPolicy, RunError,
 };
+pub use relay::{Relay, RelayReport};

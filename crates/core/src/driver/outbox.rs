@@ -154,7 +154,7 @@ pub enum OutboxDisposition {
     /// It was not taken, for reasons of its own. The failure is counted and the message delayed; until then, nothing of its
     /// group that stands behind it is fetched.
     Failed {
-        /// Why, for people; kept with the message.
+        /// Why, for people. A store that people can look into keeps it.
         reason: String,
         /// For how long it is delayed, from when the store answers.
         retry_in: Duration,
@@ -205,7 +205,8 @@ impl SetAside {
     }
 }
 
-/// Messages that were committed together with an effect and are to be published: where they wait for a relay.
+/// Messages that were committed together with an effect and are to be published: where they wait for a
+/// [`Relay`](crate::Relay).
 ///
 /// They are written through a transaction of the store ([`OutboxTransaction::publish`]), so they are here if and only if what was
 /// done with it stayed. Each has a *destination*, a name of the user's choice that a relay maps to a

@@ -11,6 +11,10 @@ pub struct SinkInfo {
     /// Which queue messages go to, in the words of [`QueueInfo::identity`](crate::driver::QueueInfo::identity); `None` where the
     /// broker does not tell, or routes them.
     pub identity: Option<String>,
+    /// Whether [`publish`](Sink::publish) stops a group at its first failure: after one, nothing that follows it in its group is
+    /// published by the same call, and each of those answers with a retryable error. Otherwise whoever needs the order
+    /// publishes one message of a group at a time. The conformance suite proves it where it is claimed.
+    pub stops_groups: bool,
     /// What could not be found out, each with the reason, for people.
     pub unknown: Vec<String>,
 }

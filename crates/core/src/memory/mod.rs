@@ -1,13 +1,15 @@
-//! A queue and a store in memory, for tests, simulation and demos.
+//! A queue, a store and its outbox in memory, for tests, simulation and demos.
 //!
 //! They keep the same promises as the real ones, except that nothing outlives the process. Time is tokio's clock alone,
-//! so both run under a paused one. There are no background tasks: what has expired is looked up on each call.
+//! so all run under a paused one. There are no background tasks: what has expired is looked up on each call.
 
+mod outbox;
 mod queue;
 mod state;
 mod store;
 mod tx;
 
+pub use outbox::MemoryOutbox;
 pub use queue::MemoryQueue;
 pub use state::{DeadLetter, MemoryReceipt};
 pub use store::MemoryStore;

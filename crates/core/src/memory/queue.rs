@@ -280,6 +280,8 @@ impl Sink for MemoryQueue {
         self.check_open(self.sink_closed.load(Atomic::Acquire))?;
         Ok(SinkInfo {
             identity: Some(self.identity()),
+            // It takes all or nothing.
+            stops_groups: true,
             unknown: Vec::new(),
         })
     }

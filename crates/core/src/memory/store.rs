@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::outbox::Messages;
 use super::{MemoryTx, later};
 use crate::driver::{
     Claim, ClaimResult, Completion, Durability, Fenced, Fingerprint, HeldClaim, KeyDigest, LookUp,
@@ -14,10 +16,13 @@ use crate::driver::{
 use crate::{Error, ErrorKind};
 
 /// A store in memory; clones share one set of records. Its transactions carry [effects](MemoryTx::push) that become
-/// visible in [`effects`](Self::effects) with the record, or not at all.
+/// visible in [`effects`](Self::effects) with the record, or not at all; and so do the messages that they
+/// [publish](MemoryTx::publish), in its [`outbox`](Self::outbox).
 #[derive(Clone, Debug, Default)]
 pub struct MemoryStore {
     records: Arc<Mutex<Records>>,
+    /// Wakes all who wait for messages in the outbox.
+    pub(super) committed: Arc<Notify>,
 }
 
 #[derive(Debug, Default)]
@@ -30,6 +35,7 @@ pub(super) struct Records {
     /// When the first key was looked up; look-ups count milliseconds from then.
     began: Option<Instant>,
     pub(super) effects: Vec<Bytes>,
+    pub(super) outgoing: Messages,
     pub(super) is_refused: Option<fn(&[u8]) -> bool>,
 }
 

@@ -5,8 +5,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::MemoryStore;
-use crate::driver::{Completion, Fenced, Transaction};
-use crate::{Error, ErrorKind};
+use super::outbox::Written;
+use crate::driver::{Completion, Fenced, OutboxTransaction, OutgoingId, Transaction};
+use crate::{Error, ErrorKind, Message};
 
 /// A transaction of a [`MemoryStore`]. It is optimistic: nobody waits for it, and its preconditions are verified again, all at
 /// once, when it commits.
@@ -14,14 +15,21 @@ use crate::{Error, ErrorKind};
 pub struct MemoryTx {
     store: MemoryStore,
     savepoints: Vec<Savepoint>,
-    /// Effects of the savepoint that has not ended.
-    open: Vec<Bytes>,
+    /// What was done since the last savepoint ended.
+    open: Effects,
+}
+
+/// What takes effect with the commit.
+#[derive(Debug, Default)]
+struct Effects {
+    pushed: Vec<Bytes>,
+    published: Vec<Written>,
 }
 
 #[derive(Debug)]
 struct Savepoint {
     completions: Vec<Completion>,
-    effects: Vec<Bytes>,
+    effects: Effects,
 }
 
 impl MemoryTx {
@@ -29,7 +37,7 @@ impl MemoryTx {
         Self {
             store,
             savepoints: Vec::new(),
-            open: Vec::new(),
+            open: Effects::default(),
         }
     }
 
@@ -42,7 +50,22 @@ impl MemoryTx {
 
     /// Adds an effect to the current savepoint.
     pub fn push(&mut self, effect: impl Into<Bytes>) {
-        self.open.push(effect.into());
+        self.open.pushed.push(effect.into());
+    }
+
+    /// Writes a message to the store's [`outbox`](MemoryStore::outbox), as part of the current savepoint.
+    ///
+    /// # Errors
+    /// None: this is in memory.
+    pub async fn publish(
+        &mut self,
+        destination: &str,
+        message: Message,
+    ) -> Result<OutgoingId, Error> {
+        let written = self.store.lock().outgoing.write(destination, message);
+        let id = written.id();
+        self.open.published.push(written);
+        Ok(id)
     }
 }
 
@@ -69,7 +92,7 @@ impl Transaction for MemoryTx {
     }
 
     async fn rollback(&mut self) -> Result<(), Error> {
-        self.open.clear();
+        self.open = Effects::default();
         Ok(())
     }
 
@@ -88,15 +111,28 @@ impl Transaction for MemoryTx {
         records.accept(
             self.savepoints
                 .iter()
-                .flat_map(|savepoint| &savepoint.effects),
+                .flat_map(|savepoint| &savepoint.effects.pushed),
         )?;
         for savepoint in self.savepoints {
             for completion in &savepoint.completions {
                 let completed = records.complete(completion);
                 debug_assert_eq!(completed, Ok(()), "verified under the same lock");
             }
-            records.effects.extend(savepoint.effects);
+            let Effects { pushed, published } = savepoint.effects;
+            records.effects.extend(pushed);
+            for written in published {
+                records.outgoing.commit(written);
+            }
         }
+        drop(records);
+        self.store.committed.notify_waiters();
         Ok(())
+    }
+}
+
+#[async_trait]
+impl OutboxTransaction for MemoryTx {
+    async fn publish(&mut self, destination: &str, message: Message) -> Result<OutgoingId, Error> {
+        Self::publish(self, destination, message).await
     }
 }

@@ -53,7 +53,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
 }
 
 /// Whatever does not answer must not keep the pipeline from ending.
-async fn closed_in_time(
+pub(crate) async fn closed_in_time(
     queue: &str,
     close: impl Future<Output = Result<(), Error>>,
 ) -> Result<(), Error> {

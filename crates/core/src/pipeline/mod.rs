@@ -59,12 +59,15 @@ mod worker;
 
 use std::sync::Arc;
 
+pub(crate) use backoff::Backoff;
 pub use builder::Builder;
 pub use checks::ConfigRisk;
 pub use counters::{Counters, Report};
+pub(crate) use drain::closed_in_time;
 pub use options::InDoubt;
 pub use retry::RetryPolicy;
 pub use run_error::RunError;
+pub(crate) use start_up::answered;
 
 use crate::driver::{Source, Store, TransactionalStore};
 use crate::handler::NoTx;

@@ -25,7 +25,7 @@ pub(crate) async fn look<Tx>(setup: &Setup<Tx>) -> Result<Found, Error> {
 }
 
 /// Asks until there is an answer, however long it takes until the broker is there.
-async fn answered<T, F>(queue: &str, ask: impl Fn() -> F) -> Result<T, Error>
+pub(crate) async fn answered<T, F>(queue: &str, ask: impl Fn() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
 {

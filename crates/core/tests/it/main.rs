@@ -16,6 +16,7 @@ mod look_ups;
 mod pipeline;
 mod prefetch;
 mod regressions;
+mod relay;
 mod requests;
 mod set_aside;
 mod support;
