@@ -61,8 +61,9 @@ BEGIN
 
     SELECT array_agg(key), array_agg(fingerprint), array_agg(encode(outcome, 'hex'))
     INTO _done, _fingerprints_done, _outcomes FROM {record} WHERE key = ANY (_keys) AND expires > _now;
-    IF _made && _done THEN
-        DELETE FROM {claim} WHERE key = ANY (_done) AND key = ANY (_made);
+    IF _done IS NOT NULL THEN
+        -- This one, and what is left of somebody who was too late.
+        DELETE FROM {claim} WHERE key = ANY (_done);
     END IF;
 
     RETURN QUERY

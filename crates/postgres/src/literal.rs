@@ -49,6 +49,26 @@ pub(crate) fn optional_bytes<'a>(values: impl IntoIterator<Item = Option<&'a [u8
     })
 }
 
+/// Text of somebody else's, as digits.
+pub(crate) fn text(value: &str) -> String {
+    let mut literal = String::from("convert_from(decode('");
+    hex(&mut literal, value.as_bytes());
+    literal.push_str("', 'hex'), 'UTF8')");
+    literal
+}
+
+pub(crate) fn optional_text(value: Option<&str>) -> String {
+    value.map_or_else(|| "NULL".into(), text)
+}
+
+/// Bytes.
+pub(crate) fn bytes(value: &[u8]) -> String {
+    let mut literal = String::from("decode('");
+    hex(&mut literal, value);
+    literal.push_str("', 'hex')");
+    literal
+}
+
 pub(crate) fn hex(text: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     for byte in bytes {

@@ -28,15 +28,21 @@ pub(crate) const VERSION: i32 = 1;
 #[must_use]
 pub fn migration(config: &Config) -> String {
     let names = config.names();
-    let numbers = [
-        ("version", i64::from(VERSION)),
-        ("lock", i64::from(names.lock())),
+    let given = [
+        ("version", VERSION.to_string()),
+        ("lock", names.lock().to_string()),
+        ("channel", names.channel()),
+        ("prefix_", names.prefix().to_owned()),
     ];
-    let text = concat!(include_str!("schema.sql"), include_str!("functions.sql"));
+    let text = concat!(
+        include_str!("schema.sql"),
+        include_str!("functions.sql"),
+        include_str!("outbox.sql")
+    );
     format!(
         "CREATE SCHEMA IF NOT EXISTS {};\n{}",
         names.schema(),
-        names.in_text(text, &numbers)
+        names.in_text(text, &given)
     )
 }
 

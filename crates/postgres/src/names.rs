@@ -1,5 +1,3 @@
-use std::fmt::Write as _;
-
 /// The names of the store's tables and functions, as they stand in SQL: always with their schema, whatever `search_path` is.
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
@@ -20,6 +18,10 @@ impl Names {
         &self.schema
     }
 
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// A table, a sequence or a function.
     pub(crate) fn of(&self, name: &str) -> String {
         format!("{}.{}{name}", self.schema, self.prefix)
@@ -35,14 +37,19 @@ impl Names {
         hash.cast_signed()
     }
 
-    /// The text with `{name}` replaced by each name, and those of numbers by the numbers.
-    pub(crate) fn in_text(&self, text: &str, numbers: &[(&str, i64)]) -> String {
+    /// On which the relays are told of new messages.
+    pub(crate) fn channel(&self) -> String {
+        format!("onlyonce_{:x}", self.lock())
+    }
+
+    /// The text with each `{name}` replaced by what is given for it, or else by the full name.
+    pub(crate) fn in_text(&self, text: &str, given: &[(&str, String)]) -> String {
         let mut parts = text.split('{');
         let mut filled = parts.next().unwrap_or_default().to_owned();
         for part in parts {
             let (name, rest) = part.split_once('}').unwrap_or((part, ""));
-            match numbers.iter().find(|(number, _)| *number == name) {
-                Some((_, number)) => write!(filled, "{number}").unwrap_or_default(),
+            match given.iter().find(|(known, _)| *known == name) {
+                Some((_, value)) => filled.push_str(value),
                 None => filled.push_str(&self.of(name)),
             }
             filled.push_str(rest);
@@ -58,7 +65,7 @@ mod tests {
     #[test]
     fn names_have_schema_and_prefix() {
         let names = Names::new("my own", "dedup_");
-        let text = names.in_text("SELECT {n} FROM {claim}, {record}", &[("n", 3)]);
+        let text = names.in_text("SELECT {n} FROM {claim}, {record}", &[("n", "3".into())]);
         assert_eq!(
             text,
             r#"SELECT 3 FROM "my own".dedup_claim, "my own".dedup_record"#

@@ -15,6 +15,7 @@ use crate::error::{self, TOKENS_LOST, of_call};
 use crate::info;
 use crate::migration;
 use crate::names::Names;
+use crate::outbox::PgOutbox;
 use crate::sharing::Sharing;
 use crate::transaction::{Home, PgTx};
 
@@ -54,6 +55,12 @@ impl PgStore {
             control,
             home: Arc::new(home),
         })
+    }
+
+    /// What handlers publish through their transactions, for a [`Relay`](onlyonce_core::Relay).
+    #[must_use]
+    pub fn outbox(&self) -> PgOutbox {
+        PgOutbox::new(&self.config, self.control.clone())
     }
 
     /// A call that nobody has to find on disk.

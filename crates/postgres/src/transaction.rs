@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::driver::{Completion, Fenced, Transaction};
-use onlyonce_core::{Error, ErrorKind};
+use onlyonce_core::driver::{Completion, Fenced, OutboxTransaction, OutgoingId, Transaction};
+use onlyonce_core::{Error, ErrorKind, Message};
 use sqlx::postgres::{PgConnection, PgRow};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::connections::{Failed, Lent, run};
 use crate::error::{self, of_end};
 use crate::names::Names;
+use crate::outbox;
 use crate::sharing::{Carrier, Sharing, Turn};
 
 /// In a transaction that others may share nobody waits longer for a lock: two that lock the same rows in opposite orders would
@@ -396,6 +397,21 @@ impl Transaction for PgTx {
             self.home.sharing.conflicted();
         }
         is_conflict
+    }
+}
+
+#[async_trait]
+impl OutboxTransaction for PgTx {
+    async fn publish(&mut self, destination: &str, message: Message) -> Result<OutgoingId, Error> {
+        self.state = State::Used;
+        let names = self.home.names.clone();
+        outbox::publish(
+            &names,
+            &mut self.carrier_mut().lent.conn,
+            destination,
+            &message,
+        )
+        .await
     }
 }
 

@@ -1,5 +1,12 @@
 //! On a PostgreSQL server: `./tests/run postgres`.
 #![allow(clippy::unwrap_used)]
 
+mod conflicts;
 mod conformance;
+mod faults;
+mod handlers;
+mod looks;
+mod migrations;
+mod pruning;
+mod sharing;
 mod support;
