@@ -136,6 +136,7 @@ macro_rules! __store_checks {
             second_claim_in_a_batch_is_in_progress
             answers_follow_the_batch
             large_batches_are_taken_whole
+            opposite_orders_do_not_block_each_other
             empty_batches_are_harmless
             one_live_owner_per_key
             prune_removes_only_what_has_expired

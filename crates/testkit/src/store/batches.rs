@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use onlyonce_core::driver::{ClaimResult, HeldClaim, Owner, Store, Token};
+use onlyonce_core::driver::{Claim, ClaimResult, HeldClaim, Owner, Store, Token};
 
 use super::StoreHarness;
 use super::tools::*;
@@ -103,6 +103,43 @@ pub async fn large_batches_are_taken_whole(harness: &dyn StoreHarness) {
     for (n, answer) in answers.into_iter().enumerate() {
         let outcome = outcome(n);
         assert_eq!(answer, ClaimResult::Completed { outcome });
+    }
+}
+
+/// Two that ask for the same keys in opposite orders, at the same time, both have their answers: a store that locks rows takes them
+/// in an order of its own.
+pub async fn opposite_orders_do_not_block_each_other(harness: &dyn StoreHarness) {
+    const ROUNDS: usize = 12;
+    const KEYS: usize = 40;
+    let (one, other) = (harness.store().await, harness.store().await);
+    for round in 0..ROUNDS {
+        let claims: Vec<_> = (0..KEYS).map(|n| claim(&format!("{round}-{n}"))).collect();
+        let reversed: Vec<_> = claims.iter().rev().copied().collect();
+        let (forth, back) = futures_util::future::join(
+            claim_all(&*one, A, &claims, LONG),
+            claim_all(&*other, B, &reversed, LONG),
+        )
+        .await;
+        let held = |claims: &[Claim], answers: Vec<ClaimResult>| -> Vec<HeldClaim> {
+            let answers = claims.iter().zip(answers);
+            let held = answers.filter_map(|(claim, answer)| match answer {
+                ClaimResult::Acquired { token, .. } => Some(HeldClaim::new(claim.key, token)),
+                _ => None,
+            });
+            held.collect()
+        };
+        let mut all = held(&claims, forth);
+        all.extend(held(&reversed, back));
+        assert_eq!(all.len(), KEYS, "each key has one owner");
+        let reversed: Vec<_> = all.iter().rev().copied().collect();
+        for call in [Call::Renew, Call::Start, Call::Complete] {
+            let (forth, back) =
+                futures_util::future::join(call.each(&*one, &all), call.each(&*other, &reversed))
+                    .await;
+            let done = forth.iter().chain(&back).filter(|verdict| verdict.is_ok());
+            let once = call == Call::Complete;
+            assert_eq!(done.count(), if once { KEYS } else { 2 * KEYS }, "{call:?}");
+        }
     }
 }
 

@@ -108,7 +108,7 @@ pub(crate) async fn expire(harness: &dyn StoreHarness) {
 const MARGIN: Duration = Duration::from_millis(20);
 
 /// The four calls that need a token.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Call {
     Renew,
     Start,

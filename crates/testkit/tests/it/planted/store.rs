@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -52,6 +52,8 @@ enum Bug {
     TokensFall,
     /// Answers come sorted, not in the batch's order.
     AnswersAreReversed,
+    /// Rows are locked in the order of the batch.
+    LocksInBatchOrder,
     /// The bound on pruning is ignored.
     PruneIgnoresLimit,
     /// Records are kept for ever.
@@ -92,6 +94,23 @@ struct Buggy {
     bug: Bug,
     /// The newest claim of each key.
     newest: Arc<Mutex<HashMap<KeyDigest, Token>>>,
+    /// The keys whose rows are locked.
+    locked: Arc<Mutex<HashSet<KeyDigest>>>,
+}
+
+/// Rows that are locked until this is dropped.
+struct Locks<'a> {
+    store: &'a Buggy,
+    keys: Vec<KeyDigest>,
+}
+
+impl Drop for Locks<'_> {
+    fn drop(&mut self) {
+        let mut locked = self.store.locked.lock().expect("no panic");
+        self.keys.iter().for_each(|key| {
+            locked.remove(key);
+        });
+    }
 }
 
 /// Turns the order of tokens round, there and back.
@@ -100,6 +119,27 @@ fn fall(token: Token) -> Token {
 }
 
 impl Buggy {
+    /// Locks rows one after another, as a database does, and finds a deadlock after a second.
+    async fn lock(&self, keys: impl Iterator<Item = KeyDigest>) -> Result<Locks<'_>, Error> {
+        let mut locks = Locks {
+            store: self,
+            keys: Vec::new(),
+        };
+        for key in keys.filter(|_| self.bug == Bug::LocksInBatchOrder) {
+            let mut tries = 0;
+            while !locks.keys.contains(&key) && !self.locked.lock().expect("no panic").insert(key) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                tries += 1;
+                if tries == 100 {
+                    return Err(Error::new(ErrorKind::Conflict, "a deadlock"));
+                }
+            }
+            locks.keys.push(key);
+            tokio::task::yield_now().await;
+        }
+        Ok(locks)
+    }
+
     /// The claim that the real store is asked for.
     fn held(&self, held: &HeldClaim, ignored_by: Bug) -> HeldClaim {
         let mut held = *held;
@@ -198,6 +238,7 @@ impl Store for Buggy {
         batch: &[Claim],
         lease: Duration,
     ) -> Result<Vec<ClaimResult>, Error> {
+        let _locks = self.lock(batch.iter().map(|claim| claim.key)).await?;
         match self.bug {
             Bug::OwnersAreIgnored => owner = Owner(1),
             Bug::OwnerIsBusyToItself => owner = Owner::random(),
@@ -234,6 +275,7 @@ impl Store for Buggy {
     }
 
     async fn start(&self, batch: &[HeldClaim]) -> Result<Verdicts, Error> {
+        let _locks = self.lock(batch.iter().map(|held| held.key)).await?;
         let batch = self.all(batch, Bug::StartIgnoresToken);
         Ok(self.turned(self.store.start(&batch).await?))
     }
@@ -383,7 +425,12 @@ impl Planted {
         let store = MemoryStore::new().refusing(|effect| effect == REFUSED.as_bytes());
         let newest = Arc::default();
         Self {
-            store: Mutex::new(Buggy { store, bug, newest }),
+            store: Mutex::new(Buggy {
+                store,
+                bug,
+                newest,
+                locked: Arc::default(),
+            }),
             escaped: Mutex::default(),
             noticed_by,
         }
@@ -452,6 +499,7 @@ impl TransactionalStoreHarness for Planted {
 
 plant! {
     store_suite seen_before_done: SeenBeforeDone [
+        opposite_orders_do_not_block_each_other
         answers_follow_the_batch
         completed_key_is_a_duplicate
         corrected_payload_takes_over_what_never_started
@@ -504,6 +552,7 @@ plant! {
         renewed_claim_outlives_its_first_lease
     ]
     store_suite owners_are_ignored: OwnersAreIgnored [
+        opposite_orders_do_not_block_each_other
         answers_follow_the_batch
         corrected_payload_takes_over_what_never_started
         expired_claim_is_taken_over
@@ -593,11 +642,15 @@ plant! {
         tokens_rise_across_a_crash
     ]
     store_suite answers_are_reversed: AnswersAreReversed [
+        opposite_orders_do_not_block_each_other
         answers_follow_the_batch
         large_batches_are_taken_whole
         one_live_owner_per_key
         random_histories_agree_with_the_model
         second_claim_in_a_batch_is_in_progress
+    ]
+    store_suite locks_in_batch_order: LocksInBatchOrder [
+        opposite_orders_do_not_block_each_other
     ]
     store_suite prune_ignores_limit: PruneIgnoresLimit [
         prune_removes_only_what_has_expired
@@ -613,6 +666,7 @@ plant! {
         outcome_of_64_kib_is_replayed
     ]
     store_suite complete_does_nothing: CompleteDoesNothing [
+        opposite_orders_do_not_block_each_other
         answers_follow_the_batch
         completed_key_is_a_duplicate
         expired_claim_that_nobody_took_completes
