@@ -1,7 +1,9 @@
-//! The names of the message attributes that the pipeline reads and writes.
+//! The names of the message attributes that pipeline and outbox read and write.
 
 /// The attribute that carries a dedup key where the broker has no place of its own for one.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// The attribute that says of what type an event is; an outbox keeps it in a column of its own.
+pub const TYPE: &str = "type";
 /// Attribute of a dead letter: why it is there.
 pub const DEAD_LETTER_REASON: &str = "onlyonce-reason";
 /// Attribute of a dead letter: the queue it was taken from.

@@ -217,7 +217,8 @@ impl SetAside {
 /// Messages of a destination are ordered by a number that each is given when it is *written*, not when it is committed. So one may
 /// become visible behind others with higher numbers. `fetch` looks for messages, not for numbers beyond the last one:
 /// whenever a message becomes visible, it is found. What depends on an earlier message, because its transaction saw that one
-/// committed before it wrote its own, must have the higher number and must never be visible without it.
+/// committed before it wrote its own, must have the higher number (so no session takes numbers in advance) and must never be visible
+/// without it, unless that one has been sent.
 ///
 /// # Leases
 ///

@@ -93,11 +93,11 @@ impl Destination {
     /// Publishes what was fetched and settles it. `true`: the queue is away.
     async fn publish(&self, mut round: Round, asked: Instant) -> Result<bool, Error> {
         let ends = asked + self.options.lease;
-        // The rest of the lease is for what is under way then.
-        let last_call = asked + self.options.lease / 2;
+        // To fetch may have taken long, so the first call has all the time that there is.
+        let mut begins_before = ends;
         let mut settlements = Vec::new();
         let mut away = false;
-        while !away && Instant::now() < last_call && !self.stop.is_cancelled() {
+        while !away && Instant::now() < begins_before && !self.stop.is_cancelled() {
             let batch = round.next_call();
             if batch.is_empty() {
                 break;
@@ -107,6 +107,8 @@ impl Destination {
             away = answered.queue_is_away.is_some();
             self.tell(&answered);
             settlements.extend(answered.settlements);
+            // What is left of the lease is for the last call and for settling.
+            begins_before = asked + self.options.lease / 2;
         }
         self.settle(&settlements).await?;
         Ok(away)
