@@ -8,6 +8,7 @@
 //! | [`Source`](onlyonce_core::driver::Source) and [`Sink`](onlyonce_core::driver::Sink) | [`SourceHarness`](source::SourceHarness) | [`source_suite!`] |
 //! | [`Store`](onlyonce_core::driver::Store) | [`StoreHarness`](store::StoreHarness) | [`store_suite!`] |
 //! | [`TransactionalStore`](onlyonce_core::driver::TransactionalStore) | also [`TransactionalStoreHarness`](transactional_store::TransactionalStoreHarness) | also [`transactional_store_suite!`] |
+//! | [`Outbox`](onlyonce_core::driver::Outbox) of such a store | also [`OutboxHarness`](outbox::OutboxHarness) | also [`outbox_suite!`] |
 //!
 //! In a test file of your crate:
 //!
@@ -67,13 +68,14 @@
 //!   fail: once it passes, you are told to remove the gap.
 //! - **Time is tokio's**, so a harness without a real clock runs at once under `#[tokio::test(start_paused = true)]`; a
 //!   store with a clock of its own turns it in [`StoreHarness::expire`](store::StoreHarness::expire).
-//! - **Random histories** of calls are compared with a reference model, for sources and stores. A failure prints a seed;
+//! - **Random histories** of calls are compared with a reference model, for sources, stores and outboxes. A failure prints a seed;
 //!   `ONLYONCE_SEED=<seed> cargo test random` plays that history again.
 //!
 //! For what goes wrong on the way to a broker there is a [`proxy`] that cuts, delays, swallows and truncates.
 
 mod gap;
 mod macros;
+pub mod outbox;
 pub mod proxy;
 mod random;
 pub mod simulated;

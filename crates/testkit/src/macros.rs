@@ -31,6 +31,13 @@ macro_rules! transactional_store_suite {
     };
 }
 
+/// Registers every check of [`outbox`](crate::outbox) as a test of its own, in a module `outbox`. The arguments are those of
+/// [`source_suite!`].
+#[macro_export]
+macro_rules! outbox_suite {
+    ($($args:tt)+) => { $crate::__suite! { __outbox_checks outbox $($args)+ } };
+}
+
 /// Gives every suite the same arguments.
 #[doc(hidden)]
 #[macro_export]
@@ -108,6 +115,7 @@ macro_rules! __source_checks {
             concurrent_receivers_share
             broken_connection_gives_back
             refused_message_affects_only_itself
+            failed_message_stops_its_group
             random_histories_lose_nothing
         }
     };
@@ -173,6 +181,40 @@ macro_rules! __transactional_store_checks {
             record_of_a_claim_fences_look_ups
             look_up_counts_for_no_longer_than_a_record
             racing_look_ups_take_effect_once
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __outbox_checks {
+    ($($then:tt)+) => {
+        $crate::__checks! { $($then)+
+            committed_messages_are_fetched_in_order
+            rolled_back_message_never_leaves
+            rolled_back_savepoint_takes_its_messages_along
+            message_leaves_with_the_last_savepoint
+            late_commit_is_not_skipped
+            message_survives_the_outbox
+            message_survives_a_crash
+            wait_ends_with_a_commit
+            wait_ends_by_itself
+            ids_are_stable_across_fetches
+            fetch_respects_its_limits
+            destinations_are_apart
+            blocked_messages_hide_nothing
+            message_without_a_group_waits_for_nobody
+            empty_outbox_is_harmless
+            sent_message_is_removed
+            failed_message_delays_its_group_alone
+            set_aside_message_is_kept_with_its_reason
+            requeued_message_has_its_place_again
+            second_relay_waits_for_the_end_of_the_lease
+            fetch_renews_the_lease
+            released_destination_is_free
+            relay_that_was_taken_over_settles_only_what_it_sent
+            expired_lease_that_nobody_took_settles
+            random_histories_agree_with_the_model
         }
     };
 }

@@ -112,6 +112,26 @@ pub async fn empty_batches_are_harmless(harness: &dyn SourceHarness) {
     sink.close().await.expect("closing twice is harmless");
 }
 
+/// Where the sink says that it stops a group at its first failure, what follows one is not published, and may be tried again.
+pub async fn failed_message_stops_its_group(harness: &dyn SourceHarness) {
+    let sink = harness.sink().await;
+    let info = sink.sink_info().await.expect("it is there");
+    let Some(refused) = harness.refused_message().filter(|_| info.stops_groups) else {
+        return;
+    };
+    let mut batch = grouped("g", 2);
+    batch.insert(1, refused.with_group("g"));
+    batch.extend(grouped("h", 1));
+    let results = sink.publish(&batch).await;
+    let taken: Vec<bool> = results.iter().map(Result::is_ok).collect();
+    assert_eq!(taken, [true, false, false, true], "{results:?}");
+    let error = results[2].as_ref().expect_err("seen just now");
+    assert!(error.is_retryable(), "{error}");
+    let source = harness.source().await;
+    assert_eq!(sorted(drain(harness, &*source, 2).await), ["g1", "h1"]);
+    nothing(harness, &*source).await;
+}
+
 /// One message that the broker does not take leaves those beside it alone, and is not worth a retry.
 pub async fn refused_message_affects_only_itself(harness: &dyn SourceHarness) {
     let Some(refused) = harness.refused_message() else {

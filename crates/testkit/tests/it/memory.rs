@@ -1,15 +1,17 @@
-//! The in-memory queue and store pass every check.
+//! The in-memory queue, store and outbox pass every check.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::driver::{Receipt, Sink, Source, Store};
+use onlyonce_core::Message;
+use onlyonce_core::driver::{Outbox, OutgoingId, Receipt, Sink, Source, Store};
 use onlyonce_core::memory::{MemoryQueue, MemoryReceipt, MemoryStore, MemoryTx};
+use onlyonce_testkit::outbox::OutboxHarness;
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
-use onlyonce_testkit::{source_suite, store_suite, transactional_store_suite};
+use onlyonce_testkit::{outbox_suite, source_suite, store_suite, transactional_store_suite};
 
 /// Short for those suites that run in real time, and long enough for a machine that is busy.
 const LEASE: Duration = Duration::from_millis(800);
@@ -112,7 +114,22 @@ impl TransactionalStoreHarness for Records {
     }
 }
 
+#[async_trait]
+impl OutboxHarness for Records {
+    async fn outbox(&self) -> Arc<dyn Outbox> {
+        Arc::new(self.0.outbox())
+    }
+
+    async fn publish(&self, destination: &str, message: Message) -> OutgoingId {
+        self.0.outbox().publish(destination, message)
+    }
+}
+
 store_suite!(
+    #[tokio::test(start_paused = true)]
+    Records::default()
+);
+outbox_suite!(
     #[tokio::test(start_paused = true)]
     Records::default()
 );
@@ -134,6 +151,10 @@ mod real_time {
         Records::default()
     );
     transactional_store_suite!(
+        #[tokio::test(flavor = "multi_thread")]
+        Records::default()
+    );
+    outbox_suite!(
         #[tokio::test(flavor = "multi_thread")]
         Records::default()
     );
