@@ -1,7 +1,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use onlyonce_core::driver::Running;
@@ -38,6 +39,9 @@ struct Inner {
     commits: Arc<Counters>,
     /// Something may have become ready to be received.
     arrivals: Notify,
+    /// Something is in the outbox that was not.
+    announcements: Notify,
+    announced: AtomicU32,
 }
 
 /// How many transactions a [`Database`] handle's thread has committed since the file was opened in this process.
@@ -209,7 +213,7 @@ impl Database {
         if Running::current().is_some_and(|running| running.has_locked(self.resource())) {
             return Err(DbError::refused(
                 "this would wait for the handler's own transaction in the same file, for ever: do it with the \
-                 transaction (`SqliteTx::publish`, `SqliteTx::with`) or before its first use",
+                 transaction (`SqliteTx::enqueue`, `SqliteTx::publish`, `SqliteTx::with`) or before its first use",
             ));
         }
         Ok(self.inner.inbox.place(Line::Work).await)
@@ -234,6 +238,20 @@ impl Database {
 
     pub(crate) fn arrivals(&self) -> &Notify {
         &self.inner.arrivals
+    }
+
+    /// Wakes the relays of this process: something was committed to the outbox.
+    pub(crate) fn announce(&self) {
+        self.inner.announced.fetch_add(1, SeqCst);
+        self.inner.announcements.notify_waiters();
+    }
+
+    pub(crate) fn announced(&self) -> u32 {
+        self.inner.announced.load(SeqCst)
+    }
+
+    pub(crate) fn announcements(&self) -> &Notify {
+        &self.inner.announcements
     }
 
     pub(crate) fn is_same(&self, other: &Self) -> bool {
@@ -312,6 +330,8 @@ impl Inner {
             inbox: Arc::new(Inbox::new()),
             commits: Arc::default(),
             arrivals: Notify::new(),
+            announcements: Notify::new(),
+            announced: AtomicU32::new(0),
         });
         let inbox = Arc::clone(&inner.inbox);
         let commits = Arc::clone(&inner.commits);

@@ -1,9 +1,9 @@
-//! SQLite for onlyonce: a dedup store whose transactions carry your effects, and an embedded durable queue, in one file
-//! or in several.
+//! SQLite for onlyonce: a dedup store whose transactions carry your effects, its outbox, and an embedded durable queue, in one
+//! file or in several.
 //!
 //! [`SqliteStore`] remembers which messages took effect, [`SqliteTx`] is the transaction that a handler gets in
-//! transactional mode, [`SqliteQueue`] is a queue for worker processes on one machine. All are handles to a
-//! [`Database`]: one thread per file and process, which does whatever waits in one transaction and commits once. A lone
+//! transactional mode, [`SqliteOutbox`] has what such transactions publish, [`SqliteQueue`] is a queue for worker processes on
+//! one machine. All are handles to a [`Database`]: one thread per file and process, which does whatever waits in one transaction and commits once. A lone
 //! command is committed at once; there are no timers.
 //!
 //! ```
@@ -62,7 +62,10 @@
 //! lease ends at the latest one lease after the restart. (Where there is no such clock, on systems other than Unix, the wall
 //! clock stands in, and is believed when it is set forward.)
 //!
-//! In a handler's transaction, [`SqliteTx::publish`] sends messages that exist if and only if the effect does.
+//! In a handler's transaction, [`SqliteTx::publish`] and [`SqliteTx::enqueue`] send messages that exist if and only if the effect
+//! does: the one by the [outbox](SqliteOutbox), from which a [`Relay`](onlyonce_core::Relay) publishes them to any queue, the other
+//! to a queue in the same file, without a relay. Code outside of a pipeline uses [`SqliteOutbox::publish_in`] in a transaction of
+//! its own.
 //!
 //! # Order
 //!
@@ -74,7 +77,7 @@
 //!
 //! - A handler's SQL cannot end the transaction: `COMMIT`, savepoints, and what would outlive it (temporary objects, pragmas)
 //!   are refused, and `OR ROLLBACK` or `RAISE(ROLLBACK)` make its message fail.
-//! - Within a handler that has used its transaction, publish to a queue in the same file with [`SqliteTx::publish`]; with the
+//! - Within a handler that has used its transaction, publish to a queue in the same file with [`SqliteTx::enqueue`]; with the
 //!   queue itself it would wait for its own end, and is refused.
 //! - Local disks only: SQLite's locks and its write-ahead log do not work on network file systems
 //!   (<https://www.sqlite.org/wal.html>).
@@ -111,6 +114,8 @@ mod guard;
 mod inbox;
 mod messages;
 mod open_leases;
+mod outbox;
+mod outgoing;
 mod queue;
 mod records;
 mod session;
@@ -123,6 +128,7 @@ mod worker;
 pub use config::Config;
 pub use database::{Commits, Database};
 pub use messages::SqliteReceipt;
+pub use outbox::SqliteOutbox;
 pub use queue::SqliteQueue;
 pub use rusqlite;
 pub use store::SqliteStore;

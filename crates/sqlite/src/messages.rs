@@ -1,6 +1,6 @@
 //! The SQL of the queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use crate::error::DbError;
 use crate::session::{Promise, Session};
 
 /// The largest message: 64 MiB. A row could be larger, but is written twice and read into memory as a whole.
-const MAX_SIZE: usize = 64 << 20;
+pub(crate) const MAX_SIZE: usize = 64 << 20;
 
 /// Messages without a group and heads of groups that are neither leased nor delayed, longest waiting first.
 const HEADS: &str =
@@ -100,7 +100,7 @@ pub(crate) fn exists(session: &Session, name: &str) -> Result<bool, DbError> {
     Ok(find.exists([name])?)
 }
 
-/// Publishes each message that is not too large.
+/// Publishes each message that is not too large, nor stands behind such a one in its group.
 pub(crate) fn publish(
     session: &mut Session,
     queue: i64,
@@ -108,8 +108,14 @@ pub(crate) fn publish(
 ) -> Result<Vec<Result<(), DbError>>, DbError> {
     let times = (session.wall(), session.now());
     let first = session.tokens(batch.len())?;
+    let mut stopped = HashSet::new();
     let results = (first..).zip(batch).map(|(id, message)| {
+        let group = message.group.as_deref();
+        if group.is_some_and(|group| stopped.contains(group)) {
+            return Ok(Err(held_up()));
+        }
         if message.size() > MAX_SIZE {
+            stopped.extend(group);
             return Ok(Err(too_large(message)));
         }
         publish_one(&session.conn, queue, id, times, message).map(Ok)
@@ -145,7 +151,7 @@ fn publish_one(
     Ok(())
 }
 
-fn too_large(message: &Message) -> DbError {
+pub(crate) fn too_large(message: &Message) -> DbError {
     let what = format!(
         "a message of {} bytes is too large: at most {MAX_SIZE} are taken",
         message.size()
@@ -153,7 +159,12 @@ fn too_large(message: &Message) -> DbError {
     DbError::new(ErrorKind::Message, false, what)
 }
 
-fn encode(attributes: &Attributes) -> Option<String> {
+fn held_up() -> DbError {
+    let what = "not published, because an earlier message of its group could not be published";
+    DbError::new(ErrorKind::Other, true, what)
+}
+
+pub(crate) fn encode(attributes: &Attributes) -> Option<String> {
     if attributes.is_empty() {
         return None;
     }
@@ -163,11 +174,11 @@ fn encode(attributes: &Attributes) -> Option<String> {
 
 /// Text as it stands in the file. SQLite takes any bytes for it; ours is UTF-8, but one row that somebody else wrote must
 /// not hold up all the others.
-struct Text(Vec<u8>);
+pub(crate) struct Text(Vec<u8>);
 
 impl Text {
     /// What is not UTF-8 is an error, with something readable.
-    fn read(self) -> Result<String, String> {
+    pub(crate) fn read(self) -> Result<String, String> {
         String::from_utf8(self.0)
             .map_err(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
@@ -389,7 +400,7 @@ impl Rules {
     }
 }
 
-fn decode(attributes: Option<&Text>) -> Result<Attributes, serde_json::Error> {
+pub(crate) fn decode(attributes: Option<&Text>) -> Result<Attributes, serde_json::Error> {
     let Some(Text(attributes)) = attributes else {
         return Ok(Attributes::default());
     };
@@ -533,15 +544,17 @@ pub(crate) fn extend_now(
     Ok(())
 }
 
+/// How SQLite would run it.
+#[cfg(test)]
+pub(crate) fn plan(conn: &Connection, sql: &str) -> String {
+    let mut explain = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let steps = explain.raw_query().mapped(|row| row.get::<_, String>(3));
+    steps.collect::<Result<Vec<_>, _>>().unwrap().join("; ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn plan(conn: &Connection, sql: &str) -> String {
-        let mut explain = conn.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
-        let steps = explain.raw_query().mapped(|row| row.get::<_, String>(3));
-        steps.collect::<Result<Vec<_>, _>>().unwrap().join("; ")
-    }
 
     #[test]
     fn receiving_neither_scans_nor_sorts() {

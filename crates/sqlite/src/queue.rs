@@ -280,6 +280,7 @@ impl Sink for SqliteQueue {
         }
         let mut found = SinkInfo::default();
         found.identity = Some(self.identity.clone());
+        found.stops_groups = true;
         Ok(found)
     }
 

@@ -355,7 +355,7 @@ impl Records {
 
 /// Changes whenever another connection has committed something, and only then:
 /// <https://www.sqlite.org/pragma.html#pragma_data_version>.
-fn version(conn: &Connection) -> Result<i64, DbError> {
+pub(crate) fn version(conn: &Connection) -> Result<i64, DbError> {
     let mut version = conn.prepare_cached("PRAGMA data_version")?;
     Ok(version.query_row([], |row| row.get(0))?)
 }

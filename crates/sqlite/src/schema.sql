@@ -82,3 +82,38 @@ CREATE TABLE IF NOT EXISTS onlyonce_body (
     attributes TEXT,                  -- a JSON object of strings, or NULL
     body       BLOB NOT NULL
 ) STRICT;
+
+-- What is to be published. The first columns but one are named as Debezium's outbox event router expects them.
+CREATE TABLE IF NOT EXISTS onlyonce_outbox (
+    seq           INTEGER PRIMARY KEY,          -- in the order in which it was written
+    id            TEXT NOT NULL UNIQUE,         -- a UUID
+    aggregatetype TEXT NOT NULL,                -- the destination
+    aggregateid   TEXT,                         -- the group
+    type          TEXT NOT NULL,                -- the attribute `type`, or nothing
+    payload       BLOB NOT NULL,
+    dedup_id      TEXT,
+    attributes    TEXT,                         -- a JSON object of strings, or NULL
+    attempts      INTEGER NOT NULL DEFAULT 0,
+    ready_at      INTEGER NOT NULL DEFAULT 0,   -- delayed until then; 0 as long as nothing has failed
+    set_aside     INTEGER NOT NULL DEFAULT 0,   -- 1: nobody tries again
+    reason        TEXT                          -- why it failed last, or was set aside
+) STRICT;
+
+-- What comes next.
+CREATE INDEX IF NOT EXISTS onlyonce_outbox_next ON onlyonce_outbox (aggregatetype, seq, aggregateid, ready_at)
+    WHERE set_aside = 0;
+
+-- Behind what a group may have to wait.
+CREATE INDEX IF NOT EXISTS onlyonce_outbox_held ON onlyonce_outbox (aggregatetype, aggregateid, seq, ready_at, set_aside)
+    WHERE ready_at > 0;
+
+-- What is delayed, and what was set aside.
+CREATE INDEX IF NOT EXISTS onlyonce_outbox_delayed ON onlyonce_outbox (aggregatetype, set_aside, ready_at)
+    WHERE ready_at > 0;
+
+-- Which relay publishes to a destination.
+CREATE TABLE IF NOT EXISTS onlyonce_relay (
+    destination TEXT PRIMARY KEY,
+    owner       INTEGER NOT NULL,
+    until       INTEGER NOT NULL
+) WITHOUT ROWID, STRICT;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_trait::async_trait;
-use onlyonce_core::driver::{Completion, Fenced, Transaction};
+use onlyonce_core::driver::{Completion, Fenced, OutboxTransaction, OutgoingId, Transaction};
 use onlyonce_core::{Error, ErrorKind, Message};
 use rusqlite::{Connection, Params};
 use tokio::sync::oneshot;
@@ -11,6 +11,8 @@ use tokio::sync::oneshot;
 use crate::database::Database;
 use crate::error::DbError;
 use crate::messages;
+use crate::outbox::check_size;
+use crate::outgoing;
 use crate::queue::SqliteQueue;
 use crate::session::Session;
 use crate::turn::{Call, Op, OpError, OpResult, Terms, TxId};
@@ -37,6 +39,8 @@ pub struct SqliteTx {
     state: State,
     /// How many savepoints are completed.
     savepoints: usize,
+    /// Something was written to the outbox.
+    published: bool,
 }
 
 #[derive(Debug)]
@@ -59,6 +63,7 @@ impl SqliteTx {
             id: TxId(NEXT.fetch_add(1, Relaxed)),
             state: State::Idle,
             savepoints: 0,
+            published: false,
         }
     }
 
@@ -110,15 +115,44 @@ impl SqliteTx {
             .await
     }
 
-    /// Publishes to a queue in the same file, as part of the transaction: the messages can be received once it is
-    /// committed, and never if it is not.
+    /// Writes a message to the [outbox](crate::SqliteOutbox), as part of the current savepoint: a relay publishes it some time
+    /// after the commit, to whatever queue its destination stands for, and never if it is rolled back.
+    ///
+    /// ```no_run
+    /// # use onlyonce_core::Message;
+    /// # async fn handler(tx: &mut onlyonce_sqlite::SqliteTx) -> Result<(), onlyonce_core::Error> {
+    /// tx.execute("INSERT INTO paid VALUES (?1)", [7]).await?;
+    /// tx.publish("mails", Message::new("thank you").with_group("customer-7")).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Of kind [`Message`](ErrorKind::Message): it is too large, and nothing was done. Otherwise as [`with`](Self::with).
+    pub async fn publish(
+        &mut self,
+        destination: &str,
+        message: Message,
+    ) -> Result<OutgoingId, Error> {
+        check_size(&message)?;
+        let destination = destination.to_owned();
+        let write = move |session: &mut Session| {
+            outgoing::write(&session.conn, &destination, &message)
+                .map_err(|error| OpError::Failed(DbError::from(error).into()))
+        };
+        self.published = true;
+        self.run(write).await
+    }
+
+    /// Publishes to a queue in the same file at once, as part of the transaction: the messages can be received as soon as it is
+    /// committed, without a relay, and never if it is not.
     ///
     /// # Errors
     /// The queue is in another file; otherwise as [`with`](Self::with).
-    pub async fn publish(&mut self, queue: &SqliteQueue, batch: &[Message]) -> Result<(), Error> {
+    pub async fn enqueue(&mut self, queue: &SqliteQueue, batch: &[Message]) -> Result<(), Error> {
         if !self.database.is_same(queue.database()) {
             return Err(
-                Error::config("a transaction can publish only to a queue in its own file")
+                Error::config("a transaction can enqueue only to a queue in its own file")
                     .on_queue(onlyonce_core::driver::Sink::name(queue)),
             );
         }
@@ -183,6 +217,13 @@ impl SqliteTx {
         Ok(result)
     }
 
+    /// What was committed is to leave.
+    fn announce(&self) {
+        if self.published {
+            self.database.announce();
+        }
+    }
+
     /// Ends the turn, if there is or may be one, and is as new.
     fn reset(&mut self) {
         if !matches!(self.state, State::Idle) {
@@ -224,7 +265,11 @@ impl Transaction for SqliteTx {
     async fn commit(mut self) -> Result<(), Error> {
         match self.state {
             State::Idle => Ok(()),
-            _ => self.last_step(Op::Commit).await,
+            _ => {
+                self.last_step(Op::Commit).await?;
+                self.announce();
+                Ok(())
+            }
         }
     }
 
@@ -233,7 +278,16 @@ impl Transaction for SqliteTx {
         last: &[Completion],
     ) -> Result<Result<(), Fenced>, Error> {
         let last = last.to_vec();
-        self.last_step(|answer| Op::Finish(last, answer)).await
+        let verdict = self.last_step(|answer| Op::Finish(last, answer)).await?;
+        self.announce();
+        Ok(verdict)
+    }
+}
+
+#[async_trait]
+impl OutboxTransaction for SqliteTx {
+    async fn publish(&mut self, destination: &str, message: Message) -> Result<OutgoingId, Error> {
+        Self::publish(self, destination, message).await
     }
 }
 

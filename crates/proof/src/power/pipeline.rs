@@ -150,7 +150,7 @@ async fn in_transaction(
     let sql = "INSERT INTO effects VALUES (?1)";
     tx.inner.execute(sql, [id]).await?;
     if has_follower(id) {
-        tx.inner.publish(&outbox, &[message(id)]).await?;
+        tx.inner.enqueue(&outbox, &[message(id)]).await?;
     }
     Ok(())
 }

@@ -1,12 +1,14 @@
-//! What every source and every store promises.
+//! What every source, every store and every outbox promises.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use onlyonce_core::Message;
 use onlyonce_core::attributes::DEAD_LETTER_REASON;
-use onlyonce_core::driver::{Receipt, ReceiveLimits, Sink, Source, Store};
-use onlyonce_sqlite::{Config, SqliteQueue, SqliteReceipt, SqliteStore, SqliteTx};
+use onlyonce_core::driver::{Outbox, OutgoingId, Receipt, ReceiveLimits, Sink, Source, Store};
+use onlyonce_sqlite::{Config, SqliteOutbox, SqliteQueue, SqliteReceipt, SqliteStore, SqliteTx};
+use onlyonce_testkit::outbox::OutboxHarness;
 use onlyonce_testkit::source::{DeadLettered, SourceHarness};
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
@@ -60,6 +62,11 @@ impl SourceHarness for Queue {
 
     fn lease(&self) -> Duration {
         LEASE
+    }
+
+    fn refused_message(&self) -> Option<Message> {
+        let most = 64 << 20;
+        Some(Message::new(vec![0; most + 1]))
     }
 
     async fn dead_letters(&self) -> Vec<DeadLettered> {
@@ -129,5 +136,18 @@ impl TransactionalStoreHarness for Scene {
     }
 }
 
+#[async_trait]
+impl OutboxHarness for Scene {
+    async fn outbox(&self) -> Arc<dyn Outbox> {
+        Arc::new(SqliteOutbox::open(self.config()).await.unwrap())
+    }
+
+    async fn publish(&self, destination: &str, message: Message) -> OutgoingId {
+        let outbox = SqliteOutbox::open(self.config()).await.unwrap();
+        outbox.publish(destination, message).await.unwrap()
+    }
+}
+
 onlyonce_testkit::store_suite!(Scene::new());
 onlyonce_testkit::transactional_store_suite!(Scene::new());
+onlyonce_testkit::outbox_suite!(Scene::new());

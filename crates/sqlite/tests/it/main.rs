@@ -6,6 +6,7 @@ mod clocks;
 mod conformance;
 mod database;
 mod grammar;
+mod outbox;
 mod processes;
 mod queue;
 mod store;

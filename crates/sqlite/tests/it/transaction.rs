@@ -376,16 +376,16 @@ async fn a_turn_that_lasts_too_long_is_rolled_back_and_the_next_one_comes() {
 }
 
 #[tokio::test]
-async fn publishing_in_a_transaction_is_part_of_it() {
+async fn enqueueing_in_a_transaction_is_part_of_it() {
     let stage = Stage::new().await;
     let queue = SqliteQueue::open(stage.scene.config()).await.unwrap();
     let held = stage.claim(1).await;
     let mut tx = stage.begin().await;
-    tx.publish(&queue, &[Message::new("rolled back")])
+    tx.enqueue(&queue, &[Message::new("rolled back")])
         .await
         .unwrap();
     tx.rollback().await.unwrap();
-    tx.publish(&queue, &[Message::new("kept")]).await.unwrap();
+    tx.enqueue(&queue, &[Message::new("kept")]).await.unwrap();
     complete(&mut tx, held).await.unwrap();
     tx.commit().await.unwrap();
     let got = queue.receive(limit(10)).await.unwrap();
