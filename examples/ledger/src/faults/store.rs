@@ -1,3 +1,4 @@
+use std::error::Error as StdError;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -115,7 +116,16 @@ impl<Tx: Transaction> Transaction for FaultyTx<Tx> {
         self.inner.rollback().await
     }
 
+    fn is_conflict(&self, error: &(dyn StdError + 'static)) -> bool {
+        self.inner.is_conflict(error)
+    }
+
     async fn commit(self) -> Result<(), Error> {
         call(&self.dice, self.inner.commit()).await
+    }
+
+    // Handed on too: it is here that PostgreSQL's transactions share a commit.
+    async fn complete_and_commit(self, last: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        call(&self.dice, self.inner.complete_and_commit(last)).await
     }
 }
