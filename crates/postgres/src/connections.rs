@@ -1,9 +1,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Either};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// For how long a connection may take to be opened: as long as TCP may take to notice that the server is back.
+const OPENING: Duration = Duration::from_secs(30);
 
 /// Connections to one database, at most so many; they are opened when they are needed, and kept.
 ///
@@ -44,15 +48,34 @@ impl Connections {
     /// A connection that nobody uses, or a new one.
     pub(crate) async fn open(&self, permit: OwnedSemaphorePermit) -> Result<Lent, sqlx::Error> {
         let kept = lock(&self.idle).pop();
-        let conn = match kept {
-            Some(conn) => conn,
-            None => self.connect().await?,
-        };
-        Ok(Lent {
+        match kept {
+            Some(conn) => Ok(self.lent(conn, permit)),
+            None => self.open_new(permit).await,
+        }
+    }
+
+    /// A new connection. It is opened to the end even if the future is dropped, for whoever comes next: callers that give up sooner
+    /// than a busy server answers would otherwise keep it busy with connections of which none is ever used.
+    async fn open_new(&self, permit: OwnedSemaphorePermit) -> Result<Lent, sqlx::Error> {
+        let (sender, opened) = oneshot::channel();
+        let this = self.clone();
+        tokio::spawn(async move {
+            let conn = tokio::time::timeout(OPENING, this.connect()).await;
+            let conn = conn.unwrap_or_else(|late| Err(sqlx::Error::Io(late.into())));
+            let lent = conn.map(|conn| this.lent(conn, permit));
+            if let Err(Ok(unwanted)) = sender.send(lent) {
+                unwanted.give_back();
+            }
+        });
+        opened.await.unwrap_or(Err(sqlx::Error::PoolClosed))
+    }
+
+    fn lent(&self, conn: PgConnection, permit: OwnedSemaphorePermit) -> Lent {
+        Lent {
             conn,
             idle: Arc::clone(&self.idle),
             permit,
-        })
+        }
     }
 
     pub(crate) async fn lend(&self) -> Result<Lent, sqlx::Error> {
