@@ -1,9 +1,7 @@
 //! What the tables say, and nothing but the tables.
 
 use std::collections::HashMap;
-use std::path::Path;
 
-use rusqlite::{Connection, OpenFlags};
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
@@ -37,72 +35,8 @@ impl Audit {
     }
 }
 
-/// Opens the ledger without writing to it.
-fn open(path: &Path) -> rusqlite::Result<Connection> {
-    // Not read-only: reading a file in WAL mode may need its index rebuilt after a crash.
-    Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
-}
-
-pub fn of(path: &Path) -> rusqlite::Result<Audit> {
-    let db = open(path)?;
-    let transfers =
-        "SELECT transfer_id, COUNT(*) AS n, SUM(amount) AS sum FROM entries GROUP BY transfer_id";
-    let wrong = "n <> 2 OR sum <> 0";
-    let (count, entries, applied_twice, half_applied) = db.query_row(
-        &format!(
-            "SELECT COUNT(*), IFNULL(SUM(n), 0), IFNULL(SUM(n > 2), 0), IFNULL(SUM(n <= 2 AND ({wrong})), 0)
-             FROM ({transfers})"
-        ),
-        [],
-        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)),
-    )?;
-    let examples = db
-        .prepare(&format!(
-            "SELECT transfer_id FROM ({transfers}) WHERE {wrong} LIMIT 10"
-        ))?
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    let (booked, kept) = (
-        "SELECT account, SUM(amount) FROM entries GROUP BY account",
-        "SELECT account, balance FROM balances",
-    );
-    let differing: i64 = db.query_row(
-        &format!(
-            "SELECT (SELECT COUNT(*) FROM ({booked} EXCEPT {kept})) + (SELECT COUNT(*) FROM ({kept} EXCEPT {booked}))"
-        ),
-        [],
-        |row| row.get(0),
-    )?;
-    Ok(Audit {
-        transfers: count,
-        entries,
-        applied_twice,
-        half_applied,
-        examples,
-        sum_of_balances: db.query_row(
-            "SELECT IFNULL(SUM(balance), 0) FROM balances",
-            [],
-            |row| row.get(0),
-        )?,
-        balances_match_entries: differing == 0,
-    })
-}
-
 /// The entries of each transfer: account and amount.
 pub type Entries = HashMap<String, Vec<(String, i64)>>;
-
-/// All of them, for a comparison with what was sent.
-pub fn entries(path: &Path) -> rusqlite::Result<Entries> {
-    let mut entries = Entries::new();
-    let db = open(path)?;
-    let mut statement = db.prepare("SELECT transfer_id, account, amount FROM entries")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let of_transfer = entries.entry(row.get(0)?).or_default();
-        of_transfer.push((row.get(1)?, row.get(2)?));
-    }
-    Ok(entries)
-}
 
 #[cfg(test)]
 mod tests {

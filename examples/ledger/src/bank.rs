@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use onlyonce::{BoxError, DedupKey, Failure};
 use rusqlite::{Connection, TransactionBehavior};
 
-use crate::book;
+use crate::book::sqlite;
 use crate::worker::Transfer;
 
 /// `calls` has a row for each call that was made, `keys` one for each that was carried out.
@@ -21,7 +21,7 @@ pub struct Bank(Arc<Mutex<Connection>>);
 
 impl Bank {
     pub fn open(path: &Path) -> rusqlite::Result<Self> {
-        let db = book::open(path)?;
+        let db = sqlite::open(path)?;
         db.execute_batch(TABLES)?;
         Ok(Self(Arc::new(Mutex::new(db))))
     }
@@ -42,7 +42,7 @@ impl Bank {
             (key, std::process::id()),
         )?;
         if tx.execute("INSERT INTO keys VALUES (?1) ON CONFLICT DO NOTHING", [key])? == 1 {
-            book::post(&tx, transfer)?;
+            sqlite::post(&tx, transfer)?;
         }
         tx.commit()
     }

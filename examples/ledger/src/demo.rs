@@ -12,12 +12,13 @@ use onlyonce::driver::ReceiveLimits;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
+use crate::book::sqlite;
 use crate::fleet::Worker;
 use crate::options;
 use crate::send::{Sent, feed};
+use crate::table;
 use crate::traffic::Traffic;
 use crate::verdict::Verdict;
-use crate::{audit, table};
 use onlyonce::Report;
 
 /// How long a dead worker's messages wait for the next one: short, since here workers die all the time.
@@ -90,8 +91,8 @@ pub async fn run(options: options::Demo) -> Result<bool, BoxError> {
     let verdict = tokio::task::spawn_blocking(move || {
         Ok::<_, rusqlite::Error>(Verdict::new(
             &traffic,
-            audit::entries(&path)?,
-            audit::of(&path)?,
+            sqlite::entries(&path)?,
+            sqlite::audit(&path)?,
         ))
     });
     Ok(table::conclude(&tally, &verdict.await??))

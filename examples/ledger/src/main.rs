@@ -22,9 +22,9 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use onlyonce::sqlite::Config;
 use onlyonce::{BoxError, Report};
 
+use book::Place;
 use options::{Cli, Command, Mode, Work};
 
 #[tokio::main]
@@ -53,7 +53,7 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
             true
         }
         Some(Command::Audit(options)) => {
-            let audit = audit::of(&options.store.parse::<Config>()?.path)?;
+            let audit = options.store.parse::<Place>()?.audit().await?;
             println!("{}", serde_json::to_string(&audit)?);
             audit.is_sound() && audit.has(options.transfers)
         }
@@ -71,11 +71,35 @@ async fn run(cli: Cli) -> Result<ExitCode, BoxError> {
 }
 
 async fn work(options: &Work) -> Result<Report, BoxError> {
-    let bank = bank::open(options.store.parse::<Config>()?.path).await?;
+    match options.store.parse()? {
+        Place::Sqlite(config) => on_sqlite(options, config).await,
+        #[cfg(feature = "postgres")]
+        Place::Postgres(config) => on_postgres(options, *config).await,
+    }
+}
+
+async fn on_sqlite(options: &Work, config: onlyonce::sqlite::Config) -> Result<Report, BoxError> {
+    let bank = bank::open(config.path).await?;
     let report = match options.mode {
         _ if options.faults.any() => faults::run(options, bank).await?,
         Mode::Transactional => worker::run_transactional(options).await?,
         Mode::Idempotent => worker::run_idempotent(options, bank).await?,
     };
     Ok(report)
+}
+
+#[cfg(feature = "postgres")]
+async fn on_postgres(
+    options: &Work,
+    config: onlyonce::postgres::Config,
+) -> Result<Report, BoxError> {
+    match options.mode {
+        Mode::Idempotent => Err(
+            "the bank of the idempotent mode has a SQLite file: write `--store sqlite:PATH`".into(),
+        ),
+        Mode::Transactional if options.faults.any() => {
+            faults::run_on_postgres(options, config).await
+        }
+        Mode::Transactional => worker::run_on_postgres(options, config).await,
+    }
 }

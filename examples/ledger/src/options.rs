@@ -61,7 +61,7 @@ pub struct Work {
     /// The queue's URL.
     #[arg(long)]
     pub source: String,
-    /// The URL of the SQLite file with the records and the ledger.
+    /// The URL of the SQLite file, or the PostgreSQL database, with the records and the ledger.
     #[arg(long)]
     pub store: String,
     /// Where messages go that cannot be processed; needed where the queue has no place for them.
@@ -110,7 +110,7 @@ impl Faults {
 
 #[derive(Args, Clone, Debug)]
 pub struct Audit {
-    /// The URL of the SQLite file with the ledger.
+    /// The URL of the SQLite file, or the PostgreSQL database, with the ledger.
     #[arg(long)]
     pub store: String,
     /// How many different transfers there must be.

@@ -1,12 +1,18 @@
 //! The worker: a handler and the pipeline around it. This is the file to copy from.
 
+#[cfg(feature = "postgres")]
+use onlyonce::BoxError;
 use onlyonce::driver::Transaction;
+#[cfg(feature = "postgres")]
+use onlyonce::postgres::{Config, PgStore, PgTx};
 use onlyonce::sqlite::{SqliteStore, SqliteTx};
 use onlyonce::{Builder, DedupKey, Error, Failure, Json, Pipeline, Report, State};
 use serde::{Deserialize, Serialize};
 
 use crate::bank::Bank;
-use crate::book;
+#[cfg(feature = "postgres")]
+use crate::book::postgres::Book;
+use crate::book::sqlite;
 use crate::options::Work;
 
 /// What a message asks for.
@@ -32,7 +38,19 @@ impl Transfer {
 /// with the record that this message was handled.
 pub async fn transfer(Json(transfer): Json<Transfer>, tx: &mut SqliteTx) -> Result<(), Failure> {
     transfer.check()?;
-    tx.with(move |db| book::post(db, &transfer)).await?;
+    tx.with(move |db| sqlite::post(db, &transfer)).await?;
+    Ok(())
+}
+
+/// The same on PostgreSQL, by way of sqlx.
+#[cfg(feature = "postgres")]
+pub async fn transfer_on_postgres(
+    Json(transfer): Json<Transfer>,
+    State(book): State<Book>,
+    tx: &mut PgTx,
+) -> Result<(), Failure> {
+    transfer.check()?;
+    book.post(tx, &transfer).await?;
     Ok(())
 }
 
@@ -54,6 +72,17 @@ pub async fn run_transactional(options: &Work) -> Result<Report, Error> {
     let store = SqliteStore::open(options.store.parse()?).await?;
     let pipeline = Pipeline::transactional(source, store);
     Ok(settings(pipeline, options).await?.run(transfer).await?)
+}
+
+/// Runs [`transfer_on_postgres`] for every message of the queue; other machines may do so, too.
+#[cfg(feature = "postgres")]
+pub async fn run_on_postgres(options: &Work, config: Config) -> Result<Report, BoxError> {
+    let source = onlyonce::source(&options.source).await?;
+    let store = PgStore::open(config.clone()).await?;
+    let book = Book::open(&config).await?;
+    let pipeline = Pipeline::transactional(source, store).state(book);
+    let pipeline = settings(pipeline, options).await?;
+    Ok(pipeline.run(transfer_on_postgres).await?)
 }
 
 /// Runs [`instruct`] for every message of the queue, with the store keeping nothing but the records.

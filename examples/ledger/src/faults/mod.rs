@@ -6,11 +6,17 @@ mod dice;
 mod source;
 mod store;
 
+#[cfg(feature = "postgres")]
+use onlyonce::BoxError;
+#[cfg(feature = "postgres")]
+use onlyonce::postgres::{Config, PgStore, PgTx};
 use onlyonce::sqlite::{SqliteStore, SqliteTx};
 use onlyonce::{Error, Failure, Json, Pipeline, Report, RetryPolicy, State};
 use std::time::Duration;
 
 use crate::bank::Bank;
+#[cfg(feature = "postgres")]
+use crate::book::postgres::Book;
 use crate::options::{Mode, Work};
 use crate::worker::{self, Transfer, instruct, settings};
 
@@ -24,24 +30,41 @@ pub async fn run(options: &Work, bank: Bank) -> Result<Report, Error> {
     let dice = Dice::new(options.faults.faults);
     let delay = Delay::new(&options.faults);
     let source = FaultySource::new(onlyonce::source(&options.source).await?, dice.clone());
-    // Faults must not use up the attempts: a dead letter would be right then, and hide what is wrong.
-    let retry = RetryPolicy::default()
-        .max_attempts(100)
-        .delays(Duration::from_millis(20), Duration::from_secs(1));
     match options.mode {
         Mode::Transactional => {
             let store = SqliteStore::open(options.store.parse()?).await?;
             let pipeline = Pipeline::transactional(source, FaultyStore::new(store, dice.clone()));
-            let pipeline = settings(pipeline, options).await?.retry(retry);
+            let pipeline = settings(pipeline, options).await?.retry(retry());
             Ok(pipeline.state(dice).layer(delay).run(transfer).await?)
         }
         Mode::Idempotent => {
             let store = onlyonce::store(&options.store).await?;
             let pipeline = Pipeline::idempotent(source, FaultyStore::new(store, dice));
-            let pipeline = settings(pipeline, options).await?.retry(retry);
+            let pipeline = settings(pipeline, options).await?.retry(retry());
             Ok(pipeline.state(bank).layer(delay).run(instruct).await?)
         }
     }
+}
+
+/// The same as [`worker::run_on_postgres`].
+#[cfg(feature = "postgres")]
+pub async fn run_on_postgres(options: &Work, config: Config) -> Result<Report, BoxError> {
+    let dice = Dice::new(options.faults.faults);
+    let delay = Delay::new(&options.faults);
+    let source = FaultySource::new(onlyonce::source(&options.source).await?, dice.clone());
+    let store = PgStore::open(config.clone()).await?;
+    let book = Book::open(&config).await?;
+    let pipeline = Pipeline::transactional(source, FaultyStore::new(store, dice.clone()));
+    let pipeline = settings(pipeline, options).await?.retry(retry());
+    let pipeline = pipeline.state(dice).state(book).layer(delay);
+    Ok(pipeline.run(transfer_on_postgres).await?)
+}
+
+/// Faults must not use up the attempts: a dead letter would be right then, and hide what is wrong.
+fn retry() -> RetryPolicy {
+    RetryPolicy::default()
+        .max_attempts(100)
+        .delays(Duration::from_millis(20), Duration::from_secs(1))
 }
 
 /// [`worker::transfer`] that at times fails or panics when it has written everything.
@@ -51,6 +74,22 @@ async fn transfer(
     tx: &mut FaultyTx<SqliteTx>,
 ) -> Result<(), Failure> {
     worker::transfer(transfer, tx.inner()).await?;
+    fail_at_times(&dice)
+}
+
+/// The same as [`worker::transfer_on_postgres`].
+#[cfg(feature = "postgres")]
+async fn transfer_on_postgres(
+    transfer: Json<Transfer>,
+    book: State<Book>,
+    State(dice): State<Dice>,
+    tx: &mut FaultyTx<PgTx>,
+) -> Result<(), Failure> {
+    worker::transfer_on_postgres(transfer, book, tx.inner()).await?;
+    fail_at_times(&dice)
+}
+
+fn fail_at_times(dice: &Dice) -> Result<(), Failure> {
     if dice.hits(3) {
         return Err(Failure::retry("made to fail after its effect"));
     }
