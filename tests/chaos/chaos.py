@@ -8,6 +8,7 @@ import math
 import os
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -121,6 +122,10 @@ class Scenario:
         for worker in self.workers:
             worker.kill()
 
+    def delete(self):
+        """Removes what was made for the run outside of its folder."""
+        self.queue.delete()
+
     def last_words(self):
         return "\n".join(f"a worker: {worker.figures}\n{worker.last_words()}" for worker in self.workers)
 
@@ -148,6 +153,8 @@ class Run(Scenario):
         self.shown = 0.0
         self.progress = (None, time.monotonic())
         self.false_starts = []
+        # The command that breaks a server, and has it back when it ends.
+        self.outage = None
         # How much of what is planned has not happened yet, and the share of the messages that may be published by now.
         self.planned = 0
         self.released = 1.0
@@ -157,15 +164,24 @@ class Run(Scenario):
         raise NotImplementedError
 
     def plan(self):
-        """What is done to the broker, with how often."""
+        """What is done to the broker or to the store's server, with how often."""
         raise NotImplementedError
 
-    def settle(self):
-        """Waits until what is done to the broker is over."""
+    def break_server(self, what, command):
+        """Runs a command that breaks a server for a while; workers are killed meanwhile as at any other time."""
+        self.settle()
+        with open(os.path.join(self.folder, "servers.log"), "a", encoding="utf-8") as output:
+            self.outage = subprocess.Popen(command, shell=True, stdout=output, stderr=output)
+        self.counts[what] += 1
 
-    def broker_is_away(self):
+    def settle(self):
+        """Waits until what is done to a server is over."""
+        if self.outage and self.outage.wait(timeout=120) != 0:
+            raise AssertionError(f"the command given ended with {self.outage.returncode}, see servers.log")
+
+    def server_is_away(self):
         """Whether workers have a reason not to start."""
-        return False
+        return self.outage is not None and self.outage.poll() is None
 
     def verdict(self):
         """Of the broker's part: findings, each of which must be zero, and what else is worth telling."""
@@ -199,7 +215,7 @@ class Run(Scenario):
             self.progress = (progress, time.monotonic())
         elif time.monotonic() > self.progress[1] + STUCK:
             raise Stopped(f"nothing was published or applied for {STUCK} s")
-        if self.broker_is_away() or all(worker.count("applied") for worker in self.workers):
+        if self.server_is_away() or all(worker.count("applied") for worker in self.workers):
             self.false_starts = []
         for worker in [worker for worker in self.workers if worker.ended()]:
             worked = worker.count("applied") > 0
@@ -381,7 +397,7 @@ def main(options, scenario):
         try:
             run.go()
             findings, details = run.findings()
-            run.queue.delete()
+            run.delete()
         except (Stopped, TimeoutError) as stopped:
             print(run.last_words(), file=sys.stderr)
             findings, details = {"stopped": 1}, {"because": str(stopped)}

@@ -1,9 +1,10 @@
-"""RabbitMQ's part of the chaos tests: the queue, and a transfer as a message. Needs pika."""
+"""RabbitMQ's part of the chaos tests: the queue, and transfers as messages. Needs pika."""
 
 from urllib.parse import urlencode
 
 import pika
 
+import chaos
 import ledger
 
 GROUP_HEADER = "x-group"
@@ -68,3 +69,77 @@ def transfer(number, rng, group=None):
     headers = {GROUP_HEADER: group} if group else None
     properties = pika.BasicProperties(message_id=identity, delivery_mode=2, headers=headers)
     return identity, body.encode(), properties
+
+
+def traffic(options, rng, single=False):
+    """All messages, each publisher's in its order, the transfers by id, and the number of duplicates, each of which comes later
+    than its first. Half of the transfers belong to a group, if there are groups. With a `single` consumer the order counts for
+    those without a group, too."""
+    lines = [[] for _ in range(options.publishers)]
+    sent = {}
+    duplicates = 0
+    for number in range(options.transfers):
+        grouped = options.groups and number % 2 == 0
+        message = transfer(number, rng, f"group-{number % options.groups}" if grouped else None)
+        identity, body, _ = message
+        sent[identity] = body
+        lines[number % options.publishers].append((number, message))
+        if rng.randrange(100) < options.duplicates:
+            duplicates += 1
+            # Where the order counts, it must not come before its first: another publisher may be ahead.
+            ordered = single or grouped
+            line = number % options.publishers if ordered else rng.randrange(options.publishers)
+            lines[line].append((number + rng.randrange(2_000), message))
+    for number in range(options.poison):
+        body, properties = poison(number)
+        line = rng.choice(lines)
+        line.append((rng.randrange(options.transfers), (f"poison-{number}", body, properties)))
+    for line in lines:
+        line.sort(key=lambda entry: entry[0])
+    return [[message for _, message in line] for line in lines], sent, duplicates
+
+
+def poison(number):
+    identity = f"poison-{number}"
+    kinds = [
+        (b"\xff\xfe" + identity.encode(), identity),
+        (b'{"transfer_id": ' + str(number).encode(), identity),
+        # Fine but for its missing id, without which a redelivery would be another transfer.
+        (b'{"transfer_id":"poison-%d","from":"a","to":"b","amount":1}' % number, None),
+    ]
+    body, message_id = kinds[number % len(kinds)]
+    return body, pika.BasicProperties(message_id=message_id, delivery_mode=2)
+
+
+class Publisher(chaos.Publisher):
+    """Publishes with confirms, again and again until each is confirmed."""
+
+    ERRORS = (pika.exceptions.AMQPError, OSError)
+
+    def __init__(self, queue, messages):
+        super().__init__(len(messages))
+        self.queue, self.line = queue, messages
+
+    def publish(self):
+        with self.queue.connect() as connection:
+            channel = connection.channel()
+            channel.confirm_delivery()
+            while not self.done():
+                if self.must_wait():
+                    connection.sleep(0.02)
+                    continue
+                identity, body, properties = self.line[self.confirmed]
+                channel.basic_publish("", self.queue.name, body, properties, mandatory=True)
+                self.confirm(identity)
+
+
+def settled(queue, poison_messages):
+    """Whether nothing but the poison is left: findings, each of which must be zero, and the number of dead letters."""
+    dead = queue.drained(queue.dead)
+    expected = {poison(number)[0] for number in range(poison_messages)}
+    findings = {
+        "left_in_queue": queue.depth(queue.name),
+        "poison_not_set_aside": len(expected - set(dead)),
+        "wrongly_set_aside": len(set(dead) - expected),
+    }
+    return findings, len(dead)

@@ -10,9 +10,6 @@ Needs pika. The commands that cut and restart are given, so that any broker will
 """
 
 import os
-import subprocess
-
-import pika
 
 import chaos
 import ledger
@@ -43,67 +40,6 @@ def arguments():
     return options
 
 
-def traffic(options, rng):
-    """All messages, each publisher's in its order, the transfers by id, and the number of duplicates, each of which comes later
-    than its first."""
-    lines = [[] for _ in range(options.publishers)]
-    sent = {}
-    duplicates = 0
-    for number in range(options.transfers):
-        grouped = options.groups and number % 2 == 0
-        message = rabbit.transfer(number, rng, f"group-{number % options.groups}" if grouped else None)
-        identity, body, _ = message
-        sent[identity] = body
-        lines[number % options.publishers].append((number, message))
-        if rng.randrange(100) < options.duplicates:
-            duplicates += 1
-            # Where the order counts, it must not come before its first: another publisher may be ahead.
-            ordered = options.single or grouped
-            line = number % options.publishers if ordered else rng.randrange(options.publishers)
-            lines[line].append((number + rng.randrange(2_000), message))
-    for number in range(options.poison):
-        body, properties = poison(number)
-        line = rng.choice(lines)
-        line.append((rng.randrange(options.transfers), (f"poison-{number}", body, properties)))
-    for line in lines:
-        line.sort(key=lambda entry: entry[0])
-    return [[message for _, message in line] for line in lines], sent, duplicates
-
-
-def poison(number):
-    identity = f"poison-{number}"
-    kinds = [
-        (b"\xff\xfe" + identity.encode(), identity),
-        (b'{"transfer_id": ' + str(number).encode(), identity),
-        # Fine but for its missing id, without which a redelivery would be another transfer.
-        (b'{"transfer_id":"poison-%d","from":"a","to":"b","amount":1}' % number, None),
-    ]
-    body, message_id = kinds[number % len(kinds)]
-    return body, pika.BasicProperties(message_id=message_id, delivery_mode=2)
-
-
-class Publisher(chaos.Publisher):
-    """Publishes with confirms, again and again until each is confirmed."""
-
-    ERRORS = (pika.exceptions.AMQPError, OSError)
-
-    def __init__(self, queue, messages):
-        super().__init__(len(messages))
-        self.queue, self.line = queue, messages
-
-    def publish(self):
-        with self.queue.connect() as connection:
-            channel = connection.channel()
-            channel.confirm_delivery()
-            while not self.done():
-                if self.must_wait():
-                    connection.sleep(0.02)
-                    continue
-                identity, body, properties = self.line[self.confirmed]
-                channel.basic_publish("", self.queue.name, body, properties, mandatory=True)
-                self.confirm(identity)
-
-
 class Run(chaos.Run):
     SPEED = CONCURRENCY / DELAY
 
@@ -111,9 +47,8 @@ class Run(chaos.Run):
         super().__init__(options, folder)
         settings = (options.queue_type, options.limit, options.single, options.dead_letters)
         self.queue = rabbit.Queue(options.url, f"chaos-{os.getpid()}-{options.seed}", *settings)
-        lines, self.sent, self.duplicates = traffic(options, self.rng)
-        self.publishers = [Publisher(self.queue, line) for line in lines]
-        self.outage = None
+        lines, self.sent, self.duplicates = rabbit.traffic(options, self.rng, options.single)
+        self.publishers = [rabbit.Publisher(self.queue, line) for line in lines]
         self.counts |= {"cuts": 0, "restarts": 0}
 
     def worker(self, log, *more):
@@ -134,23 +69,9 @@ class Run(chaos.Run):
     def plan(self):
         options = self.options
         return [
-            (lambda: self.break_broker("cuts", options.cut_cmd), options.cuts),
-            (lambda: self.break_broker("restarts", options.restart_cmd), options.restarts),
+            (lambda: self.break_server("cuts", options.cut_cmd), options.cuts),
+            (lambda: self.break_server("restarts", options.restart_cmd), options.restarts),
         ]
-
-    def break_broker(self, what, command):
-        """Cuts or restarts; the workers are killed meanwhile as at any other time."""
-        self.settle()
-        with open(os.path.join(self.folder, "broker.log"), "a", encoding="utf-8") as output:
-            self.outage = subprocess.Popen(command, shell=True, stdout=output, stderr=output)
-        self.counts[what] += 1
-
-    def broker_is_away(self):
-        return self.outage is not None and self.outage.poll() is None
-
-    def settle(self):
-        if self.outage and self.outage.wait(timeout=120) != 0:
-            raise AssertionError(f"the command given ended with {self.outage.returncode}, see broker.log")
 
     def lines_in_order(self):
         """Transfers that one publisher sent one after another, of one group: none but with a single active consumer."""
@@ -164,18 +85,12 @@ class Run(chaos.Run):
         return lines.values()
 
     def verdict(self):
-        dead = self.queue.drained(self.queue.dead)
-        expected = {poison(number)[0] for number in range(self.options.poison)}
-        findings = {
-            "out_of_order": self.out_of_order(self.lines_in_order()),
-            "left_in_queue": self.queue.depth(self.queue.name),
-            "poison_not_set_aside": len(expected - set(dead)),
-            "wrongly_set_aside": len(set(dead) - expected),
-        }
+        findings, dead_letters = rabbit.settled(self.queue, self.options.poison)
+        findings["out_of_order"] = self.out_of_order(self.lines_in_order())
         return findings, {
             "queue_type": self.options.queue_type,
             "duplicates_sent": self.duplicates,
-            "dead_letters": len(dead),
+            "dead_letters": dead_letters,
         }
 
 

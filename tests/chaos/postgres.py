@@ -1,0 +1,142 @@
+#!/usr/bin/env python3
+"""Kills workers, and kills and restarts the PostgreSQL that is their store, while transfers go from RabbitMQ into a ledger there
+through several workers at once; audits what became of them: each transfer once in the ledger, none missing, nothing left in the
+queue. Exit code 1 if not.
+
+Needs pika and psycopg. The commands that kill and restart the server are given, so that any server will do:
+
+    postgres.py --url amqp://guest:guest@localhost/%2f --store postgres://user:password@localhost/database \\
+        --ledger target/debug/ledger --server-kill-cmd "localstack/postgres crash DIR" \\
+        --server-restart-cmd "localstack/postgres restart DIR"
+"""
+
+import os
+import time
+from urllib.parse import urlencode
+
+import psycopg
+
+import chaos
+import ledger
+import rabbit
+
+# What a worker is slowed down to, so that there is always work left to be killed in. More handlers than connections, so that
+# commits are shared.
+CONCURRENCY = 16
+CONNECTIONS = 8
+DELAY = 0.01
+
+
+def arguments():
+    parser = chaos.run_arguments(__doc__, transfers=100_000, kills=100)
+    parser.add_argument("--url", required=True, help="AMQP URL without a query")
+    parser.add_argument("--store", required=True, help="PostgreSQL URL without a query; the run makes a schema of its own there")
+    parser.add_argument("--workers", type=int, default=4, help="how many there are at once")
+    parser.add_argument("--groups", type=int, default=0, help="half of the transfers belong to one of this number of groups; 0: none")
+    parser.add_argument("--prefetch", type=int, default=200)
+    parser.add_argument("--server-kills", type=int, default=5, help="how often PostgreSQL is killed with all its children")
+    parser.add_argument("--server-restarts", type=int, default=2)
+    parser.add_argument("--server-kill-cmd", default="", help="kills it and starts it again; needed unless --server-kills is 0")
+    parser.add_argument("--server-restart-cmd", default="", help="needed unless --server-restarts is 0")
+    options = parser.parse_args()
+    for name, count, command in [
+        ("kill", options.server_kills, options.server_kill_cmd),
+        ("restart", options.server_restarts, options.server_restart_cmd),
+    ]:
+        if count and not command:
+            parser.error(f"--server-{name}s {count} needs --server-{name}-cmd; --server-{name}s 0 leaves them out")
+    return options
+
+
+class Book:
+    """The ledger's tables, read without the program under test; through the server's outages, too."""
+
+    def __init__(self, server, schema):
+        self.server, self.schema = server, schema
+        self.url = f"{server}?{urlencode({'schema': schema, 'connections': CONNECTIONS})}"
+        self.connection = None
+        self.counted, self.count_again = 0, 0.0
+
+    def _query(self, sql):
+        """`{}` stands for the schema."""
+        if self.connection is None or self.connection.closed:
+            self.connection = psycopg.connect(self.server, autocommit=True, connect_timeout=5)
+        return self.connection.execute(sql.format(self.schema)).fetchall()
+
+    def entries(self):
+        """How many entries there are, or were when the server last told. Counting takes a tenth of the time at most."""
+        began = time.monotonic()
+        if began >= self.count_again:
+            try:
+                self.counted = self._query("SELECT count(*) FROM {}.entries")[0][0]
+            except (psycopg.OperationalError, psycopg.errors.UndefinedTable):
+                pass  # It is away, or has no tables yet.
+            self.count_again = time.monotonic() + 10 * (time.monotonic() - began)
+        return self.counted
+
+    def transfers(self):
+        """Each transfer's entries, as accounts with amounts, first from where and then to where."""
+        transfers = {}
+        for transfer, *entry in self._query("SELECT transfer_id, account, amount FROM {}.entries ORDER BY amount"):
+            transfers.setdefault(transfer, []).append(tuple(entry))
+        return transfers
+
+    def sum_of_balances(self):
+        return int(self._query("SELECT coalesce(sum(balance), 0) FROM {}.balances")[0][0])
+
+    def delete(self):
+        self.connection.execute(f"DROP SCHEMA {self.schema} CASCADE")
+
+
+class Run(chaos.Run):
+    def __init__(self, options, folder):
+        super().__init__(options, folder)
+        self.WORKERS = options.workers
+        self.SPEED = options.workers * CONNECTIONS / DELAY
+        name = f"chaos-{os.getpid()}-{options.seed}"
+        self.book = Book(options.store, name.replace("-", "_"))
+        self.queue = rabbit.Queue(options.url, name)
+        lines, self.sent, self.duplicates = rabbit.traffic(options, self.rng)
+        self.publishers = [rabbit.Publisher(self.queue, line) for line in lines]
+        self.counts |= {"server_kills": 0, "server_kills_during_work": 0, "server_restarts": 0}
+        self.applied |= {"conflicts": 0, "failed": 0}
+
+    def worker(self, log, *more):
+        order = {"group_header": rabbit.GROUP_HEADER} if self.options.groups else {}
+        return ledger.Worker(
+            self.program,
+            self.queue.of(self.queue.name, prefetch=self.options.prefetch, heartbeat="5s", **order),
+            self.book,
+            self.queue.of(self.queue.dead),
+            log,
+            *("--prefetch", str(self.options.prefetch), "--concurrency", str(CONCURRENCY)),
+            *("--delay-before", str(DELAY)),
+            *more,
+        )
+
+    def plan(self):
+        restart = self.options.server_restart_cmd
+        return [
+            (self.kill_server, self.options.server_kills),
+            (lambda: self.break_server("server_restarts", restart), self.options.server_restarts),
+        ]
+
+    def kill_server(self):
+        # Only what is being written can be lost or doubled.
+        self.busy_worker()
+        self.counts["server_kills_during_work"] += self.unfinished()
+        self.break_server("server_kills", self.options.server_kill_cmd)
+
+    def verdict(self):
+        findings, dead_letters = rabbit.settled(self.queue, self.options.poison)
+        findings["server_kills_missing"] = self.options.server_kills - self.counts["server_kills_during_work"]
+        return findings, {"duplicates_sent": self.duplicates, "dead_letters": dead_letters}
+
+    def delete(self):
+        super().delete()
+        if not self.options.keep:
+            self.book.delete()
+
+
+if __name__ == "__main__":
+    chaos.main(arguments(), Run)
