@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-SDKS = {"pubsub": "tonic", "rabbitmq": "lapin", "sqlite": "rusqlite", "sqs": "aws-sdk-sqs"}
+SDKS = {"postgres": "sqlx-postgres", "pubsub": "tonic", "rabbitmq": "lapin", "sqlite": "rusqlite", "sqs": "aws-sdk-sqs"}
 # Programs, with what they bring when no feature is asked for.
 PROGRAMS = {"ledger": {"rusqlite"}}
 

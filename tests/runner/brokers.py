@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import threading
 
 from jobs import ROOT, Job, LeftOut
 
@@ -17,6 +18,8 @@ class Broker:
         self.folder = None
         # What the tests look for.
         self.env = {}
+        # Held by whoever breaks it, and by whoever would take that ill.
+        self.lock = threading.Lock()
 
     def start(self, job):
         # Before it is started, so that what came up in part is stopped, too.
@@ -48,6 +51,7 @@ class Given:
         self.name, self.kind = f"the {kind} given", kind
         prefix = f"ONLYONCE_{kind.upper()}_"
         self.env = {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+        self.lock = threading.Lock()
 
     @staticmethod
     def start(job):
