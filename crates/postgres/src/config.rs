@@ -82,10 +82,10 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// The tables are made, or brought to this version, when the store is opened: on unless set.
     pub migrate: bool,
-    /// Statements that handlers prepare are kept on the connection: on unless set. Behind a PgBouncer in transaction mode that does
-    /// not know of them (before 1.21, or without `max_prepared_statements`), a connection is another's after the transaction, so
-    /// they have to go with it.
-    pub prepared_statements: bool,
+    /// There is a pooler in transaction mode in between, as PgBouncer: off unless set. A connection is somebody else's after each
+    /// transaction then, so statements that a handler has prepared go with its transaction, and relays are not told of new messages
+    /// (`LISTEN` would tell whoever has the connection next), but look for them.
+    pub transaction_pooler: bool,
 }
 
 /// Neither the password nor anything else of how to connect.
@@ -100,7 +100,7 @@ impl fmt::Debug for Config {
             .field("lock_timeout", &self.lock_timeout)
             .field("idle_timeout", &self.idle_timeout)
             .field("migrate", &self.migrate)
-            .field("prepared_statements", &self.prepared_statements)
+            .field("transaction_pooler", &self.transaction_pooler)
             .finish_non_exhaustive()
     }
 }
@@ -118,7 +118,7 @@ impl Config {
             lock_timeout: LOCK_TIMEOUT,
             idle_timeout: IDLE_TIMEOUT,
             migrate: true,
-            prepared_statements: true,
+            transaction_pooler: false,
         }
     }
 
@@ -132,9 +132,9 @@ impl Config {
 
     /// How to connect, with what else is set.
     pub(crate) fn connect(&self) -> PgConnectOptions {
-        match self.prepared_statements {
-            true => self.connect.clone(),
-            false => self.connect.clone().statement_cache_capacity(0),
+        match self.transaction_pooler {
+            true => self.connect.clone().statement_cache_capacity(0),
+            false => self.connect.clone(),
         }
     }
 
@@ -222,9 +222,11 @@ impl TryFrom<&Url> for Config {
         if let Some(migrate) = params.parsed("migrate", "true or false")? {
             config.migrate = migrate;
         }
-        if let Some(prepared) = params.parsed("prepared_statements", "true or false")? {
-            config.prepared_statements = prepared;
-        }
+        config.transaction_pooler = match params.text("pooler").as_deref() {
+            None | Some("none") => false,
+            Some("transaction") => true,
+            Some(_) => return Err(Error::config("`pooler` is none or transaction")),
+        };
         params.finish()?;
         config.check()?;
         Ok(config)
@@ -291,11 +293,12 @@ mod tests {
         let config = config(
             "postgresql://worker@db/shop?schema=Odd%20one&prefix=dedup_&connections=3&isolation=serializable\
              &lock_timeout=2s&idle_timeout=1m&migrate=false&sslmode=verify-full&sslrootcert=/etc/ca.pem\
-             &application_name=worker&prepared_statements=false",
+             &application_name=worker&pooler=transaction",
         );
         assert_eq!((&*config.schema, &*config.prefix), ("Odd one", "dedup_"));
         assert_eq!(config.isolation, Isolation::Serializable);
         assert_eq!((config.connections, config.migrate), (3, false));
+        assert!(config.transaction_pooler);
         assert_eq!(config.connect.get_application_name(), Some("worker"));
         assert!(matches!(
             config.connect.get_ssl_mode(),
@@ -315,6 +318,7 @@ mod tests {
             ("postgres://db/shop?isolation=chaos", "serializable"),
             ("postgres://db/shop?sslmode=maybe", "verify-full"),
             ("postgres://db/shop?lock_timeout=0s", "at least"),
+            ("postgres://db/shop?pooler=session", "none or transaction"),
         ] {
             let error = url.parse::<Config>().unwrap_err().to_string();
             assert!(error.contains(hint), "{url}: {error}");

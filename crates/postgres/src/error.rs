@@ -90,7 +90,7 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, bool, &'static str) {
         "26000" | "42P05" | "08P01" => (
             ErrorKind::Config,
             false,
-            "behind PgBouncer, add `prepared_statements=false` to the URL",
+            "behind a pooler in transaction mode, add `pooler=transaction` to the URL",
         ),
         code => match code.get(..2) {
             Some("28") => (ErrorKind::Permission, false, ""),

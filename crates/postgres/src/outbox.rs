@@ -34,7 +34,7 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// The outbox of a [`PgStore`](crate::PgStore), in the table `onlyonce_outbox`.
 ///
-/// A relay is woken by `LISTEN`/`NOTIFY`, on a connection of its own. That does not pass PgBouncer in transaction mode: give the
+/// A relay is woken by `LISTEN`/`NOTIFY`, on a connection of its own. That does not pass a pooler in transaction mode: give the
 /// relay a store with an address of the server itself, or a short [`poll`](onlyonce_core::Relay::poll).
 #[derive(Clone, Debug)]
 pub struct PgOutbox {
@@ -341,6 +341,8 @@ impl Outbox for PgOutbox {
 struct Listener {
     options: sqlx::postgres::PgConnectOptions,
     channel: String,
+    /// Whoever has the connection next would be told.
+    transaction_pooler: bool,
     told: watch::Sender<u64>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -350,6 +352,7 @@ impl Listener {
         Self {
             options: config.connect(),
             channel: config.names().channel(),
+            transaction_pooler: config.transaction_pooler,
             told: watch::Sender::new(0),
             task: Mutex::new(None),
         }
@@ -358,7 +361,7 @@ impl Listener {
     /// Stands for what was told so far.
     fn mark(&self) -> u64 {
         let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        if task.as_ref().is_none_or(JoinHandle::is_finished) {
+        if !self.transaction_pooler && task.as_ref().is_none_or(JoinHandle::is_finished) {
             let listen = listen(
                 self.options.clone(),
                 self.channel.clone(),

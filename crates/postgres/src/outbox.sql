@@ -90,7 +90,7 @@ BEGIN
         UPDATE {relay} SET waits = true WHERE destination = _destination;
         RETURN QUERY
         SELECT 'empty', NULL, NULL, NULL, NULL, NULL, NULL::integer,
-            greatest(ceil(extract(epoch FROM min(o.ready_at) - _now) * 1000), 0)::bigint
+            CASE WHEN count(*) > 0 THEN greatest(ceil(extract(epoch FROM min(o.ready_at) - _now) * 1000), 0)::bigint END
         FROM {outbox} AS o WHERE o.aggregatetype = _destination AND NOT o.set_aside AND o.ready_at IS NOT NULL;
     END IF;
 END $$;
@@ -121,7 +121,7 @@ BEGIN
                 attempts = attempts + 1, set_aside = _dispositions[_n] = 'aside',
                 ready_at = CASE _dispositions[_n] WHEN 'failed' THEN clock_timestamp() + _retries[_n] * interval '1 millisecond' END,
                 reason = convert_from(decode(_reasons[_n], 'hex'), 'UTF8')
-            WHERE id = _ids[_n] AND NOT set_aside;
+            WHERE id = _ids[_n];
             _verdicts := _verdicts || true;
         END IF;
     END LOOP;

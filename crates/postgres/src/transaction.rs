@@ -49,13 +49,13 @@ impl Home {
             isolation: config.isolation.sql(),
             lock_timeout: config.lock_timeout.as_millis(),
             idle_timeout: config.idle_timeout.as_millis(),
-            commit: match config.prepared_statements {
-                true => "COMMIT",
-                false => "DEALLOCATE ALL; COMMIT",
+            commit: match config.transaction_pooler {
+                true => "DEALLOCATE ALL; COMMIT",
+                false => "COMMIT",
             },
-            roll_back: match config.prepared_statements {
-                true => "ROLLBACK",
-                false => "ROLLBACK; DEALLOCATE ALL",
+            roll_back: match config.transaction_pooler {
+                true => "ROLLBACK; DEALLOCATE ALL",
+                false => "ROLLBACK",
             },
         }
     }

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use onlyonce_core::driver::Store;
+use onlyonce_core::Message;
+use onlyonce_core::driver::{Outbox, OutgoingId, Store};
 use onlyonce_postgres::sqlx::{self, AssertSqlSafe};
 use onlyonce_postgres::{PgStore, PgTx};
+use onlyonce_testkit::outbox::OutboxHarness;
 use onlyonce_testkit::store::StoreHarness;
 use onlyonce_testkit::transactional_store::TransactionalStoreHarness;
-use onlyonce_testkit::{store_suite, transactional_store_suite};
+use onlyonce_testkit::{outbox_suite, store_suite, transactional_store_suite};
 
 use crate::support::Scene;
 
@@ -57,6 +59,22 @@ impl TransactionalStoreHarness for Scene {
     }
 }
 
+#[async_trait]
+impl OutboxHarness for Scene {
+    async fn outbox(&self) -> Arc<dyn Outbox> {
+        Arc::new(self.store().await.outbox())
+    }
+
+    async fn publish(&self, destination: &str, message: Message) -> OutgoingId {
+        let outbox = self.store().await.outbox();
+        let mut conn = self.connect().await;
+        outbox
+            .publish(&mut conn, destination, &message)
+            .await
+            .unwrap()
+    }
+}
+
 mod direct {
     use super::*;
     store_suite!(
@@ -64,6 +82,10 @@ mod direct {
         Scene::new().await
     );
     transactional_store_suite!(
+        ignore = "needs a server: ./tests/run postgres",
+        Scene::new().await
+    );
+    outbox_suite!(
         ignore = "needs a server: ./tests/run postgres",
         Scene::new().await
     );
@@ -76,6 +98,10 @@ mod through_bouncer {
         Scene::through_bouncer().await
     );
     transactional_store_suite!(
+        ignore = "needs a server: ./tests/run postgres",
+        Scene::through_bouncer().await
+    );
+    outbox_suite!(
         ignore = "needs a server: ./tests/run postgres",
         Scene::through_bouncer().await
     );

@@ -44,7 +44,7 @@ impl Scene {
     }
 
     pub(crate) async fn through_bouncer() -> Self {
-        Self::at(&environment(BOUNCER), "prepared_statements=false").await
+        Self::at(&environment(BOUNCER), "pooler=transaction").await
     }
 
     pub(crate) async fn at(url: &str, more: &str) -> Self {
