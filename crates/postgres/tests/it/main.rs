@@ -8,5 +8,6 @@ mod handlers;
 mod looks;
 mod migrations;
 mod pruning;
+mod servers;
 mod sharing;
 mod support;

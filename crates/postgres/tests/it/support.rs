@@ -47,11 +47,33 @@ impl Scene {
         Self::at(&environment(BOUNCER), "pooler=transaction").await
     }
 
+    /// Reached at `url`, on the server that the environment names.
     pub(crate) async fn at(url: &str, more: &str) -> Self {
+        Self::made(url, more, &environment(URL)).await
+    }
+
+    /// On another server.
+    pub(crate) async fn on(url: &str) -> Self {
+        Self::made(url, "", url).await
+    }
+
+    /// What is on another server now.
+    pub(crate) fn moved_to(&self, url: &str) -> Self {
+        let mut url: Url = url.parse().unwrap();
+        url.set_query(Some(&format!("schema={}", self.schema)));
+        Self {
+            direct: url.clone(),
+            url,
+            schema: self.schema.clone(),
+            proxy: None,
+        }
+    }
+
+    async fn made(url: &str, more: &str, direct: &str) -> Self {
         let schema = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let mut url: Url = url.parse().unwrap();
         url.set_query(Some(&format!("schema={schema}&{more}")));
-        let mut direct: Url = environment(URL).parse().unwrap();
+        let mut direct: Url = direct.parse().unwrap();
         direct.set_query(Some(&format!("schema={schema}")));
         let scene = Self {
             url,
@@ -249,11 +271,13 @@ impl<'a> Work<'a> {
         after.look(report).await
     }
 
-    pub(crate) async fn pipeline(self, policy: RetryPolicy) -> (Builder<PgTx>, After<'a>) {
-        let store = match self.store {
-            Some(store) => store,
-            None => PgStore::open(self.config).await.unwrap(),
-        };
+    /// The settings of the store.
+    pub(crate) fn settings(&self) -> Config {
+        self.config.clone()
+    }
+
+    /// A queue with the messages in it.
+    pub(crate) async fn queue(&self) -> MemoryQueue {
         let queue = MemoryQueue::new("orders").with_lease(self.lease);
         let message = |n: u64| Message::new(n.to_string()).with_dedup_id(n.to_string());
         let all = (0..self.messages).chain(0..self.duplicates);
@@ -261,6 +285,15 @@ impl<'a> Work<'a> {
         for published in queue.publish(&all).await {
             published.unwrap();
         }
+        queue
+    }
+
+    pub(crate) async fn pipeline(self, policy: RetryPolicy) -> (Builder<PgTx>, After<'a>) {
+        let queue = self.queue().await;
+        let store = match self.store {
+            Some(store) => store,
+            None => PgStore::open(self.config).await.unwrap(),
+        };
         let pipeline = Pipeline::transactional(queue.clone(), store)
             .consumer("test")
             .concurrency(self.concurrency)
