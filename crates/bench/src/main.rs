@@ -4,6 +4,7 @@
 //! `tests/run bench` starts the brokers too.
 
 mod measure;
+mod postgres;
 mod rabbitmq;
 mod sqs;
 
@@ -16,6 +17,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 enum Args {
     /// Messages per second, CPU, commits and latency on one RabbitMQ node.
     Rabbitmq(rabbitmq::Args),
+    /// Messages per second, commits, round trips and WAL on one PostgreSQL server; a message that comes alone.
+    Postgres(postgres::Args),
     /// Requests per message on SQS: at full load, with few groups, at rest and with slow handlers.
     Sqs(sqs::Args),
 }
@@ -24,6 +27,7 @@ enum Args {
 async fn main() -> Result<(), Error> {
     match Args::parse() {
         Args::Rabbitmq(args) => rabbitmq::compare_all(&args).await,
+        Args::Postgres(args) => postgres::compare_all(&args).await,
         Args::Sqs(args) => sqs::count_all(&args).await,
     }
 }

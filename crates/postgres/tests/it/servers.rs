@@ -274,7 +274,10 @@ async fn fail_over(is_synchronous: bool) -> (usize, Vec<String>) {
     let after = token(&there.store().await).await;
     assert!(after > before, "{after:?} after {before:?}");
     let effects = format!("SELECT text FROM {}", there.name("effect"));
-    (usize::try_from(MESSAGES).unwrap(), there.texts(&effects).await)
+    (
+        usize::try_from(MESSAGES).unwrap(),
+        there.texts(&effects).await,
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
