@@ -196,7 +196,7 @@ impl<Tx: Send + 'static> Engine<Tx> {
         add(&self.counters.conflicts, 1);
         in_flight.alone = true;
         in_flight.conflicts += 1;
-        if in_flight.conflicts % CONFLICTS == 0 {
+        if in_flight.conflicts.is_multiple_of(CONFLICTS) {
             return self.failed(in_flight, &Failure::retry(error.clone()));
         }
         tracing::debug!(queue = &*self.queue, message_id = %in_flight.label(), %error, "a conflict; running it again");
