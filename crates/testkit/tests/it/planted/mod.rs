@@ -1,9 +1,10 @@
-//! Each suite notices the bugs that it is there for: the in-memory queue and store, with one bug planted at a time.
+//! Each suite notices the bugs that it is there for: the in-memory queue, store and outbox, with one bug planted at a time.
 //!
 //! A bug declares as gaps the checks that must fail. All others must pass, so a check that notices nothing, or too much,
 //! fails here.
 
 mod log;
+mod outbox;
 mod replay;
 mod source;
 mod store;
