@@ -24,7 +24,12 @@
 mod registry;
 
 /// The README's code compiles.
-#[cfg(all(doctest, feature = "postgres", feature = "rabbitmq", feature = "sqlite"))]
+#[cfg(all(
+    doctest,
+    feature = "postgres",
+    feature = "rabbitmq",
+    feature = "sqlite"
+))]
 #[doc = include_str!("../../../README.md")]
 pub struct Readme;
 

@@ -396,7 +396,14 @@ fn is_overtaken(part: &[Box<InFlight>], answers: &[Answer]) -> bool {
 fn is_conflict<Tx: Transaction>(tx: &Tx, error: &BoxError) -> bool {
     let mut cause = Some(&**error as &(dyn std::error::Error + 'static));
     while let Some(error) = cause {
-        if tx.is_conflict(error) {
+        let ours = error.downcast_ref::<Error>();
+        // Ours leaves out its cause where it tells its source.
+        if ours.is_some_and(|ours| ours.kind() == ErrorKind::Conflict)
+            || tx.is_conflict(error)
+            || ours
+                .and_then(Error::cause)
+                .is_some_and(|cause| tx.is_conflict(cause))
+        {
             return true;
         }
         cause = error.source();

@@ -207,8 +207,13 @@ impl<Tx: Send + 'static> Engine<Tx> {
     }
 
     /// The store does not know whether the effect was recorded: claim the message again and see.
-    pub(crate) fn in_doubt(&self, mut in_flight: Box<InFlight>, error: &Error) {
+    pub(crate) fn in_doubt(&self, in_flight: Box<InFlight>, error: &Error) {
         tracing::warn!(queue = &*self.queue, message_id = %in_flight.label(), %error, "effect not confirmed by the store");
+        self.ask_whose(in_flight);
+    }
+
+    /// The store is asked whose the message is.
+    fn ask_whose(&self, mut in_flight: Box<InFlight>) {
         // This worker has not died of it.
         if !(in_flight.begun && self.quarantines())
             && let Some(held) = in_flight.lease.held()
@@ -237,7 +242,9 @@ impl<Tx: Send + 'static> Engine<Tx> {
     /// asked again whose it is. Nothing is settled on the strength of this run.
     pub(crate) fn fenced(&self, in_flight: Box<InFlight>) {
         add(&self.counters.fenced, 1);
-        self.in_doubt(in_flight, &fenced());
+        // Two workers had one message, which is what the store is there for.
+        tracing::debug!(queue = &*self.queue, message_id = %in_flight.label(), "fenced: somebody else has the message, or has done it");
+        self.ask_whose(in_flight);
     }
 
     /// Tells the broker; where it was acked before it ran there is nothing left to do.

@@ -6,6 +6,7 @@
 mod attempts;
 mod batches;
 mod busy_keys;
+mod conflicts;
 mod cut_off;
 mod handlers;
 mod hanging;

@@ -51,6 +51,14 @@ pub enum Fault {
     Refused,
     /// Done; the answer says that it is not known.
     ReplyLost,
+    /// Not done, since another transaction was in the way.
+    Conflict,
+}
+
+impl Fault {
+    pub fn conflict() -> Error {
+        Error::new(ErrorKind::Conflict, "a deadlock")
+    }
 }
 
 pub type Plan = Arc<dyn Fn(usize) -> Fault + Send + Sync>;
@@ -199,6 +207,7 @@ impl FaultyStore {
             Fault::None => call.await,
             Fault::Refused => Err(lost(true)),
             Fault::ReplyLost => call.await.and_then(|_| Err(lost(true))),
+            Fault::Conflict => Err(Fault::conflict()),
         }
     }
 }
@@ -267,6 +276,18 @@ impl TransactionalStore for FaultyStore {
     }
 }
 
+/// The error of a statement that another transaction was in the way of.
+#[derive(Debug)]
+pub struct Collision;
+
+impl std::fmt::Display for Collision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a deadlock")
+    }
+}
+
+impl std::error::Error for Collision {}
+
 /// A transaction whose commit fails as planned.
 pub struct FaultyTx {
     pub tx: MemoryTx,
@@ -282,13 +303,14 @@ impl Transaction for FaultyTx {
         self.tx.rollback().await
     }
     fn is_conflict(&self, error: &(dyn std::error::Error + 'static)) -> bool {
-        self.tx.is_conflict(error)
+        error.is::<Collision>()
     }
     async fn commit(self) -> Result<(), Error> {
         match self.fault {
             Fault::None => self.tx.commit().await,
             Fault::Refused => Err(lost(true)),
             Fault::ReplyLost => self.tx.commit().await.and(Err(lost(true))),
+            Fault::Conflict => Err(Fault::conflict()),
         }
     }
 }
