@@ -56,9 +56,12 @@ impl SqliteOutbox {
     /// # Errors
     /// As [`Database::open`].
     pub async fn open(config: Config) -> Result<Self, Error> {
-        let database = Database::open(config).await?;
+        Ok(Self::of(Database::open(config).await?))
+    }
+
+    pub(crate) fn of(database: Database) -> Self {
         let name = database.path().display().to_string();
-        Ok(Self { database, name })
+        Self { database, name }
     }
 
     /// The file it is in.

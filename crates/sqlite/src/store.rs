@@ -10,6 +10,7 @@ use onlyonce_core::driver::{
 use crate::claims;
 use crate::config::Config;
 use crate::database::Database;
+use crate::outbox::SqliteOutbox;
 use crate::session::Session;
 use crate::transaction::SqliteTx;
 use crate::turn::Terms;
@@ -48,6 +49,12 @@ impl SqliteStore {
     #[must_use]
     pub fn database(&self) -> &Database {
         &self.database
+    }
+
+    /// What its transactions [publish](SqliteTx::publish), for a [`Relay`](onlyonce_core::Relay).
+    #[must_use]
+    pub fn outbox(&self) -> SqliteOutbox {
+        SqliteOutbox::of(self.database.clone())
     }
 }
 
