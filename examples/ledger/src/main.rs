@@ -7,6 +7,7 @@ mod audit;
 mod bank;
 mod book;
 mod demo;
+mod events;
 mod faults;
 mod fleet;
 mod options;
@@ -81,6 +82,9 @@ async fn work(options: &Work) -> Result<Report, BoxError> {
 async fn on_sqlite(options: &Work, config: onlyonce::sqlite::Config) -> Result<Report, BoxError> {
     let bank = bank::open(config.path).await?;
     let report = match options.mode {
+        Mode::Idempotent if options.events.is_some() => {
+            return Err("events are written in transactions: leave out `--mode idempotent`".into());
+        }
         _ if options.faults.any() => faults::run(options, bank).await?,
         Mode::Transactional => worker::run_transactional(options).await?,
         Mode::Idempotent => worker::run_idempotent(options, bank).await?,

@@ -67,6 +67,9 @@ pub struct Work {
     /// Where messages go that cannot be processed; needed where the queue has no place for them.
     #[arg(long)]
     pub dead_letter: Option<String>,
+    /// Publish an event for each transfer to the queue of this URL.
+    #[arg(long, value_name = "URL")]
+    pub events: Option<String>,
     /// Stop when the queue has been empty for this number of seconds.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub drain_when_empty: Option<Duration>,
@@ -78,7 +81,7 @@ pub struct Work {
     /// How many messages are held at most.
     #[arg(long, default_value_t = 1_000)]
     pub prefetch: usize,
-    /// How long a dead worker's messages wait for the next one.
+    /// How long a dead worker's messages, and the events it was to publish, wait for the next one.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub claim_lease: Duration,
     /// Print the counts at this interval, not only at the end.

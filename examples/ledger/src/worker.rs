@@ -13,6 +13,7 @@ use crate::bank::Bank;
 #[cfg(feature = "postgres")]
 use crate::book::postgres::Book;
 use crate::book::sqlite;
+use crate::events::{self, Events};
 use crate::options::Work;
 
 /// What a message asks for.
@@ -36,9 +37,15 @@ impl Transfer {
 
 /// The handler in `transactional` mode: what it does through `tx` takes effect exactly once, because it commits together
 /// with the record that this message was handled.
-pub async fn transfer(Json(transfer): Json<Transfer>, tx: &mut SqliteTx) -> Result<(), Failure> {
+pub async fn transfer(
+    Json(transfer): Json<Transfer>,
+    State(events): State<Events>,
+    tx: &mut SqliteTx,
+) -> Result<(), Failure> {
     transfer.check()?;
-    tx.with(move |db| sqlite::post(db, &transfer)).await?;
+    let booked = transfer.clone();
+    let number = tx.with(move |db| sqlite::post(db, &booked)).await?;
+    events.write(tx, &transfer, number).await?;
     Ok(())
 }
 
@@ -47,10 +54,12 @@ pub async fn transfer(Json(transfer): Json<Transfer>, tx: &mut SqliteTx) -> Resu
 pub async fn transfer_on_postgres(
     Json(transfer): Json<Transfer>,
     State(book): State<Book>,
+    State(events): State<Events>,
     tx: &mut PgTx,
 ) -> Result<(), Failure> {
     transfer.check()?;
-    book.post(tx, &transfer).await?;
+    let number = book.post(tx, &transfer).await?;
+    events.write(tx, &transfer, number).await?;
     Ok(())
 }
 
@@ -70,8 +79,10 @@ pub async fn instruct(
 pub async fn run_transactional(options: &Work) -> Result<Report, Error> {
     let source = onlyonce::source(&options.source).await?;
     let store = SqliteStore::open(options.store.parse()?).await?;
-    let pipeline = Pipeline::transactional(source, store);
-    Ok(settings(pipeline, options).await?.run(transfer).await?)
+    let outbox = store.outbox();
+    let pipeline = Pipeline::transactional(source, store).state(Events::new(options));
+    let pipeline = settings(pipeline, options).await?.run(transfer);
+    events::beside(pipeline, outbox, options).await
 }
 
 /// Runs [`transfer_on_postgres`] for every message of the queue; other machines may do so, too.
@@ -80,9 +91,12 @@ pub async fn run_on_postgres(options: &Work, config: Config) -> Result<Report, B
     let source = onlyonce::source(&options.source).await?;
     let store = PgStore::open(config.clone()).await?;
     let book = Book::open(&config).await?;
-    let pipeline = Pipeline::transactional(source, store).state(book);
-    let pipeline = settings(pipeline, options).await?;
-    Ok(pipeline.run(transfer_on_postgres).await?)
+    let outbox = store.outbox();
+    let pipeline = Pipeline::transactional(source, store)
+        .state(book)
+        .state(Events::new(options));
+    let pipeline = settings(pipeline, options).await?.run(transfer_on_postgres);
+    Ok(events::beside(pipeline, outbox, options).await?)
 }
 
 /// Runs [`instruct`] for every message of the queue, with the store keeping nothing but the records.

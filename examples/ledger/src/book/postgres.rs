@@ -18,7 +18,9 @@ fn tables(schema: &str) -> String {
     CREATE TABLE IF NOT EXISTS "{schema}".entries (
         transfer_id text NOT NULL, account text NOT NULL, amount bigint NOT NULL
     );
-    CREATE TABLE IF NOT EXISTS "{schema}".balances (account text PRIMARY KEY, balance bigint NOT NULL);
+    CREATE TABLE IF NOT EXISTS "{schema}".balances (
+        account text PRIMARY KEY, balance bigint NOT NULL, sent bigint NOT NULL
+    );
 "#
     )
 }
@@ -44,8 +46,9 @@ impl Book {
         let entries =
             format!(r#"INSERT INTO "{schema}".entries VALUES ($1, $2, $3), ($1, $4, $5)"#);
         let balance = format!(
-            r#"INSERT INTO "{schema}".balances AS b VALUES ($1, $2)
-               ON CONFLICT (account) DO UPDATE SET balance = b.balance + excluded.balance"#
+            r#"INSERT INTO "{schema}".balances AS b VALUES ($1, $2, $3)
+               ON CONFLICT (account) DO UPDATE SET balance = b.balance + excluded.balance, sent = b.sent + excluded.sent
+               RETURNING sent"#
         );
         Ok(Self {
             entries: entries.into(),
@@ -53,8 +56,8 @@ impl Book {
         })
     }
 
-    /// Books a transfer: two entries and two balances.
-    pub async fn post(&self, db: &mut PgConnection, transfer: &Transfer) -> sqlx::Result<()> {
+    /// Books a transfer: two entries and two balances. Returns its number among those that its account has sent.
+    pub async fn post(&self, db: &mut PgConnection, transfer: &Transfer) -> sqlx::Result<i64> {
         let Transfer {
             transfer_id,
             from,
@@ -71,16 +74,21 @@ impl Book {
             .await?;
         // Always in the order of the accounts: a transfer there and one back at the same time would each hold the balance that
         // the other waits for. The pipeline would do one of them again, but only when the database has given up waiting.
-        let mut changes = [(from, -amount), (to, *amount)];
+        let mut changes = [(from, -amount, 1), (to, *amount, 0)];
         changes.sort_unstable();
-        for (account, amount) in changes {
-            sqlx::query(AssertSqlSafe(Arc::clone(&self.balance)))
+        let mut number = 0;
+        for (account, amount, sends) in changes {
+            let sent = sqlx::query_scalar(AssertSqlSafe(Arc::clone(&self.balance)))
                 .bind(account)
                 .bind(amount)
-                .execute(&mut *db)
+                .bind(sends)
+                .fetch_one(&mut *db)
                 .await?;
+            if sends == 1 {
+                number = sent;
+            }
         }
-        Ok(())
+        Ok(number)
     }
 }
 

@@ -13,7 +13,9 @@ const TABLES: &str = "
     CREATE TABLE IF NOT EXISTS entries (
         transfer_id TEXT NOT NULL, account TEXT NOT NULL, amount INTEGER NOT NULL
     );
-    CREATE TABLE IF NOT EXISTS balances (account TEXT PRIMARY KEY, balance INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS balances (
+        account TEXT PRIMARY KEY, balance INTEGER NOT NULL, sent INTEGER NOT NULL
+    );
 ";
 
 /// Opens the file beside the store's own connection, with the tables in it.
@@ -24,12 +26,13 @@ pub fn open(path: &Path) -> rusqlite::Result<Connection> {
     Ok(db)
 }
 
-/// Books a transfer: two entries and two balances.
-pub fn post(db: &Connection, transfer: &Transfer) -> rusqlite::Result<()> {
+/// Books a transfer: two entries and two balances. Returns its number among those that its account has sent.
+pub fn post(db: &Connection, transfer: &Transfer) -> rusqlite::Result<i64> {
     let mut entry = db.prepare_cached("INSERT INTO entries VALUES (?1, ?2, ?3)")?;
     let mut balance = db.prepare_cached(
-        "INSERT INTO balances VALUES (?1, ?2)
-         ON CONFLICT DO UPDATE SET balance = balance + excluded.balance",
+        "INSERT INTO balances VALUES (?1, ?2, ?3)
+         ON CONFLICT DO UPDATE SET balance = balance + excluded.balance, sent = sent + excluded.sent
+         RETURNING sent",
     )?;
     let Transfer {
         transfer_id,
@@ -39,9 +42,10 @@ pub fn post(db: &Connection, transfer: &Transfer) -> rusqlite::Result<()> {
     } = transfer;
     for (account, amount) in [(from, -amount), (to, *amount)] {
         entry.execute((transfer_id, account, amount))?;
-        balance.execute((account, amount))?;
     }
-    Ok(())
+    let number = balance.query_one((from, -amount, 1), |row| row.get(0))?;
+    balance.query_one((to, amount, 0), |_| Ok(()))?;
+    Ok(number)
 }
 
 /// Opens the file without making tables in it.

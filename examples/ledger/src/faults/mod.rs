@@ -17,6 +17,7 @@ use std::time::Duration;
 use crate::bank::Bank;
 #[cfg(feature = "postgres")]
 use crate::book::postgres::Book;
+use crate::events::{self, Events};
 use crate::options::{Mode, Work};
 use crate::worker::{self, Transfer, instruct, settings};
 
@@ -33,9 +34,11 @@ pub async fn run(options: &Work, bank: Bank) -> Result<Report, Error> {
     match options.mode {
         Mode::Transactional => {
             let store = SqliteStore::open(options.store.parse()?).await?;
+            let outbox = store.outbox();
             let pipeline = Pipeline::transactional(source, FaultyStore::new(store, dice.clone()));
             let pipeline = settings(pipeline, options).await?.retry(retry());
-            Ok(pipeline.state(dice).layer(delay).run(transfer).await?)
+            let pipeline = pipeline.state(dice).state(Events::new(options));
+            events::beside(pipeline.layer(delay).run(transfer), outbox, options).await
         }
         Mode::Idempotent => {
             let store = onlyonce::store(&options.store).await?;
@@ -54,10 +57,12 @@ pub async fn run_on_postgres(options: &Work, config: Config) -> Result<Report, B
     let source = FaultySource::new(onlyonce::source(&options.source).await?, dice.clone());
     let store = PgStore::open(config.clone()).await?;
     let book = Book::open(&config).await?;
+    let outbox = store.outbox();
     let pipeline = Pipeline::transactional(source, FaultyStore::new(store, dice.clone()));
     let pipeline = settings(pipeline, options).await?.retry(retry());
-    let pipeline = pipeline.state(dice).state(book).layer(delay);
-    Ok(pipeline.run(transfer_on_postgres).await?)
+    let pipeline = pipeline.state(dice).state(book).state(Events::new(options));
+    let pipeline = pipeline.layer(delay).run(transfer_on_postgres);
+    Ok(events::beside(pipeline, outbox, options).await?)
 }
 
 /// Faults must not use up the attempts: a dead letter would be right then, and hide what is wrong.
@@ -70,10 +75,11 @@ fn retry() -> RetryPolicy {
 /// [`worker::transfer`] that at times fails or panics when it has written everything.
 async fn transfer(
     transfer: Json<Transfer>,
+    events: State<Events>,
     State(dice): State<Dice>,
     tx: &mut FaultyTx<SqliteTx>,
 ) -> Result<(), Failure> {
-    worker::transfer(transfer, tx.inner()).await?;
+    worker::transfer(transfer, events, tx.inner()).await?;
     fail_at_times(&dice)
 }
 
@@ -82,10 +88,11 @@ async fn transfer(
 async fn transfer_on_postgres(
     transfer: Json<Transfer>,
     book: State<Book>,
+    events: State<Events>,
     State(dice): State<Dice>,
     tx: &mut FaultyTx<PgTx>,
 ) -> Result<(), Failure> {
-    worker::transfer_on_postgres(transfer, book, tx.inner()).await?;
+    worker::transfer_on_postgres(transfer, book, events, tx.inner()).await?;
     fail_at_times(&dice)
 }
 
