@@ -3,6 +3,9 @@
 through several workers at once; audits what became of them: each transfer once in the ledger, none missing, nothing left in the
 queue. Exit code 1 if not.
 
+With --events each transfer has an event, which the workers publish to another queue: its events must be there, each once but for
+repetitions with the same id, and those of an account in order.
+
 Needs pika and psycopg. The commands that kill and restart the server are given, so that any server will do:
 
     postgres.py --url amqp://guest:guest@localhost/%2f --store postgres://user:password@localhost/database \\
@@ -10,6 +13,7 @@ Needs pika and psycopg. The commands that kill and restart the server are given,
         --server-restart-cmd "localstack/postgres restart DIR"
 """
 
+import json
 import os
 import time
 from urllib.parse import urlencode
@@ -33,6 +37,7 @@ def arguments():
     parser.add_argument("--store", required=True, help="PostgreSQL URL without a query; the run makes a schema of its own there")
     parser.add_argument("--workers", type=int, default=4, help="how many there are at once")
     parser.add_argument("--groups", type=int, default=0, help="half of the transfers belong to one of this number of groups; 0: none")
+    parser.add_argument("--events", action="store_true", help="workers publish an event for each transfer to another queue")
     parser.add_argument("--prefetch", type=int, default=200)
     parser.add_argument("--server-kills", type=int, default=5, help="how often PostgreSQL is killed with all its children")
     parser.add_argument("--server-restarts", type=int, default=2)
@@ -84,8 +89,33 @@ class Book:
     def sum_of_balances(self):
         return int(self._query("SELECT coalesce(sum(balance), 0) FROM {}.balances")[0][0])
 
+    def waiting_events(self):
+        return self._query("SELECT count(*) FROM {}.onlyonce_outbox")[0][0]
+
     def delete(self):
         self.connection.execute(f"DROP SCHEMA {self.schema} CASCADE")
+
+
+def check_events(messages, sent):
+    """Compares the events, as the next consumer would get them, with the transfers' payloads by id: findings, and the number of
+    repetitions. What that consumer has seen, by its id, it does not look at again."""
+    seen, told, numbers = {}, {}, {}
+    findings = {"events_twice": 0, "events_not_as_sent": 0, "events_out_of_order": 0, "event_ids_of_several": 0}
+    for identity, body in messages:
+        if identity in seen:
+            findings["event_ids_of_several"] += seen[identity] != body
+            continue
+        seen[identity] = body
+        event = json.loads(body)
+        number, transfer, account = event.pop("number"), event["transfer_id"], event["from"]
+        findings["events_twice"] += transfer in told
+        told[transfer] = identity
+        findings["events_not_as_sent"] += transfer not in sent or event != json.loads(sent[transfer])
+        # None may be missed, either.
+        findings["events_out_of_order"] += number != numbers.get(account, 0) + 1
+        numbers[account] = number
+    findings["events_lost"] = len(sent.keys() - told.keys())
+    return findings, len(messages) - len(seen)
 
 
 class Run(chaos.Run):
@@ -96,6 +126,7 @@ class Run(chaos.Run):
         name = f"chaos-{os.getpid()}-{options.seed}"
         self.book = Book(options.store, name.replace("-", "_"))
         self.queue = rabbit.Queue(options.url, name)
+        self.events_queue = rabbit.Queue(options.url, f"{name}.events") if options.events else None
         lines, self.sent, self.duplicates = rabbit.traffic(options, self.rng)
         self.publishers = [rabbit.Publisher(self.queue, line) for line in lines]
         self.counts |= {"server_kills": 0, "server_kills_during_work": 0, "server_restarts": 0}
@@ -103,6 +134,8 @@ class Run(chaos.Run):
 
     def worker(self, log, *more):
         order = {"group_header": rabbit.GROUP_HEADER} if self.options.groups else {}
+        if self.events_queue:
+            more = (*more, "--events", self.events_queue.of(self.events_queue.name, heartbeat="5s"))
         return ledger.Worker(
             self.program,
             self.queue.of(self.queue.name, prefetch=self.options.prefetch, heartbeat="5s", **order),
@@ -130,10 +163,18 @@ class Run(chaos.Run):
     def verdict(self):
         findings, dead_letters = rabbit.settled(self.queue, self.options.poison)
         findings["server_kills_missing"] = self.options.server_kills - self.counts["server_kills_during_work"]
-        return findings, {"duplicates_sent": self.duplicates, "dead_letters": dead_letters}
+        details = {"duplicates_sent": self.duplicates, "dead_letters": dead_letters}
+        if self.events_queue:
+            messages = self.events_queue.messages()
+            more, details["events_repeated"] = check_events(messages, self.sent)
+            findings |= {**more, "events_left": self.book.waiting_events()}
+            details["events"] = len(messages)
+        return findings, details
 
     def delete(self):
         super().delete()
+        if self.events_queue:
+            self.events_queue.delete()
         if not self.options.keep:
             self.book.delete()
 

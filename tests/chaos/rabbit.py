@@ -56,6 +56,16 @@ class Queue:
                     return bodies
                 bodies.append(body)
 
+    def messages(self):
+        """Takes every message out of the queue, in its order: its id and its body. Faster than to ask for each."""
+        messages = []
+        with self.connect() as connection:
+            channel = connection.channel()
+            for method, properties, body in channel.consume(self.name, auto_ack=True, inactivity_timeout=3):
+                if method is None:
+                    return messages
+                messages.append((properties.message_id, body))
+
     def delete(self):
         with self.connect() as connection:
             channel = connection.channel()
