@@ -5,6 +5,7 @@
 
 mod common;
 mod demo;
+mod events;
 mod poison;
 #[cfg(unix)]
 mod stale;
