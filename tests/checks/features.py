@@ -5,7 +5,7 @@ import sys
 
 SDKS = {"postgres": "sqlx-postgres", "pubsub": "tonic", "rabbitmq": "lapin", "sqlite": "rusqlite", "sqs": "aws-sdk-sqs"}
 # Programs, with what they bring when no feature is asked for.
-PROGRAMS = {"ledger": {"rusqlite"}}
+PROGRAMS = {"events": {"rusqlite"}, "ledger": {"rusqlite"}}
 
 
 def sdks(package, features):
