@@ -87,11 +87,6 @@ fn classify(error: &sqlx::Error) -> (ErrorKind, bool, &'static str) {
         "57014" => (ErrorKind::Timeout, true, ""),
         "42501" => (ErrorKind::Permission, false, ""),
         "3D000" | "3F000" | "42P01" | "42883" => (ErrorKind::NotFound, false, ""),
-        "26000" | "42P05" | "08P01" => (
-            ErrorKind::Config,
-            false,
-            "behind a pooler in transaction mode, add `pooler=transaction` to the URL",
-        ),
         code => match code.get(..2) {
             Some("28") => (ErrorKind::Permission, false, ""),
             Some("08" | "57") => (ErrorKind::Connection, true, ""),
