@@ -78,7 +78,7 @@ pub struct Config {
     /// How long a transaction waits for a lock before it gives up, to be done again: 5 s unless set.
     pub lock_timeout: Duration,
     /// After which time without a statement the server ends a handler's transaction, and with it its locks: 60 s unless set.
-    /// Only a worker that hangs or is frozen lasts for so long.
+    /// Only a worker that hangs or is frozen is idle for that long.
     pub idle_timeout: Duration,
     /// The tables are made, or brought to this version, when the store is opened: on unless set.
     pub migrate: bool,

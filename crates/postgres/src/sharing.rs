@@ -15,10 +15,10 @@ use crate::connections::{Connections, Lent};
 
 /// How many may share a commit. PostgreSQL keeps the numbers of 64 subtransactions of each backend where others can see them at once:
 /// <https://www.postgresql.org/docs/current/subxacts.html>.
-pub(crate) const MOST: usize = 64;
+const MOST: usize = 64;
 /// For how long a transaction that is shared takes in more.
 const OPEN: Duration = Duration::from_millis(20);
-/// One that lasts for so long keeps others waiting, and their locks held, for too long.
+/// A shared transaction of this length keeps others waiting, and holds its locks, for too long.
 const LONG: Duration = Duration::from_millis(100);
 /// For how long nothing is shared after a conflict, at first and at most.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -39,6 +39,13 @@ struct Waiting {
     /// Nothing more is shared until then.
     paused_until: Option<Instant>,
     pause: Duration,
+}
+
+impl Waiting {
+    fn is_paused(&self) -> bool {
+        self.paused_until
+            .is_some_and(|until| Instant::now() < until)
+    }
 }
 
 /// What became of a shared commit.
@@ -115,14 +122,7 @@ impl Sharing {
 
     /// How many may share a commit now.
     pub(crate) fn most(&self) -> usize {
-        let mut waiting = self.lock();
-        if waiting
-            .paused_until
-            .is_some_and(|until| Instant::now() >= until)
-        {
-            waiting.paused_until = None;
-        }
-        waiting.most
+        self.lock().most
     }
 
     /// Who is to go on in a transaction of which so much has happened, if anybody.
@@ -153,7 +153,7 @@ impl Sharing {
         waiting.queue.retain(|sender| !sender.is_closed());
         if carrier.began.elapsed() >= LONG && !carrier.joined.is_empty() {
             waiting.most = (waiting.most / 2).max(1);
-        } else if waiting.paused_until.is_none() && !waiting.queue.is_empty() {
+        } else if !waiting.is_paused() && !waiting.queue.is_empty() {
             waiting.most = (waiting.most * 2).min(MOST);
             if waiting.most == MOST {
                 waiting.pause = PAUSE;
@@ -164,12 +164,11 @@ impl Sharing {
     /// Another transaction was in the way.
     pub(crate) fn conflicted(&self) {
         let mut waiting = self.lock();
-        let now = Instant::now();
         if waiting.most > 1 {
             waiting.pause = (waiting.pause * 2).min(LONGEST_PAUSE);
         }
         waiting.most = 1;
-        waiting.paused_until = Some(now + waiting.pause);
+        waiting.paused_until = Some(Instant::now() + waiting.pause);
     }
 }
 

@@ -14,7 +14,6 @@ use crate::connections::Connections;
 use crate::error::{self, TOKENS_LOST, of_call};
 use crate::info;
 use crate::migration;
-use crate::names::Names;
 use crate::outbox::PgOutbox;
 use crate::sharing::Sharing;
 use crate::transaction::{Home, PgTx};
@@ -33,7 +32,6 @@ pub(crate) const CONTROL: usize = 2;
 #[derive(Clone, Debug)]
 pub struct PgStore {
     config: Arc<Config>,
-    names: Names,
     control: Connections,
     home: Arc<Home>,
 }
@@ -50,7 +48,6 @@ impl PgStore {
         let connections = Connections::new(config.connect(), config.connections);
         let home = Home::new(&config, Sharing::new(connections));
         Ok(Self {
-            names: config.names(),
             config: Arc::new(config),
             control,
             home: Arc::new(home),
@@ -73,7 +70,7 @@ impl PgStore {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let sql = claims::of_held(&self.names, function, batch, more);
+        let sql = claims::of_held(&self.home.names, function, batch, more);
         let once = function == "release";
         let rows = self.control.transact(&sql, false).await;
         let verdicts = rows.and_then(|rows| claims::verdicts(&rows, batch, once));
@@ -82,7 +79,7 @@ impl PgStore {
 
     /// The server has lost tokens: they go on above them, once that is on disk.
     async fn begin_epoch(&self) -> Result<(), sqlx::Error> {
-        let sql = format!("SELECT {}()", self.names.of("begin_epoch"));
+        let sql = format!("SELECT {}()", self.home.names.of("begin_epoch"));
         self.control.transact(&sql, true).await.map(drop)
     }
 
@@ -113,7 +110,7 @@ impl Store for PgStore {
         let mut answers = vec![ClaimResult::PayloadMismatch; batch.len()];
         for places in claims::rounds(batch) {
             let round: Vec<Claim> = places.iter().map(|place| batch[*place]).collect();
-            let sql = claims::claim(&self.names, owner, &round, lease);
+            let sql = claims::claim(&self.home.names, owner, &round, lease);
             let claimed = self.try_claim(&sql).await;
             let claimed = claimed.map_err(|error| of_call("claim keys", error))?;
             for (place, answer) in places.into_iter().zip(claimed) {
@@ -136,7 +133,7 @@ impl Store for PgStore {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let sql = claims::complete(&self.names, batch, None);
+        let sql = claims::complete(&self.home.names, batch, None);
         let rows = self.control.transact(&sql, true).await;
         let recorded = rows.and_then(|rows| claims::recorded(&rows));
         recorded.map_err(|error| error::of_end("record what took effect", error))
@@ -149,7 +146,7 @@ impl Store for PgStore {
     /// Empties partitions whose records have all expired; it counts none of them.
     async fn prune(&self, _: usize) -> Result<usize, Error> {
         for function in ["empty_expired", "change_slot"] {
-            let sql = format!("SELECT {}()", self.names.of(function));
+            let sql = format!("SELECT {}()", self.home.names.of(function));
             let pruned = self.control.transact(&sql, false).await;
             pruned.map_err(|error| of_call("remove expired records", error))?;
         }
@@ -165,7 +162,10 @@ impl TransactionalStore for PgStore {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let rows = self.control.ask(claims::look_up(&self.names, batch)).await;
+        let rows = self
+            .control
+            .ask(claims::look_up(&self.home.names, batch))
+            .await;
         let answers = rows.and_then(|rows| {
             let answers = rows.iter().zip(batch);
             answers

@@ -205,6 +205,15 @@ impl PgTx {
         of_end("end a handler's transaction", failed.error)
     }
 
+    /// No record was made, so there is no savepoint after it either: because it is fenced, or for another reason.
+    fn not_recorded(&mut self, savepoint: usize, failed: Failed) -> Result<Fenced, Error> {
+        self.carrier_mut().savepoint = savepoint;
+        match error::is(&failed.error, error::FENCED) {
+            true => Ok(Fenced),
+            false => Err(self.failed(failed)),
+        }
+    }
+
     /// The end of the savepoint of this carrier, and the begin of another.
     fn next_savepoint(&mut self) -> String {
         let carrier = self.carrier_mut();
@@ -328,13 +337,7 @@ impl Transaction for PgTx {
             self.state = State::Clean;
             return Ok(Ok(()));
         };
-        self.carrier_mut().savepoint = before;
-        self.state = State::Used;
-        let fenced = error::is(&failed.error, error::FENCED);
-        let error = self.failed(failed);
-        if !fenced {
-            return Err(error);
-        }
+        let Fenced = self.not_recorded(before, failed)?;
         self.roll_back().await?;
         Ok(Err(Fenced))
     }
@@ -378,13 +381,7 @@ impl Transaction for PgTx {
                 self.committed(Err(failed)).map(Ok)
             }
             (Err(failed), _) => {
-                self.carrier_mut().savepoint = before;
-                self.state = State::Used;
-                let fenced = error::is(&failed.error, error::FENCED);
-                let error = self.failed(failed);
-                if !fenced {
-                    return Err(error);
-                }
+                let Fenced = self.not_recorded(before, failed)?;
                 self.commit_without_last().await?;
                 Ok(Err(Fenced))
             }
@@ -404,9 +401,9 @@ impl Transaction for PgTx {
 impl OutboxTransaction for PgTx {
     async fn publish(&mut self, destination: &str, message: Message) -> Result<OutgoingId, Error> {
         self.state = State::Used;
-        let names = self.home.names.clone();
+        let home = Arc::clone(&self.home);
         outbox::publish(
-            &names,
+            &home.names,
             &mut self.carrier_mut().lent.conn,
             destination,
             &message,
@@ -448,7 +445,8 @@ impl PgTx {
     /// Ends what was dropped: there are at most as many of these as connections.
     async fn leave(mut self) {
         if self.carrier().joined.is_empty() {
-            return self.leave_own().await;
+            let _ = self.roll_back_all().await;
+            return;
         }
         if self.rollback().await.is_err() {
             return self.close();
@@ -464,15 +462,6 @@ impl PgTx {
             self.carrier = Some(carrier);
         }
         let _ = self.commit_all().await;
-    }
-
-    async fn leave_own(mut self) {
-        let rolled_back = self.run(self.home.roll_back.into()).await;
-        if let Some(carrier) = self.carrier.take()
-            && rolled_back.is_ok()
-        {
-            carrier.lent.give_back();
-        }
     }
 
     /// Closes the connection: the server rolls back.

@@ -1,4 +1,4 @@
-//! Tables are made once, by whoever may, and fit the worker.
+//! Tables are made once, by a worker that has the right, and are of the version that it knows.
 
 use onlyonce_core::driver::{Claim, Fingerprint, KeyDigest, LookUp, TransactionalStore as _};
 use onlyonce_core::{ErrorKind, State};
