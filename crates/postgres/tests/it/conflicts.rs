@@ -1,5 +1,6 @@
 //! Transactions that are in each other's way: none of it is a failure of a message.
 
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use onlyonce_core::Failure;
@@ -62,19 +63,25 @@ async fn serialization_failures_are_no_attempts() {
 #[tokio::test]
 #[ignore = "needs a server: ./tests/run postgres"]
 async fn deadlocks_are_no_attempts() {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
     let scene = with_accounts(Scene::new().await, 4).await;
     let done = Work::of(&scene, 60)
         .connections(4)
         .attempts(1)
         .run(async |body: String, tx: &mut PgTx| {
-            // Each takes two rows, in either order.
+            // Each takes two rows, in either order; the first two messages take the same, each when the other has its first.
             let n = number(&body);
-            for id in [n % 4, (n / 4 + 1 + n) % 4] {
+            let second = if n == 1 { 0 } else { (n / 4 + 1 + n) % 4 };
+            for id in [n % 4, second] {
+                while n < 2 && id == second && TAKEN.load(SeqCst) < 2 {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
                 let id = i32::try_from(id).unwrap();
                 sqlx::query("UPDATE account SET cents = cents + 1 WHERE id = $1")
                     .bind(id)
                     .execute(&mut **tx)
                     .await?;
+                TAKEN.fetch_add(u32::from(n < 2), SeqCst);
             }
             Ok::<_, Failure>(())
         })
