@@ -122,7 +122,9 @@ class Plan:
 
     def __init__(self, sizes, folder):
         self.sizes, self.folder = sizes, folder
-        self.locks = {"cargo": threading.Lock(), "python": threading.Lock()}
+        # Tests on a broker must be in time: more of them at once than the machine has processors would not be.
+        broker = threading.Semaphore(max(2, os.cpu_count() or 1))
+        self.locks = {"cargo": threading.Lock(), "python": threading.Lock(), "broker": broker}
         self.stopping = False
         self.binaries = None
         self.jobs = []

@@ -93,8 +93,7 @@
 //! - Records take about 120 bytes, indexes included, apart from their outcomes. They are in eight partitions, each written to for a
 //!   third of the longest retention and emptied as a whole, so records are kept for up to 4/3 of it, and nothing has to be
 //!   vacuumed. Claims and messages of the outbox are deleted one by one, and need autovacuum.
-//! - Behind a pooler in transaction mode relays look for messages every [`poll`](onlyonce_core::Relay::poll), since nobody can tell
-//!   them.
+//! - Behind a pooler in transaction mode relays look for messages once a second, since nobody can tell them.
 //! - Texts in the outbox cannot have a NUL character, and a message at most 256 MiB.
 //!
 //! # Escape hatch

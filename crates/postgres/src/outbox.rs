@@ -22,28 +22,25 @@ use crate::names::Names;
 
 /// What PostgreSQL takes as one value is less than 1 GiB, and here each byte is two digits.
 const LARGEST: usize = 256 << 20;
-/// A transaction that was open when a relay found nothing does not notify: so it looks again after these times, and then only when
-/// it is told or its poll is over.
-const LOOKS: [Duration; 3] = [
-    Duration::from_millis(20),
-    Duration::from_millis(100),
-    Duration::from_millis(500),
-];
+/// A transaction that was open when a relay found nothing does not notify: so it looks again, at first so soon, then each time after
+/// twice as long, up to the longest.
+const FIRST_LOOK: Duration = Duration::from_millis(20);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// How long until the server is asked again for notifications.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// The outbox of a [`PgStore`](crate::PgStore), in the table `onlyonce_outbox`.
 ///
-/// A relay is woken by `LISTEN`/`NOTIFY`, on a connection of its own. That does not pass a pooler in transaction mode: give the
-/// relay a store with an address of the server itself, or a short [`poll`](onlyonce_core::Relay::poll).
+/// A relay is woken by `LISTEN`/`NOTIFY`, on a connection of its own, and looks by itself at least once a second. Notifications do
+/// not pass a pooler in transaction mode: give the relay a store with an address of the server itself if a second is too long.
 #[derive(Clone, Debug)]
 pub struct PgOutbox {
     name: String,
     names: Names,
     connections: Connections,
     listener: Arc<Listener>,
-    /// How often each destination was found to be empty, one time after the other.
-    empty: Arc<Mutex<HashMap<String, usize>>>,
+    /// After how long each destination that was found to be empty is looked at again.
+    empty: Arc<Mutex<HashMap<String, Duration>>>,
 }
 
 impl PgOutbox {
@@ -90,7 +87,7 @@ impl PgOutbox {
         rows.map_err(|error| of_call(doing, error))
     }
 
-    fn empty(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+    fn empty(&self) -> MutexGuard<'_, HashMap<String, Duration>> {
         self.empty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -276,16 +273,14 @@ impl Outbox for PgOutbox {
     }
 
     async fn wait(&self, destination: &str, mark: u64, longest: Duration) -> Result<(), Error> {
-        let looks = {
+        let next = {
             let mut empty = self.empty();
-            let looks = empty.entry(destination.to_owned()).or_default();
-            let before = *looks;
-            *looks += 1;
-            before
+            let next = empty.entry(destination.to_owned()).or_insert(FIRST_LOOK);
+            std::mem::replace(next, (*next * 2).min(LONGEST_LOOK))
         };
-        let next = LOOKS.get(looks).map_or(longest, |next| longest.min(*next));
+        let told = self.listener.told_since(mark);
         // It is over at the latest then.
-        let _ = tokio::time::timeout(next, self.listener.told_since(mark)).await;
+        let _ = tokio::time::timeout(longest.min(next), told).await;
         Ok(())
     }
 

@@ -56,6 +56,8 @@ impl Harness {
 fn sink_of(topic: &str) -> Arc<dyn Sink> {
     let mut config: Config = topic.parse().unwrap();
     config.endpoint = Some(url());
+    // A large body takes its time on a busy machine.
+    config.timeout = Duration::from_secs(60);
     Arc::new(PubSubSink::new(config).unwrap())
 }
 

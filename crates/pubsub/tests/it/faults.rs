@@ -382,7 +382,9 @@ async fn a_throttled_or_distant_service_is_slow_and_nothing_else() {
         Fault::Delay(Duration::from_millis(150)),
     ] {
         let (queue, proxy) = (queue().await, proxy().await);
-        let worker = Worker::start(source_through(&proxy, &queue));
+        let mut patient = through(&proxy, &queue.subscription);
+        patient.timeout = Duration::from_secs(60);
+        let worker = Worker::start(PubSubSource::new(patient).unwrap());
         publish(&sink(&queue), [numbered(0)]).await;
         worker.until_effects(1).await;
         let connections = proxy.accepted();
