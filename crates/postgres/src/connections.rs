@@ -16,6 +16,7 @@ const OPENING: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
     options: Arc<PgConnectOptions>,
+    most: usize,
     permits: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<PgConnection>>>,
 }
@@ -34,9 +35,15 @@ impl Connections {
         let options = options.disable_statement_logging();
         Self {
             options: Arc::new(options),
+            most,
             permits: Arc::new(Semaphore::new(most)),
             idle: Arc::default(),
         }
+    }
+
+    /// How many there are at most.
+    pub(crate) fn most(&self) -> usize {
+        self.most
     }
 
     /// Waits for the right to use one. Dropping the future is harmless.

@@ -249,6 +249,35 @@ BEGIN
     );
 END $$;
 
+-- What several handlers wrote in one transaction is recorded when the last of them is done. Should one of them commit by its own SQL,
+-- the others would take effect without their records: so this makes every commit fail that does not come with the records.
+CREATE OR REPLACE FUNCTION {share}(_transaction text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    _row tid;
+BEGIN
+    IF _transaction <> coalesce(current_setting('onlyonce.transaction', true), '') THEN
+        RAISE EXCEPTION 'not the same transaction' USING ERRCODE = 'OO003';
+    END IF;
+    INSERT INTO {shared} (transaction) VALUES (_transaction) RETURNING ctid INTO _row;
+    DELETE FROM {shared} WHERE ctid = _row;
+END $$;
+
+CREATE OR REPLACE FUNCTION {refuse_unrecorded}() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF coalesce(current_setting('onlyonce.recorded', true), '') <> 'yes' THEN
+        RAISE EXCEPTION 'this transaction is ended by onlyonce, not by a handler' USING ERRCODE = 'OO003';
+    END IF;
+    RETURN NULL;
+END $$;
+
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = '{shared}'::regclass AND NOT tgisinternal) THEN
+        CREATE CONSTRAINT TRIGGER refuse_unrecorded AFTER INSERT ON {shared} DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW EXECUTE FUNCTION {refuse_unrecorded}();
+    END IF;
+END $$;
+
 -- Empties partitions whose records have all expired. It does not wait for those who read them: another time will do.
 CREATE OR REPLACE FUNCTION {empty_expired}() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms' AS $$

@@ -106,6 +106,7 @@
 mod claims;
 mod config;
 mod connections;
+mod contention;
 mod error;
 mod info;
 mod literal;

@@ -62,6 +62,11 @@ CREATE TABLE IF NOT EXISTS {record_6} PARTITION OF {record} (PRIMARY KEY (key)) 
 CREATE TABLE IF NOT EXISTS {record_7} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (7)
     WITH (autovacuum_analyze_scale_factor = 0.5);
 
+-- A row in it forbids to commit without records: see `share`. It is gone when it is written.
+CREATE UNLOGGED TABLE IF NOT EXISTS {shared} (
+    transaction text NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
 INSERT INTO {store} (version) VALUES ({version}) ON CONFLICT DO NOTHING;
 INSERT INTO {slot} (id, opened_at) SELECT n, CASE n WHEN 0 THEN clock_timestamp() END FROM generate_series(0, 7) AS n
     ON CONFLICT DO NOTHING;

@@ -18,11 +18,11 @@ use crate::connections::{Failed, Lent, run};
 use crate::error::{self, of_end};
 use crate::names::Names;
 use crate::outbox;
-use crate::sharing::{Carrier, Sharing, Turn};
+use crate::sharing::{Carrier, Place, Sharing, Turn};
 
 /// In a transaction that others may share nobody waits longer for a lock: two that lock the same rows in opposite orders would
 /// wait for each other until the server looks for deadlocks, after a second.
-const SHARED_LOCK_TIMEOUT_MILLIS: u128 = 100;
+const SHARED_LOCK_TIMEOUT_MILLIS: u128 = 50;
 
 /// What a statement may take besides.
 const GRACE: Duration = Duration::from_secs(1);
@@ -158,7 +158,7 @@ impl PgTx {
         let turn = home.sharing.turn(alone).await;
         let carrier = match turn.map_err(|error| error::of_call("open a connection", error))? {
             Turn::Shared(carrier) => *carrier,
-            Turn::Own(lent) => begin_on(home, *lent, alone).await?,
+            Turn::Own(lent, place) => begin_on(home, *lent, place).await?,
         };
         Ok(Self {
             home: Arc::clone(home),
@@ -243,10 +243,27 @@ impl PgTx {
         Ok(())
     }
 
-    /// Commits; all who share it are told.
+    /// Commits with all records that were to be made with it; all who share it are told.
     async fn commit_all(mut self) -> Result<(), Error> {
-        let result = self.run(self.home.commit.into()).await;
-        self.committed(result.map(drop))
+        let records = std::mem::take(&mut self.carrier_mut().records);
+        let commit = self.commit_with(&records, !records.is_empty());
+        match self.run(commit).await {
+            Err(failed) if is_record_s(&failed, &records) => self.not_committed(failed).await,
+            result => self.committed(result.map(drop)),
+        }
+    }
+
+    /// Makes these records, if any, and commits.
+    fn commit_with(&self, records: &[Completion], is_shared: bool) -> String {
+        let record = match records {
+            [] => String::new(),
+            records => format!("{}; ", self.record(records)),
+        };
+        let recorded = match is_shared {
+            true => "SET LOCAL onlyonce.recorded = 'yes'; ",
+            false => "",
+        };
+        format!("{record}{recorded}{}", self.home.commit)
     }
 
     /// Tells all who share it what became of the commit, and gives the connection back.
@@ -263,10 +280,26 @@ impl PgTx {
             carrier.tell(&result);
             // After a refused commit there is no transaction any more.
             if is_answered {
-                carrier.lent.give_back();
+                carrier.give_back();
             }
         }
         result
+    }
+
+    /// The records of several messages could not be made: nothing is kept, and all are told.
+    async fn not_committed(mut self, failed: Failed) -> Result<(), Error> {
+        let error = match error::is(&failed.error, error::FENCED) {
+            true => recorded_by_another(),
+            false => self.failed(failed),
+        };
+        let is_over = self.run(self.home.roll_back.into()).await.is_ok();
+        if let Some(mut carrier) = self.carrier.take() {
+            carrier.tell(&Err(error.clone()));
+            if is_over {
+                carrier.give_back();
+            }
+        }
+        Err(error)
     }
 
     /// Hands the transaction on to somebody who goes on in it, and waits for the commit.
@@ -284,6 +317,42 @@ impl PgTx {
         outcome.await.unwrap_or_else(|_| Err(unknown()))
     }
 
+    async fn keep_and_hand_on(
+        mut self,
+        last: &[Completion],
+        successor: oneshot::Sender<Carrier>,
+    ) -> Result<(), Error> {
+        let before = self.carrier().savepoint;
+        let keep = self.keep();
+        if let Err(failed) = self.run(keep).await {
+            self.carrier_mut().savepoint = before;
+            return Err(self.failed(failed));
+        }
+        let carrier = self.carrier_mut();
+        carrier.note(last);
+        carrier.records.extend_from_slice(last);
+        self.hand_on(successor).await
+    }
+
+    async fn record_and_commit(mut self, last: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        let of_others = std::mem::take(&mut self.carrier_mut().records);
+        let records = [&*of_others, last].concat();
+        let commit = self.commit_with(&records, !of_others.is_empty());
+        self.carrier_mut().note(last);
+        match self.run(commit).await {
+            Err(failed) if is_record_s(&failed, &records) => {
+                if !of_others.is_empty() {
+                    return self.not_committed(failed).await.map(Ok);
+                }
+                let savepoint = self.carrier().savepoint;
+                let Fenced = self.not_recorded(savepoint, failed)?;
+                self.commit_without_last().await?;
+                Ok(Err(Fenced))
+            }
+            result => self.committed(result.map(drop)).map(Ok),
+        }
+    }
+
     /// The last savepoint cannot be kept, and those before it are committed.
     async fn commit_without_last(mut self) -> Result<(), Error> {
         if !self.has_more() {
@@ -297,9 +366,24 @@ impl PgTx {
         let rolled_back = self.run(self.home.roll_back.into()).await;
         rolled_back.map_err(|failed| self.failed(failed))?;
         if let Some(carrier) = self.carrier.take() {
-            carrier.lent.give_back();
+            carrier.give_back();
         }
         Ok(())
+    }
+
+    /// Ends the savepoint of what is recorded with the commit. From the first one on, the server refuses to commit without the
+    /// records.
+    fn keep(&mut self) -> String {
+        let carrier = self.carrier();
+        let share = match carrier.records.is_empty() {
+            true => format!(
+                "SELECT {}('{}'); ",
+                self.home.names.of("share"),
+                carrier.transaction
+            ),
+            false => String::new(),
+        };
+        format!("{share}{}", self.next_savepoint())
     }
 
     fn record(&self, completions: &[Completion]) -> String {
@@ -308,31 +392,30 @@ impl PgTx {
     }
 }
 
-async fn begin_on(home: &Home, mut lent: Lent, alone: bool) -> Result<Carrier, Error> {
+async fn begin_on(home: &Home, mut lent: Lent, place: Option<Place>) -> Result<Carrier, Error> {
     let number = NEXT.fetch_add(1, Relaxed);
-    let begin = home.begin(number, alone);
+    let begin = home.begin(number, place.is_none());
     if let Err(failed) = run(&mut lent.conn, begin).await {
         if failed.error.as_database_error().is_none() {
             home.sharing.connections.forget_idle();
         }
         return Err(error::of_call("begin a transaction", failed.error));
     }
-    Ok(Carrier {
-        lent,
-        joined: Vec::new(),
-        transaction: number,
-        savepoint: 0,
-        began: Instant::now(),
-    })
+    Ok(Carrier::new(lent, place, number))
 }
 
 #[async_trait]
 impl Transaction for PgTx {
     async fn complete(&mut self, completions: &[Completion]) -> Result<Result<(), Fenced>, Error> {
+        if self.carrier().has_any(completions) {
+            self.roll_back().await?;
+            return Ok(Err(Fenced));
+        }
         let record = self.record(completions);
         let before = self.carrier().savepoint;
         let savepoint = self.next_savepoint();
         let Err(failed) = self.run(format!("{record}; {savepoint}")).await else {
+            self.carrier_mut().note(completions);
             self.completed = true;
             self.state = State::Clean;
             return Ok(Ok(()));
@@ -361,30 +444,17 @@ impl Transaction for PgTx {
         mut self,
         last: &[Completion],
     ) -> Result<Result<(), Fenced>, Error> {
-        let record = self.record(last);
+        if self.carrier().has_any(last) {
+            self.commit_without_last().await?;
+            return Ok(Err(Fenced));
+        }
         let successor = match self.alone {
             true => None,
-            false => self.home.sharing.successor(self.carrier()),
+            false => self.home.sharing.successor(self.carrier(), last),
         };
-        let before = self.carrier().savepoint;
-        let then = match successor {
-            Some(_) => self.next_savepoint(),
-            None => self.home.commit.into(),
-        };
-        match (self.run(format!("{record}; {then}")).await, successor) {
-            (Ok(_), Some(successor)) => self.hand_on(successor).await.map(Ok),
-            (Ok(_), None) => self.committed(Ok(())).map(Ok),
-            // The record is made, so it is the commit that failed, or whose answer was lost.
-            (Err(failed), None)
-                if failed.done > 0 || failed.error.as_database_error().is_none() =>
-            {
-                self.committed(Err(failed)).map(Ok)
-            }
-            (Err(failed), _) => {
-                let Fenced = self.not_recorded(before, failed)?;
-                self.commit_without_last().await?;
-                Ok(Err(Fenced))
-            }
+        match successor {
+            Some(successor) => self.keep_and_hand_on(last, successor).await.map(Ok),
+            None => self.record_and_commit(last).await,
         }
     }
 
@@ -452,7 +522,7 @@ impl PgTx {
             return self.close();
         }
         // Whoever waits goes on, or else it is committed.
-        while let Some(successor) = self.home.sharing.successor(self.carrier()) {
+        while let Some(successor) = self.home.sharing.successor(self.carrier(), &[]) {
             let Some(carrier) = self.carrier.take() else {
                 return;
             };
@@ -468,6 +538,20 @@ impl PgTx {
     fn close(mut self) {
         self.carrier = None;
     }
+}
+
+/// Whether it was the making of these records that the server refused, not the commit behind it.
+fn is_record_s(failed: &Failed, records: &[Completion]) -> bool {
+    !records.is_empty() && failed.done == 0 && failed.error.as_database_error().is_some()
+}
+
+/// It is not known whose message it was. Each is done again in a commit of its own, which tells.
+fn recorded_by_another() -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        "another worker has recorded one of the messages that shared the commit: nothing was committed",
+    )
+    .retryable(true)
 }
 
 fn unknown() -> Error {
