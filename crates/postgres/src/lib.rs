@@ -80,14 +80,20 @@
 //!
 //! As long as a connection is free each message has a transaction of its own. When all are in use and others wait, whoever is done
 //! hands the open transaction on, each message in a savepoint, and the last one commits for all: at most 64 of them, within 20 ms.
-//! After a conflict nothing is shared for a second, then for two, up to a minute. While commits are shared nobody waits for a lock
-//! longer than 100 ms. So few `connections` mean large commits, and many mean more handlers at a time.
+//! The records of all are made with the commit. While commits are shared nobody waits for a lock longer than 50 ms. After a conflict
+//! transactions run singly, or shared but one at a time, whichever gets more done, until all are shared again after a second, then two, up
+//! to a minute. So few `connections` mean large commits, and many mean more handlers at a time.
+//!
+//! Should another worker have recorded one of these messages meanwhile, none of them is committed: each is done again in a commit of its
+//! own, which is no attempt. So a handler can run more than once, and only one of these runs takes effect.
 //!
 //! # Limits
 //!
 //! - A handler holds its connection from its first to its last line: await what is slow before it, or outside of it.
 //! - A handler that is cut off while a statement runs leaves the server to finish that statement: set `statement_timeout` where one can
 //!   take long.
+//! - `SET CONSTRAINTS ALL IMMEDIATE` fails in a transaction that is shared, and the message is tried again in one of its own: name the
+//!   constraints instead.
 //! - What outlives a transaction (`SET` without `LOCAL`, temporary tables, session locks) is seen by the next handler on that
 //!   connection.
 //! - Records take about 120 bytes, indexes included, apart from their outcomes. They are in eight partitions, each written to for a
