@@ -8,7 +8,7 @@ use onlyonce_core::{Batch, Context, Failure, Message, Outcome, State};
 use onlyonce_testkit::simulated::Tx;
 use tokio::time::sleep;
 
-use super::handler::{PANIC, REFUSED, Run, Worker};
+use super::handler::{PANIC, REFUSED, Run, Worker, publish};
 use super::plan::Behaviour;
 
 type Messages = Batch<(Arc<Message>, Context)>;
@@ -18,19 +18,29 @@ pub async fn transactional(
     worker: State<Worker>,
     tx: &mut Tx,
 ) -> Result<(), Failure> {
-    handle_all(&batch, &worker, |effect| tx.push(effect)).await
+    let done = handle_all(&batch, &worker, |effect| tx.push(effect)).await?;
+    let world = &worker.world;
+    for (index, attempt) in done {
+        if let Err(error) = publish(world, index, tx).await {
+            if batch.len() == 1 {
+                (world.history).failed(index, attempt >= world.plan.max_attempts);
+            }
+            return Err(Failure::retry(error));
+        }
+    }
+    Ok(())
 }
 
 pub async fn handle(batch: Messages, worker: State<Worker>) -> Result<(), Failure> {
-    handle_all(&batch, &worker, drop).await
+    handle_all(&batch, &worker, drop).await.map(drop)
 }
 
-/// Takes as long as its slowest message. What cannot be handled fails alone or with the whole call.
+/// Takes as long as its slowest message. Returns which were done, and in which attempt. What cannot be handled fails alone or with the whole call.
 async fn handle_all(
     batch: &Messages,
     worker: &Worker,
     mut write: impl FnMut(String),
-) -> Result<(), Failure> {
+) -> Result<Vec<(usize, u32)>, Failure> {
     let begin = |item: &Item<(Arc<Message>, Context)>| Run::begin(worker, &item.0, &item.1);
     let runs: Vec<Run<'_>> = batch.iter().map(begin).collect();
     let plan = &worker.world.plan;
@@ -83,11 +93,11 @@ async fn handle_all(
             _ => {
                 write(run.message.to_string());
                 item.leave(Outcome::new(run.message.to_string()));
-                done.push(run.message);
+                done.push((run.message, item.1.attempt));
             }
         }
     }
-    done.into_iter()
-        .for_each(|one| worker.world.history.succeeded(one));
-    Ok(())
+    done.iter()
+        .for_each(|(one, _)| worker.world.history.succeeded(*one));
+    Ok(done)
 }

@@ -15,6 +15,7 @@ use onlyonce_testkit::simulated::Fault;
 
 use super::cut::Cut;
 use super::plan::Plan;
+use super::relayed::Relayed;
 use super::world::{self, Outcome};
 
 /// What all runs together did.
@@ -23,6 +24,7 @@ pub struct Totals {
     pub seeds: u64,
     pub lives: u64,
     pub report: Report,
+    pub relayed: Relayed,
     pub faults: BTreeMap<Fault, usize>,
     pub lasted: Duration,
     pub took: Duration,
@@ -156,6 +158,7 @@ impl Totals {
             seeds: 1,
             lives: outcome.lives,
             report: outcome.report,
+            relayed: outcome.relayed,
             faults: outcome.faults.clone(),
             lasted: outcome.lasted,
             took: Duration::ZERO,
@@ -166,6 +169,7 @@ impl Totals {
         self.seeds += other.seeds;
         self.lives += other.lives;
         self.report += other.report;
+        self.relayed += other.relayed;
         self.lasted += other.lasted;
         for (fault, times) in other.faults {
             *self.faults.entry(fault).or_default() += times;

@@ -5,6 +5,7 @@ use std::fmt;
 use clap::Args;
 use onlyonce_testkit::simulated::{Fault, Mix};
 
+use super::outbox::Taken;
 use super::plan::{Behaviour, Plan};
 
 #[derive(Args, Clone, Debug, Default, PartialEq)]
@@ -15,6 +16,9 @@ pub struct Cut {
     /// With --seed: only this many of its workers.
     #[arg(long, requires = "seed")]
     pub workers: Option<u64>,
+    /// With --seed: only this many of its relays.
+    #[arg(long, requires = "seed")]
+    pub relays: Option<u64>,
     /// With --seed: only this many faults, the first.
     #[arg(long, requires = "seed")]
     pub faults: Option<usize>,
@@ -24,7 +28,7 @@ pub struct Cut {
     /// With --seed: nobody is stopped or killed at random times.
     #[arg(long, requires = "seed")]
     pub no_restarts: bool,
-    /// With --seed: each message is published once, and no handler fails.
+    /// With --seed: each message is published once, no handler fails, and no queue refuses what is relayed.
     #[arg(long, requires = "seed")]
     pub plain: bool,
 }
@@ -43,12 +47,18 @@ impl Cut {
             .without
             .iter()
             .fold(plan.mix.clone(), |mix: Mix, fault| mix.with(*fault, 0.0));
+        if let Some(outbox) = &mut plan.outbox {
+            outbox.relays = outbox.relays.min(self.relays.unwrap_or(u64::MAX)).max(1);
+        }
         plan.restarts &= !self.no_restarts;
         if self.plain {
             for message in &mut plan.messages {
                 message.published.truncate(1);
                 message.behaviour = Behaviour::Succeeds;
                 message.malformed = false;
+                for outgoing in &mut message.publishes {
+                    outgoing.taken = Taken::AtOnce;
+                }
             }
         }
     }
@@ -69,6 +79,10 @@ impl Cut {
         }
         if plan.workers > 1 {
             offer(&|cut| cut.workers = Some(plan.workers - 1));
+        }
+        let relays = plan.outbox.as_ref().map_or(1, |outbox| outbox.relays);
+        if relays > 1 {
+            offer(&|cut| cut.relays = Some(relays - 1));
         }
         if plan.restarts {
             offer(&|cut| cut.no_restarts = true);
@@ -98,6 +112,9 @@ impl fmt::Display for Cut {
         }
         if let Some(workers) = self.workers {
             write!(f, " --workers {workers}")?;
+        }
+        if let Some(relays) = self.relays {
+            write!(f, " --relays {relays}")?;
         }
         if let Some(faults) = self.faults {
             write!(f, " --faults {faults}")?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use onlyonce_core::driver::{KeyDigest, Scope};
-use onlyonce_core::{Context, DedupKey, Failure, Message, Outcome, State};
+use onlyonce_core::{Context, DedupKey, Error, Failure, Message, Outcome, State};
 use onlyonce_testkit::simulated::Tx;
 use tokio::time::{Instant, sleep};
 
@@ -45,20 +45,30 @@ const TICK: Duration = Duration::from_millis(2);
 pub async fn transactional(
     message: Arc<Message>,
     context: Context,
-    worker: State<Worker>,
+    State(worker): State<Worker>,
     tx: &mut Tx,
 ) -> Result<Outcome, Failure> {
-    let index = super::world::index_of(&message);
-    tx.push(format!("{index}"));
-    let planned = &worker.0.world.plan.messages[index];
-    if planned.behaviour == Behaviour::Poison && index % 2 == 1 {
+    let run = Run::begin(&worker, &message, &context);
+    tx.push(run.message.to_string());
+    if let Err(error) = publish(&worker.world, run.message, tx).await {
+        run.fails(true, context.attempt >= worker.world.plan.max_attempts);
+        return Err(Failure::retry(error));
+    }
+    let planned = &worker.world.plan.messages[run.message];
+    if planned.behaviour == Behaviour::Poison && run.message % 2 == 1 {
         // Its handler notices nothing, and the store refuses it.
         tx.push(REFUSED);
-        return handle(message, context, worker)
-            .await
-            .or(Ok(Outcome::default()));
+        return end(&run, &context).await.or(Ok(Outcome::default()));
     }
-    handle(message, context, worker).await
+    end(&run, &context).await
+}
+
+/// Publishes what a message's handler has to publish.
+pub async fn publish(world: &World, index: usize, tx: &mut Tx) -> Result<(), Error> {
+    for (destination, message) in world.outgoing_of(index) {
+        tx.publish(destination, message).await?;
+    }
+    Ok(())
 }
 
 pub async fn handle(
@@ -66,7 +76,12 @@ pub async fn handle(
     context: Context,
     State(worker): State<Worker>,
 ) -> Result<Outcome, Failure> {
-    let run = Run::begin(&worker, &message, &context);
+    end(&Run::begin(&worker, &message, &context), &context).await
+}
+
+/// Takes its time, and ends as the plan has it.
+async fn end(run: &Run<'_>, context: &Context) -> Result<Outcome, Failure> {
+    let worker = run.worker;
     let planned = &worker.world.plan.messages[run.message];
     let mut rng = Rng::with_seed(
         worker.world.plan.seed ^ (run.message as u64) << 32 ^ u64::from(run.before_started),

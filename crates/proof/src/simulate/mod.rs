@@ -1,4 +1,4 @@
-//! The real pipeline on a simulated broker and store, in virtual time; one seed decides everything that goes wrong.
+//! The real pipeline and relay on a simulated broker and store, in virtual time; one seed decides everything that goes wrong.
 //!
 //! Why tokio's paused clock and faults of our own, and not one of the tools: `crates/core/docs/decisions/simulation.md`.
 
@@ -8,8 +8,11 @@ mod cut;
 mod handler;
 mod history;
 mod letters;
+mod outbox;
 mod plan;
 mod promises;
+mod relay;
+mod relayed;
 mod shrink;
 mod worker;
 mod world;
@@ -135,16 +138,18 @@ fn print(totals: &Totals) {
         seeds,
         lives,
         report,
+        relayed,
         faults,
         lasted,
         took,
     } = totals;
     println!(
-        "{seeds} runs, {lives} lives of workers, {:.1} days of virtual time in {:.0} s",
+        "{seeds} runs, {lives} lives of workers and relays, {:.1} days of virtual time in {:.0} s",
         lasted.as_secs_f64() / 86_400.0,
         took.as_secs_f64()
     );
     println!("{report:#?}");
+    println!("{relayed:?}");
     println!("{faults:?}");
 }
 

@@ -7,6 +7,7 @@ use onlyonce_core::driver::{Acks, Capabilities, Ordering};
 use onlyonce_testkit::simulated::{Fault, Mix};
 
 use super::cut::Cut;
+use super::outbox::{self, Outbox, Outgoing};
 
 /// What the pipeline promises in a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,8 @@ pub struct Planned {
     pub takes: Duration,
     /// When it is published, and published again.
     pub published: Vec<Duration>,
+    /// What its handler publishes.
+    pub publishes: Vec<Outgoing>,
 }
 
 #[derive(Clone, Debug)]
@@ -83,6 +86,7 @@ pub struct Plan {
     /// If handlers take batches: how many messages at once, and how long the first waits for others.
     pub batch: Option<(usize, Duration)>,
     pub messages: Vec<Planned>,
+    pub outbox: Option<Outbox>,
     pub mix: Mix,
     pub fault_limit: usize,
     /// Whether workers crash, and are stopped and started again, at any time.
@@ -128,6 +132,7 @@ impl Plan {
             prefetch: rng.usize(1..=24),
             batch: None,
             messages: Vec::new(),
+            outbox: None,
             mix: mix(rng, mode),
             fault_limit: cut.faults.unwrap_or(usize::MAX),
             restarts: rng.bool(),
@@ -145,14 +150,12 @@ impl Plan {
             never_ends(rng, &mut plan);
         }
         if rng.u32(..4) == 0 {
-            let calm = u64::try_from(plan.calm.as_millis()).unwrap_or(u64::MAX);
-            let mut at = || Duration::from_millis(rng.u64(..calm));
-            plan.early_redrives = vec![at(), at()];
-            plan.early_redrives.sort_unstable();
+            plan.early_redrives = moments(rng, plan.calm, 2);
         }
         shared_or_revoked(rng, &mut plan);
         plan.batch = (rng.u32(..4) == 0).then(|| batch(rng, &plan));
         replay(rng, &mut plan);
+        outbox::draw(rng, &mut plan);
         cut.apply(&mut plan);
         plan
     }
@@ -184,6 +187,15 @@ impl Plan {
             Mode::Transactional | Mode::RunAgain | Mode::Quarantine
         )
     }
+}
+
+/// So many moments before all is calm, in order.
+pub fn moments(rng: &mut Rng, calm: Duration, many: usize) -> Vec<Duration> {
+    let calm = u64::try_from(calm.as_millis()).unwrap_or(u64::MAX);
+    let at = |_| Duration::from_millis(rng.u64(..calm));
+    let mut moments: Vec<_> = (0..many).map(at).collect();
+    moments.sort_unstable();
+    moments
 }
 
 /// A broker that can do some things and not others.
@@ -260,6 +272,7 @@ fn messages(rng: &mut Rng, plan: &Plan) -> Vec<Planned> {
             malformed: rng.u32(..30) == 0,
             takes: takes(rng, plan),
             published,
+            publishes: Vec::new(),
         });
     }
     messages

@@ -6,6 +6,7 @@ use onlyonce_core::Error;
 
 use super::history::RUNS_ALONE;
 use super::plan::{Behaviour, Mode};
+use super::relayed;
 use super::world::World;
 
 /// Says which promises were broken, and how.
@@ -29,6 +30,7 @@ pub async fn broken(world: &World) -> Result<Vec<String>, Error> {
     broken.extend(poison(world, &effects));
     broken.extend(runs_bounded(world, &dead));
     broken.extend(bounded(world));
+    broken.extend(relayed::broken(world, &effects));
     broken.sort();
     broken.dedup();
     Ok(broken)

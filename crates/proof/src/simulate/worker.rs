@@ -22,7 +22,7 @@ pub type Lives = (Report, u64, Vec<String>);
 
 /// How a life ends before its time.
 #[derive(Clone, Copy, Debug)]
-enum Fate {
+pub enum Fate {
     None,
     Killed(Duration),
     Stopped(Duration),
@@ -52,7 +52,7 @@ pub async fn lives(world: Arc<World>, number: u64) -> Lives {
     }
 }
 
-fn fate(world: &World, rng: &mut Rng, born: Instant) -> Fate {
+pub fn fate(world: &World, rng: &mut Rng, born: Instant) -> Fate {
     let after = Duration::from_millis(rng.u64(..20_000));
     if !world.plan.restarts || born.elapsed() + after >= world.plan.calm {
         return Fate::None;
@@ -66,7 +66,7 @@ fn fate(world: &World, rng: &mut Rng, born: Instant) -> Fate {
 
 /// A source or store that refuses for good ends a pipeline; so does a broker that cannot be told of the end, and a queue whose
 /// first messages, dead letters that were put back among them, all have no key.
-fn expected(error: &Error) -> bool {
+pub fn expected(error: &Error) -> bool {
     let text = error.to_string();
     if error.kind() == ErrorKind::Config && text.contains("cannot be told apart") {
         return true;
@@ -107,14 +107,14 @@ async fn life(worker: &Worker, fate: Fate) -> (Report, Option<Result<Report, Run
     (report, ended)
 }
 
-async fn killed(fate: Fate) {
+pub async fn killed(fate: Fate) {
     match fate {
         Fate::Killed(after) => sleep(after).await,
         _ => std::future::pending().await,
     }
 }
 
-async fn stopped(fate: Fate) {
+pub async fn stopped(fate: Fate) {
     match fate {
         Fate::Stopped(after) => sleep(after).await,
         _ => std::future::pending().await,

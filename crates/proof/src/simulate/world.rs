@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering as Atomic};
 use std::time::Duration;
 
 use onlyonce_core::driver::{KeyDigest, Ordering, Scope};
 use onlyonce_core::{DedupKey, Error, Message, Report};
-use onlyonce_testkit::simulated::{Broker, Fault, Faults, MALFORMED, Storage};
+use onlyonce_testkit::simulated::{Broker, Downstream, Fault, Faults, MALFORMED, Storage};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::handler::REFUSED;
 use super::history::{History, RUNS_ALONE};
-use super::plan::{Behaviour, Mode, Plan};
-use super::{promises, worker};
+use super::plan::{Behaviour, Mode, Plan, Planned};
+use super::relayed::{self, Relayed};
+use super::{promises, relay, worker};
 
 /// Everything of a run that outlives a worker.
 #[derive(Debug)]
@@ -23,6 +25,12 @@ pub struct World {
     pub faults: Faults,
     pub broker: Broker,
     pub storage: Storage,
+    /// Where relays publish to.
+    pub downstream: Vec<Downstream>,
+    /// They take everything from now on.
+    pub repaired: Arc<AtomicBool>,
+    /// How many messages handlers have published so far.
+    outgoing: AtomicU64,
     pub history: History,
     /// Whether dead letters go to a queue of their own, or to the source's.
     pub sink: bool,
@@ -35,6 +43,7 @@ pub struct World {
 pub struct Outcome {
     pub breaches: Vec<String>,
     pub report: Report,
+    pub relayed: Relayed,
     pub faults: BTreeMap<Fault, usize>,
     pub lives: u64,
     pub lasted: Duration,
@@ -77,28 +86,20 @@ async fn live(plan: Plan, log: Option<Log>) -> Outcome {
     for number in 1..=world.plan.workers {
         workers.spawn(worker::lives(world.clone(), number));
     }
+    let relays = world.plan.outbox.as_ref().map_or(0, |outbox| outbox.relays);
+    for number in 1..=relays {
+        workers.spawn(relay::lives(world.clone(), number));
+    }
+    let requeueing = tokio::spawn(relay::requeue_early(world.clone()));
     let _ = publishing.await;
     let mut outcome = Outcome::default();
     if let Ok(Err(error)) = redriving.await {
         outcome.breaches.push(error.to_string());
     }
     sleep_until(begun + world.plan.calm).await;
-    if timeout(PATIENCE, settled(&world)).await.is_err() {
-        let left = world.broker.unsettled();
-        outcome
-            .breaches
-            .push(format!("{left} messages were never settled"));
-    }
-    if world.plan.redrive {
-        let redriven = timeout(PATIENCE, redrive(&world)).await;
-        match redriven {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => outcome.breaches.push(error.to_string()),
-            Err(_) => outcome
-                .breaches
-                .push("redriven messages were never settled".into()),
-        }
-    }
+    outcome.breaches.extend(worked_off(&world).await);
+    let _ = requeueing.await;
+    outcome.breaches.extend(is_relayed(&world).await);
     world.end.cancel();
     match timeout(DRAIN, workers.join_all()).await {
         Ok(lives) => {
@@ -108,15 +109,42 @@ async fn live(plan: Plan, log: Option<Log>) -> Outcome {
                 outcome.breaches.extend(breaches);
             }
         }
-        Err(_) => outcome.breaches.push("a worker does not stop".into()),
+        Err(_) => outcome
+            .breaches
+            .push("a worker or relay does not stop".into()),
     }
     match promises::broken(&world).await {
         Ok(broken) => outcome.breaches.extend(broken),
         Err(error) => outcome.breaches.push(error.to_string()),
     }
+    outcome.relayed = relayed::count(&world);
     outcome.faults = world.faults.struck();
     outcome.lasted = begun.elapsed();
     outcome
+}
+
+/// Waits until all messages are settled, those too that are put back at the end; says what was not.
+async fn worked_off(world: &World) -> Vec<String> {
+    let mut breaches = Vec::new();
+    if timeout(PATIENCE, settled(world)).await.is_err() {
+        let left = world.broker.unsettled();
+        breaches.push(format!("{left} messages were never settled"));
+    }
+    if world.plan.redrive {
+        match timeout(PATIENCE, redrive(world)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => breaches.push(error.to_string()),
+            Err(_) => breaches.push("redriven messages were never settled".into()),
+        }
+    }
+    breaches
+}
+
+/// Waits until the outbox is empty; says if it never is.
+async fn is_relayed(world: &World) -> Option<String> {
+    let drained = timeout(PATIENCE, relay::drained(world)).await;
+    let never = "messages in the outbox were never published";
+    drained.is_err().then(|| never.into())
 }
 
 async fn publish(world: Arc<World>) {
@@ -179,6 +207,32 @@ async fn put_back(world: &World) -> Result<(), Error> {
     Ok(())
 }
 
+/// The queues that relays publish to.
+fn downstream(
+    plan: &Plan,
+    storage: &Storage,
+    faults: &Faults,
+    repaired: &Arc<AtomicBool>,
+) -> Vec<Downstream> {
+    let Some(outbox) = &plan.outbox else {
+        return Vec::new();
+    };
+    let messages: Arc<[Planned]> = plan.messages.clone().into();
+    let one = |number: usize| {
+        let (messages, repaired) = (messages.clone(), repaired.clone());
+        let refuses = move |message: &Message, before| {
+            let (index, place) = relayed::origin(message)?;
+            let is_repaired = repaired.load(Atomic::Relaxed);
+            let planned = messages.get(index)?.publishes.get(place)?;
+            planned.refusal(before).filter(|_| !is_repaired)
+        };
+        Downstream::new(format!("out-{number}"), storage, faults)
+            .stopping_groups(outbox.stops_groups)
+            .refusing(refuses)
+    };
+    (0..outbox.destinations).map(one).collect()
+}
+
 /// The message of the plan that this one is.
 pub fn index_of(message: &Message) -> usize {
     let body = std::str::from_utf8(&message.body).ok();
@@ -204,8 +258,13 @@ impl World {
         }
         let sink =
             !plan.capabilities.dead_letter || plan.mode == Mode::AtMostOnce || plan.seed % 2 == 1;
+        let storage = Storage::new(&faults).refusing(|effect| effect == REFUSED.as_bytes());
+        let repaired = Arc::new(AtomicBool::new(false));
         Self {
-            storage: Storage::new(&faults).refusing(|effect| effect == REFUSED.as_bytes()),
+            downstream: downstream(&plan, &storage, &faults, &repaired),
+            repaired,
+            outgoing: AtomicU64::new(0),
+            storage,
             history: History::default(),
             end: CancellationToken::new(),
             sink,
@@ -224,6 +283,21 @@ impl World {
         }
         message.group = planned.group.map(|group| format!("group-{group}"));
         message
+    }
+
+    /// What a handler of this message publishes, each time under a number of its own.
+    pub fn outgoing_of(&self, index: usize) -> impl Iterator<Item = (&str, Message)> {
+        let planned = self.plan.messages[index].publishes.iter().enumerate();
+        planned.map(move |(place, planned)| {
+            let number = self.outgoing.fetch_add(1, Atomic::Relaxed);
+            let mut message = Message::new(format!("{index}/{place}/{number}"));
+            message.group = planned.group.map(|group| format!("group-{group}"));
+            message.attributes.insert("place", place.to_string());
+            if planned.is_named {
+                message.dedup_id = Some(format!("{index}/{place}"));
+            }
+            (self.downstream[planned.destination].name(), message)
+        })
     }
 
     /// Whether a run of this message failed or was cut off after all its attempts, or may have been: the store was told of

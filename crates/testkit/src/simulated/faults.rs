@@ -10,7 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 /// A call that a worker makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs, reason = "the names of the traits' methods")]
+#[allow(
+    missing_docs,
+    reason = "the names of the traits' methods, an outbox's apart from a source's"
+)]
 #[non_exhaustive]
 pub enum Call {
     Receive,
@@ -26,6 +29,11 @@ pub enum Call {
     Rollback,
     Commit,
     Publish,
+    PublishPart,
+    Fetch,
+    SettleOutgoing,
+    ReleaseOutgoing,
+    Wait,
 }
 
 /// What can go wrong.
@@ -83,7 +91,7 @@ impl Fault {
             Self::Cut => matches!(call, Call::Receive | Call::Settle),
             Self::Amnesia => call == Call::Claim,
             Self::Revoke => call == Call::Receive,
-            Self::Refused => matches!(call, Call::Receive | Call::Claim),
+            Self::Refused => matches!(call, Call::Receive | Call::Claim | Call::Fetch),
             _ => true,
         }
     }

@@ -5,6 +5,9 @@
 //! crashed), replies are lost after the call took effect, entries of a batch fail, connections break, leases end,
 //! duplicates appear. [`Capabilities`](onlyonce_core::driver::Capabilities) say which kind of broker it is.
 //!
+//! What a transaction [publishes](Tx::publish) is in the storage's outbox; relays reach it with an [`OutboxConnection`], and publish to a
+//! [`Downstream`], which compares what it gets with what was committed.
+//!
 //! Beside them, [`Log`] is a partitioned log without faults, for sources that know a position and no single acks.
 //!
 //! Run them on tokio's current-thread runtime with a paused clock (`start_paused`): the same seed then gives the same
@@ -35,9 +38,12 @@
 //! ```
 
 mod broker;
+mod downstream;
 mod faults;
 mod log;
 mod network;
+mod outbox;
+mod outgoing;
 mod replay;
 mod sessions;
 mod sink;
@@ -46,8 +52,11 @@ mod store;
 mod tx;
 
 pub use broker::{Broker, MALFORMED};
+pub use downstream::{Downstream, Publisher};
 pub use faults::{Call, Fault, Faults, Mix};
 pub use log::{Log, LogConsumer, LogProducer, LogReceipt};
+pub use outbox::OutboxConnection;
+pub use outgoing::Committed;
 pub use sink::{DeadLetters, Sender};
 pub use source::{Consumer, SimulatedReceipt};
 pub use store::{Connection, Storage};

@@ -6,13 +6,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use onlyonce_core::Error;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Durability, HeldClaim, KeyDigest, LookUp, Owner, Precondition,
-    Store, StoreInfo, Token, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Durability, Fetch, FetchResult, HeldClaim, KeyDigest, LookUp,
+    Outbox as _, OutgoingId, Owner, Precondition, SetAside, Store, StoreInfo, Token,
+    TransactionalStore, Verdicts,
 };
-use onlyonce_core::memory::MemoryStore;
+use onlyonce_core::memory::{MemoryOutbox, MemoryStore};
 
 use super::faults::{Call, Faults};
 use super::network::send;
+use super::outbox::OutboxConnection;
+use super::outgoing::{Committed, Outgoings, label};
 use super::tx::Tx;
 
 /// What the store has answered so far.
@@ -32,6 +35,7 @@ struct Seen {
 pub struct Storage {
     records: MemoryStore,
     seen: Arc<Mutex<Seen>>,
+    outgoing: Arc<Mutex<Outgoings>>,
     faults: Faults,
 }
 
@@ -42,6 +46,7 @@ impl Storage {
         Self {
             records: MemoryStore::new(),
             seen: Arc::default(),
+            outgoing: Arc::default(),
             faults: faults.clone(),
         }
     }
@@ -72,10 +77,71 @@ impl Storage {
     }
 
     /// Where a promise about the store was broken: a token that was not higher than the one before, one that counted
-    /// although it was not the newest, a commit of what should have been rolled back.
+    /// although it was not the newest, a commit of what should have been rolled back, a message that was published too early, changed or
+    /// out of order.
     #[must_use]
     pub fn breaches(&self) -> Vec<String> {
-        self.seen().breaches.clone()
+        let mut breaches = self.seen().breaches.clone();
+        breaches.extend_from_slice(self.outgoing().breaches());
+        breaches
+    }
+
+    /// Every message that was committed for a destination, in that order.
+    #[must_use]
+    pub fn outgoing_messages(&self) -> Vec<Committed> {
+        self.outgoing().committed()
+    }
+
+    /// How many messages of a destination are in the outbox, those that are set aside too.
+    #[must_use]
+    pub fn left(&self, destination: &str) -> usize {
+        self.outbox().depth(destination)
+    }
+
+    /// A relay's way to the outbox.
+    #[must_use]
+    pub fn relay(&self, relay: u64) -> OutboxConnection {
+        OutboxConnection::new(self.connect(relay))
+    }
+
+    /// Lets everything that was set aside be published again, as a person does after a fix.
+    ///
+    /// # Errors
+    /// What the outbox in memory says: none.
+    pub async fn requeue(&self, destination: &str) -> Result<(), Error> {
+        let outbox = self.outbox();
+        let set_aside = outbox.set_aside(destination, usize::MAX).await?;
+        let id = |one: &SetAside| one.outgoing.id;
+        let ids: Vec<OutgoingId> = set_aside.iter().map(id).collect();
+        outbox.requeue(destination, &ids).await?;
+        self.outgoing().requeued(&ids);
+        Ok(())
+    }
+
+    pub(super) fn outbox(&self) -> MemoryOutbox {
+        self.records.outbox()
+    }
+
+    pub(super) fn outgoing(&self) -> MutexGuard<'_, Outgoings> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn fetched(
+        &self,
+        relay: u64,
+        destination: &str,
+        fetch: &Fetch,
+        answer: &FetchResult,
+    ) {
+        self.faults.log(|| match answer {
+            FetchResult::Busy { .. } => format!("relay {relay} finds {destination} leased"),
+            FetchResult::Fetched { messages, .. } => {
+                let labels = messages.iter().map(|one| label(&one.message));
+                let labels: Vec<_> = labels.collect();
+                format!("relay {relay} fetches {labels:?} for {destination}")
+            }
+        });
+        self.outgoing().fetched(relay, destination, fetch, answer);
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
@@ -180,7 +246,11 @@ impl Connection {
         self.storage.records.clone()
     }
 
-    fn lease(&self, lease: Duration) -> Duration {
+    pub(super) fn worker(&self) -> u64 {
+        self.worker
+    }
+
+    pub(super) fn lease(&self, lease: Duration) -> Duration {
         lease.div_f64(self.second)
     }
 }
