@@ -56,6 +56,9 @@ pub struct Mutants {
     /// The most seeds for each bug.
     #[arg(long, default_value_t = 100_000)]
     pub seeds: u64,
+    /// Only the bugs whose names contain this.
+    #[arg(long, default_value = "", conflicts_with = "write")]
+    pub only: String,
     /// Only if the code is not the one for which the table in the docs was written.
     #[arg(long)]
     pub unless_known: bool,

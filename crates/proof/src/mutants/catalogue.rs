@@ -16,6 +16,9 @@ pub struct Mutant {
 
 const STORE: &str = "crates/core/src/memory/store.rs";
 const TX: &str = "crates/core/src/memory/tx.rs";
+const OUTBOX: &str = "crates/core/src/memory/outbox.rs";
+const DESTINATION: &str = "crates/core/src/relay/destination.rs";
+const ROUND: &str = "crates/core/src/relay/round.rs";
 const BATCH: &str = "crates/core/src/pipeline/batch.rs";
 const CLAIM: &str = "crates/core/src/pipeline/claim.rs";
 const COMPLETE: &str = "crates/core/src/pipeline/complete.rs";
@@ -483,6 +486,112 @@ pub const MUTANTS: &[Mutant] = &[
         file: DEAD_LETTER,
         find: "            self.give_back_lost(&mut batch);",
         replace: "            if !PLANTED {\n                self.give_back_lost(&mut batch);\n            }",
+    },
+    // The outbox and its relays.
+    Mutant {
+        name: "relay-settles-first",
+        bug: "a message is removed from the outbox before its queue has it",
+        file: DESTINATION,
+        find: "            let answers = self.call(&batch, ends).await;\n",
+        replace: "            if PLANTED {\n                let sent = |one: &Outgoing| OutboxSettlement::new(one.id, OutboxDisposition::Sent);\n                let sent: Vec<_> = batch.iter().map(sent).collect();\n                self.settle(&sent).await?;\n            }\n            let answers = self.call(&batch, ends).await;\n",
+    },
+    Mutant {
+        name: "unanswered-is-sent",
+        bug: "a call to a queue that has no answer counts as published",
+        file: DESTINATION,
+        find: "        answers.resize_with(batch.len(), no_answer);",
+        replace: "        answers.resize_with(batch.len(), || if PLANTED { Ok(()) } else { no_answer() });",
+    },
+    Mutant {
+        name: "call-outlasts-its-lease",
+        bug: "a call to a queue goes on after the destination's lease has ended",
+        file: DESTINATION,
+        find: "tokio::time::timeout_at(ends, self.sink",
+        replace: "tokio::time::timeout_at(if PLANTED { ends + self.options.lease } else { ends }, self.sink",
+    },
+    Mutant {
+        name: "relay-passes-a-failure",
+        bug: "what stands behind a failure of its group is published in the same round",
+        file: ROUND,
+        find: "            group.is_none_or(|group| !stopped.contains(group))",
+        replace: "            PLANTED || group.is_none_or(|group| !stopped.contains(group))",
+    },
+    Mutant {
+        name: "every-queue-stops-groups",
+        bug: "a call carries a whole group to a queue that goes on after a failure",
+        file: ROUND,
+        find: "        if self.stops_groups {",
+        replace: "        if self.stops_groups || PLANTED {",
+    },
+    Mutant {
+        name: "set-aside-at-once",
+        bug: "a message is set aside at its first failure",
+        file: ROUND,
+        find: "attempt >= retry.max_attempts {",
+        replace: "(PLANTED || attempt >= retry.max_attempts) {",
+    },
+    Mutant {
+        name: "busy-is-refused",
+        bug: "a message is set aside because its queue was busy",
+        file: ROUND,
+        find: "match !error.is_retryable() && ",
+        replace: "match (PLANTED || !error.is_retryable()) && ",
+    },
+    Mutant {
+        name: "outbox-before-commit",
+        bug: "a message is in the outbox when it is written, not when it is committed",
+        file: TX,
+        find: "        self.open.published.push(written);\n",
+        replace: "        if PLANTED {\n            self.store.lock().outgoing.commit(written);\n        } else {\n            self.open.published.push(written);\n        }\n",
+    },
+    Mutant {
+        name: "rollback-keeps-messages",
+        bug: "what a failed handler has published is committed with the others' messages",
+        file: TX,
+        find: "    async fn rollback(&mut self) -> Result<(), Error> {\n        self.open = Effects::default();",
+        replace: "    async fn rollback(&mut self) -> Result<(), Error> {\n        let published = std::mem::take(&mut self.open.published);\n        let published = if PLANTED { published } else { Vec::new() };\n        self.open = Effects { published, ..Effects::default() };",
+    },
+    Mutant {
+        name: "late-commit-is-skipped",
+        bug: "a message that is committed behind one with a higher number is never looked at",
+        file: OUTBOX,
+        find: "        let destination = self.destinations.entry(destination).or_default();\n        destination.mark += 1;\n",
+        replace: "        let destination = self.destinations.entry(destination).or_default();\n        if PLANTED && destination.mark > place {\n            return;\n        }\n        destination.mark = if PLANTED { place } else { destination.mark + 1 };\n",
+    },
+    Mutant {
+        name: "outgoing-id-drawn-anew",
+        bug: "a message has another id each time it is fetched",
+        file: OUTBOX,
+        find: "                    ready.push(row.outgoing.clone());",
+        replace: "                    let mut outgoing = row.outgoing.clone();\n                    if PLANTED {\n                        outgoing.id = OutgoingId::random();\n                    }\n                    ready.push(outgoing);",
+    },
+    Mutant {
+        name: "destination-leased-twice",
+        bug: "a destination is leased to one relay while another has it",
+        file: OUTBOX,
+        find: "            && until > now\n",
+        replace: "            && until > now && !PLANTED\n",
+    },
+    Mutant {
+        name: "failure-without-lease",
+        bug: "a relay that was taken over delays a message, or sets it aside",
+        file: OUTBOX,
+        find: "            _ if !held => return Err(Fenced),",
+        replace: "            _ if !held && !PLANTED => return Err(Fenced),",
+    },
+    Mutant {
+        name: "delayed-blocks-no-group",
+        bug: "what stands behind a delayed message of its group is published",
+        file: OUTBOX,
+        find: "                Some(group) if !is_ready => drop(blocked.insert(group)),",
+        replace: "                Some(group) if !is_ready && !PLANTED => drop(blocked.insert(group)),",
+    },
+    Mutant {
+        name: "set-aside-blocks-no-group",
+        bug: "a group goes on without what was set aside although it is to wait",
+        file: OUTBOX,
+        find: "                State::SetAside(_) if fetch.waits_for_set_aside => false,",
+        replace: "                State::SetAside(_) if fetch.waits_for_set_aside && !PLANTED => false,",
     },
 ];
 

@@ -35,7 +35,9 @@ pub fn run(options: &options::Mutants) -> Result<Verdict, String> {
     let mut most = 0;
     let mut table = String::from("| planted bug | noticed as | seeds needed |\n|---|---|---|\n");
     let mut missed = Vec::new();
-    for mutant in MUTANTS {
+    let chosen = |mutant: &&Mutant| mutant.name.contains(&options.only);
+    let chosen: Vec<&Mutant> = MUTANTS.iter().filter(chosen).collect();
+    for mutant in &chosen {
         let caught = simulate(&program, mutant.name, options.seeds)?;
         println!("{}", line(mutant, caught.as_ref()));
         let _ = writeln!(table, "{}", line(mutant, caught.as_ref()));
@@ -57,7 +59,7 @@ pub fn run(options: &options::Mutants) -> Result<Verdict, String> {
     if options.write {
         write(&table, most, &sources)?;
     }
-    let (all, caught) = (MUTANTS.len(), MUTANTS.len() - missed.len());
+    let (all, caught) = (chosen.len(), chosen.len() - missed.len());
     println!("mutants: {caught} of {all} planted bugs noticed; missed: {missed:?}");
     Ok(if missed.is_empty() {
         Verdict::Kept
