@@ -78,6 +78,10 @@ pub struct Crash {
     /// Kill workers of this RabbitMQ, for example amqp://guest:guest@127.0.0.1:5672; otherwise those of queues in SQLite.
     #[arg(long, value_name = "URL")]
     pub rabbitmq: Option<String>,
+    /// Kill workers whose store, ledger and outbox are in this PostgreSQL database, for example
+    /// postgres://worker:password@127.0.0.1/test.
+    #[arg(long, value_name = "URL", conflicts_with = "rabbitmq")]
+    pub postgres: Option<String>,
     /// Be the worker that is killed.
     #[arg(long, hide = true)]
     pub worker: Option<String>,

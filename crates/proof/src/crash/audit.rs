@@ -10,6 +10,8 @@ use onlyonce_core::driver::{Delivery, Disposition, ReceiveLimits, Settlement, So
 use onlyonce_sqlite::rusqlite::{self, Connection};
 
 use super::broker::Broker;
+use super::hunt::Hunt;
+use super::postgres;
 use super::traffic::{Obstacle, POISONED, Traffic, Transfer};
 use super::worker::Mode;
 use crate::error::failed;
@@ -25,7 +27,7 @@ pub struct Audit {
     pub lost: u64,
     /// Half applied, or with other accounts or amounts than were sent.
     pub wrong: u64,
-    /// Applied before an earlier one of the same group.
+    /// Applied, or published, before an earlier one of the same group.
     pub out_of_order: u64,
     /// Money that was made or destroyed.
     pub imbalance: i64,
@@ -36,6 +38,12 @@ pub struct Audit {
     pub left_in_queue: u64,
     /// Transfers that the downstream service was asked for under different keys.
     pub unstable_keys: u64,
+    /// Applied, and published through the outbox.
+    pub published: u64,
+    /// Applied, and never published.
+    pub unpublished: u64,
+    /// Published, and not sent like that, or poison.
+    pub wrongly_published: u64,
     /// `idempotent`: calls beyond the first.
     pub repeated_calls: i64,
 }
@@ -49,31 +57,47 @@ impl Audit {
             + self.poison_missing
             + self.wrongly_dead
             + self.left_in_queue
-            + self.unstable_keys;
+            + self.unstable_keys
+            + self.unpublished
+            + self.wrongly_published;
         broken == 0 && self.imbalance == 0
     }
 }
 
-pub async fn of(
-    file: &Path,
-    mode: Mode,
-    broker: &Broker,
-    traffic: &Traffic,
-) -> Result<Audit, Error> {
+pub async fn of(hunt: &Hunt, traffic: &Traffic) -> Result<Audit, Error> {
     let mut audit = Audit::default();
-    books(file, mode, traffic, &mut audit).map_err(|error| failed("the audit", error))?;
-    audit.left_in_queue = all(&*broker.source().await?).await?.len() as u64;
-    dead_letters(&all(&*broker.dead().await?).await?, traffic, &mut audit);
+    let entries = match &hunt.postgres {
+        Some(url) => {
+            outbox(url, &hunt.broker, traffic, &mut audit).await?;
+            let (entries, imbalance) = postgres::books(url).await?;
+            audit.imbalance = imbalance;
+            entries
+        }
+        None => {
+            books(&hunt.file, hunt.mode, &mut audit).map_err(|error| failed("the audit", error))?
+        }
+    };
+    let by_transfer = by_transfer(&entries);
+    for transfer in &traffic.sent {
+        count(transfer, &by_transfer, &mut audit);
+    }
+    let booked = entries.iter().map(|(transfer, ..)| *transfer);
+    audit.out_of_order += out_of_order(booked, traffic);
+    audit.left_in_queue += all(&*hunt.broker.source().await?).await?.len() as u64;
+    dead_letters(
+        &all(&*hunt.broker.dead().await?).await?,
+        traffic,
+        &mut audit,
+    );
     Ok(audit)
 }
 
-fn books(file: &Path, mode: Mode, traffic: &Traffic, audit: &mut Audit) -> rusqlite::Result<()> {
+/// One line of the ledger: transfer, account and amount.
+pub type Entry = (u32, u32, i64);
+
+/// What was booked, in order.
+fn books(file: &Path, mode: Mode, audit: &mut Audit) -> rusqlite::Result<Vec<Entry>> {
     let db = Connection::open(file)?;
-    let entries = entries(&db)?;
-    for transfer in &traffic.sent {
-        count(transfer, &entries, audit);
-    }
-    audit.out_of_order = out_of_order(&db, traffic)?;
     let sum = |sql| db.query_row(sql, [], |row| row.get::<_, i64>(0));
     audit.imbalance = sum("SELECT IFNULL(SUM(balance), 0) FROM balances")?;
     if mode == Mode::Idempotent {
@@ -82,20 +106,44 @@ fn books(file: &Path, mode: Mode, traffic: &Traffic, audit: &mut Audit) -> rusql
         let keys = "SELECT COUNT(DISTINCT key) - COUNT(DISTINCT transfer) FROM calls";
         audit.unstable_keys = sum(keys)?.unsigned_abs();
     }
-    Ok(())
+    let mut entries = db.prepare("SELECT transfer, account, amount FROM entries ORDER BY rowid")?;
+    let entries = entries.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    entries.collect()
 }
 
 type Entries = HashMap<u32, Vec<(u32, i64)>>;
 
-fn entries(db: &Connection) -> rusqlite::Result<Entries> {
+fn by_transfer(all: &[Entry]) -> Entries {
     let mut entries = Entries::new();
-    let mut all = db.prepare("SELECT transfer, account, amount FROM entries ORDER BY rowid")?;
-    let mut rows = all.query([])?;
-    while let Some(row) = rows.next()? {
-        let of_transfer = entries.entry(row.get(0)?).or_default();
-        of_transfer.push((row.get(1)?, row.get(2)?));
+    for (transfer, account, amount) in all {
+        let of_transfer = entries.entry(*transfer).or_default();
+        of_transfer.push((*account, *amount));
     }
-    Ok(entries)
+    entries
+}
+
+/// What was published is what took effect, in the order of its groups, and nothing is left to be published.
+async fn outbox(
+    url: &str,
+    broker: &Broker,
+    traffic: &Traffic,
+    audit: &mut Audit,
+) -> Result<(), Error> {
+    audit.left_in_queue = postgres::left(url).await?;
+    let published = all(&*broker.booked().await?).await?;
+    let read = |delivery: &Delivery| -> Option<Transfer> {
+        let transfer: Transfer = serde_json::from_slice(&delivery.message.body).ok()?;
+        let is_sent = traffic.sent.get(transfer.id as usize) == Some(&transfer);
+        (is_sent && transfer.obstacle != Obstacle::Poison).then_some(transfer)
+    };
+    let known: Vec<Transfer> = published.iter().filter_map(read).collect();
+    let ids: BTreeSet<u32> = known.iter().map(|transfer| transfer.id).collect();
+    let due = traffic.sent.len() - traffic.poison().count();
+    audit.published = ids.len() as u64;
+    audit.unpublished = (due - ids.len()) as u64;
+    audit.wrongly_published = (published.len() - known.len()) as u64;
+    audit.out_of_order = out_of_order(known.iter().map(|transfer| transfer.id), traffic);
+    Ok(())
 }
 
 fn count(transfer: &Transfer, entries: &Entries, audit: &mut Audit) {
@@ -113,15 +161,12 @@ fn count(transfer: &Transfer, entries: &Entries, audit: &mut Audit) {
     } += 1;
 }
 
-/// How many transfers took effect before an earlier one of their group.
-fn out_of_order(db: &Connection, traffic: &Traffic) -> rusqlite::Result<u64> {
+/// How many transfers came, for the first time, behind a later one of their group.
+fn out_of_order(all: impl Iterator<Item = u32>, traffic: &Traffic) -> u64 {
+    let mut seen = BTreeSet::new();
     let mut newest: BTreeMap<u32, u32> = BTreeMap::new();
     let mut late = 0;
-    let mut first =
-        db.prepare("SELECT transfer FROM entries GROUP BY transfer ORDER BY MIN(rowid)")?;
-    let mut rows = first.query([])?;
-    while let Some(row) = rows.next()? {
-        let id: u32 = row.get(0)?;
+    for id in all.filter(|id| seen.insert(*id)) {
         let Some(group) = traffic.sent.get(id as usize).and_then(|t| t.group) else {
             continue;
         };
@@ -129,7 +174,7 @@ fn out_of_order(db: &Connection, traffic: &Traffic) -> rusqlite::Result<u64> {
         late += u64::from(id < *newest);
         *newest = id.max(*newest);
     }
-    Ok(late)
+    late
 }
 
 /// Takes out everything that is there.

@@ -50,6 +50,14 @@ impl Broker {
         })
     }
 
+    /// The queue downstream, which is embedded whatever the others are.
+    pub async fn booked(&self) -> Result<Arc<SqliteQueue>, Error> {
+        match self {
+            Self::Sqlite(file) => Ok(Arc::new(embedded(file, "booked").await?)),
+            Self::RabbitMq { .. } => Err(Error::config("nothing is published there")),
+        }
+    }
+
     /// The dead-letter queue, to be read.
     pub async fn dead(&self) -> Result<Arc<dyn Source>, Error> {
         Ok(match self {

@@ -17,6 +17,7 @@ use tokio::runtime::Runtime;
 use super::audit::{self, Audit};
 use super::broker::Broker;
 use super::instrument::{LastWords, Passes, Trap};
+use super::postgres;
 use super::traffic::Traffic;
 use super::worker::{Mode, Work};
 
@@ -39,6 +40,8 @@ pub struct Hunt {
     pub mode: Mode,
     pub broker: Broker,
     pub file: PathBuf,
+    /// The database of store, ledger and outbox, if they are not in the file.
+    pub postgres: Option<String>,
     /// Workers at the same time.
     pub workers: usize,
     pub kills: u64,
@@ -106,9 +109,11 @@ impl Hunt {
         })?;
         let field = field.into_inner().unwrap_or_else(PoisonError::into_inner);
         self.work(None, DRAIN)?;
-        let audit = audit::of(&self.file, self.mode, &self.broker, &field.traffic);
-        let audit = runtime.block_on(audit)?;
+        let audit = runtime.block_on(audit::of(self, &field.traffic))?;
         runtime.block_on(self.broker.delete())?;
+        if let Some(url) = &self.postgres {
+            runtime.block_on(postgres::remove(url))?;
+        }
         // What died there at another try was reached.
         let missed = field
             .missed
@@ -206,6 +211,7 @@ impl Hunt {
             mode: self.mode,
             broker: self.broker.clone(),
             file: self.file.clone(),
+            postgres: self.postgres.clone(),
             trap,
             idle,
         };

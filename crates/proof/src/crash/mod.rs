@@ -10,6 +10,7 @@ mod book;
 mod broker;
 mod hunt;
 mod instrument;
+mod postgres;
 mod table;
 mod traffic;
 mod watched;
@@ -38,9 +39,12 @@ fn kill_and_audit(options: &options::Crash) -> Result<Verdict, BoxError> {
     }
     let began = Instant::now();
     let folder = tempfile::tempdir()?;
-    let hunts = hunts(options, folder.path());
+    let hunts = hunts(options, folder.path())?;
     for hunt in &hunts {
         runtime.block_on(hunt.broker.create())?;
+        if let Some(url) = &hunt.postgres {
+            runtime.block_on(postgres::create(url))?;
+        }
     }
     table::heading(&hunts);
     let bags: Result<Vec<Bag>, BoxError> = hunts.iter().map(|hunt| hunt.run(&runtime)).collect();
@@ -55,20 +59,21 @@ fn kill_and_audit(options: &options::Crash) -> Result<Verdict, BoxError> {
     }
 }
 
-/// On RabbitMQ the mode that promises most; on SQLite that one for two thirds of the kills, and another for the rest.
-fn hunts(options: &options::Crash, folder: &Path) -> Vec<Hunt> {
+/// On RabbitMQ and PostgreSQL the mode that promises most; on SQLite that one for two thirds of the kills, and another for the rest.
+fn hunts(options: &options::Crash, folder: &Path) -> Result<Vec<Hunt>, BoxError> {
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
     let hunt = |name, mode, file: &str, kills| Hunt {
         name,
         mode,
         broker: Broker::Sqlite(folder.join(file)),
         file: folder.join(file),
+        postgres: None,
         workers: 8,
         kills,
         seed,
     };
     if let Some(url) = &options.rabbitmq {
-        return vec![Hunt {
+        return Ok(vec![Hunt {
             broker: Broker::RabbitMq {
                 url: url.clone(),
                 queue: format!("crash-{seed}"),
@@ -81,10 +86,26 @@ fn hunts(options: &options::Crash, folder: &Path) -> Vec<Hunt> {
                 "rabbitmq.db",
                 options.kills,
             )
-        }];
+        }]);
+    }
+    if let Some(url) = &options.postgres {
+        let mut url: url::Url = url.parse()?;
+        let schema = format!("crash_{seed}");
+        url.query_pairs_mut().append_pair("schema", &schema);
+        return Ok(vec![Hunt {
+            postgres: Some(url.into()),
+            // One of them has the outbox at a time.
+            workers: 4,
+            ..hunt(
+                "PostgreSQL, transactional",
+                Mode::Transactional,
+                "queues.db",
+                options.kills,
+            )
+        }]);
     }
     let third = options.kills / 3;
-    vec![
+    Ok(vec![
         hunt(
             "SQLite, transactional",
             Mode::Transactional,
@@ -97,5 +118,5 @@ fn hunts(options: &options::Crash, folder: &Path) -> Vec<Hunt> {
             "idempotent.db",
             third,
         ),
-    ]
+    ])
 }

@@ -48,6 +48,9 @@ pub fn audits(bags: &[Bag]) {
             true => println!("  as it should be: {} applied once", bag.audit.applied),
             false => println!("  NOT as it should be: {:?}", bag.audit),
         }
+        if bag.audit.published > 0 {
+            println!("  {} published through the outbox", bag.audit.published);
+        }
         if bag.audit.repeated_calls > 0 {
             println!(
                 "  the downstream service was asked {} times again, with the same key",

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use onlyonce_core::driver::{
-    Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced, HeldClaim, LookUp,
-    Owner, QueueInfo, Receipt, ReceiveLimits, SettleResult, Settlement, Sink, SinkInfo, Source,
-    Store, StoreInfo, Transaction, TransactionalStore, Verdicts,
+    Claim, ClaimResult, Completion, Delivery, Disposition, ExtendResult, Fenced, Fetch,
+    FetchResult, HeldClaim, LookUp, Outbox, OutboxSettlement, OutgoingId, Owner, QueueInfo,
+    Receipt, ReceiveLimits, SetAside, SettleResult, Settlement, Sink, SinkInfo, Source, Store,
+    StoreInfo, Transaction, TransactionalStore, Verdicts,
 };
 use onlyonce_core::{Error, Message};
 
@@ -158,5 +159,59 @@ impl<S: Sink> Sink for Watched<S> {
     }
     async fn close(&self) -> Result<(), Error> {
         self.inner.close().await
+    }
+}
+
+/// Where a relay publishes to.
+pub struct Downstream<S>(pub Watched<S>);
+
+#[async_trait]
+impl<S: Sink> Sink for Downstream<S> {
+    fn name(&self) -> &str {
+        self.0.inner.name()
+    }
+    async fn sink_info(&self) -> Result<SinkInfo, Error> {
+        self.0.inner.sink_info().await
+    }
+    async fn publish(&self, batch: &[Message]) -> Vec<Result<(), Error>> {
+        let call = self.0.inner.publish(batch);
+        self.0.instrument.watch("relay publishes", call).await
+    }
+    async fn close(&self) -> Result<(), Error> {
+        self.0.inner.close().await
+    }
+}
+
+#[async_trait]
+impl<O: Outbox> Outbox for Watched<O> {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+    async fn fetch(&self, destination: &str, fetch: Fetch) -> Result<FetchResult, Error> {
+        let call = self.inner.fetch(destination, fetch);
+        self.instrument.watch("outbox fetch", call).await
+    }
+    async fn settle(
+        &self,
+        relay: Owner,
+        destination: &str,
+        batch: &[OutboxSettlement],
+    ) -> Result<Verdicts, Error> {
+        let call = self.inner.settle(relay, destination, batch);
+        self.instrument.watch("outbox settle", call).await
+    }
+    async fn wait(&self, destination: &str, mark: u64, longest: Duration) -> Result<(), Error> {
+        let call = self.inner.wait(destination, mark, longest);
+        self.instrument.watch("outbox wait", call).await
+    }
+    async fn release(&self, relay: Owner, destination: &str) -> Result<(), Error> {
+        let call = self.inner.release(relay, destination);
+        self.instrument.watch("outbox release", call).await
+    }
+    async fn set_aside(&self, destination: &str, limit: usize) -> Result<Vec<SetAside>, Error> {
+        self.inner.set_aside(destination, limit).await
+    }
+    async fn requeue(&self, destination: &str, ids: &[OutgoingId]) -> Result<usize, Error> {
+        self.inner.requeue(destination, ids).await
     }
 }

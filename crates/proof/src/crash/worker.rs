@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::book::{self, Bank};
 use super::broker::Broker;
 use super::instrument::{Instrument, LastWords, Trap};
+use super::postgres;
 use super::traffic::{Obstacle, POISONED, Transfer};
 use super::watched::Watched;
 use crate::error::failed;
@@ -36,6 +37,8 @@ pub struct Work {
     pub broker: Broker,
     /// The file of store and ledger.
     pub file: PathBuf,
+    /// The database that has them instead, and an outbox.
+    pub postgres: Option<String>,
     pub trap: Option<Trap>,
     /// Stop after this time without a message.
     pub idle: Duration,
@@ -45,6 +48,11 @@ pub struct Work {
 pub async fn run(work: &Work) -> Result<(), Error> {
     let instrument = Instrument::new(work.trap.clone());
     let source = Watched::new(work.broker.source().await?, &instrument);
+    if let Some(url) = &work.postgres {
+        postgres::run(work, url, source, &instrument).await?;
+        LastWords::Idle(instrument.passes()).say();
+        return Ok(());
+    }
     let store = SqliteStore::open(Config::new(&work.file)).await?;
     let store = Watched::new(store, &instrument);
     let ended = match work.mode {
@@ -63,7 +71,7 @@ pub async fn run(work: &Work) -> Result<(), Error> {
     Ok(())
 }
 
-fn settings<Tx: Transaction>(
+pub fn settings<Tx: Transaction>(
     builder: Builder<Tx>,
     work: &Work,
     instrument: &Arc<Instrument>,
@@ -89,7 +97,7 @@ fn settings<Tx: Transaction>(
 }
 
 /// What stands between a message and its effect.
-async fn overcome(
+pub async fn overcome(
     transfer: &Transfer,
     context: &Context,
     instrument: &Instrument,
