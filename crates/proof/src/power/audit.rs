@@ -154,5 +154,6 @@ async fn finish(
     let no_poison = !found.effects.keys().any(|id| pipeline::is_poison(*id));
     let all = case.promised.published.iter().all(done);
     let followed = scene.mode != Mode::Transactional || found.followed();
-    Ok(followed && once && no_poison && all && found.queued.is_empty())
+    let nothing_left = found.queued.is_empty() && found.is_relayed();
+    Ok(followed && once && no_poison && all && nothing_left)
 }

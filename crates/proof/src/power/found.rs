@@ -20,6 +20,8 @@ pub struct Found {
     pub dead_names: BTreeSet<String>,
     /// What handlers have published.
     outbox: Vec<String>,
+    /// What waits for a relay.
+    waiting: BTreeSet<String>,
     /// Of sealed records.
     pub segments: u32,
 }
@@ -50,6 +52,8 @@ impl Found {
                 _ => found.dead_names.extend(name),
             }
         }
+        let waiting = "SELECT dedup_id FROM onlyonce_outbox";
+        found.waiting = all(db, waiting, |row| row.get(0))?;
         let segments = "SELECT count(*) FROM onlyonce_segment";
         found.segments = db.query_row(segments, [], |row| row.get(0))?;
         Ok(found)
@@ -98,15 +102,26 @@ impl Found {
         broken.map(|(what, _)| *what).collect()
     }
 
-    /// Whether handlers have published with their effects, and only with them.
+    /// Whether handlers have published with their effects, and only with them: what goes through the outbox at least once.
     pub fn followed(&self) -> bool {
         let effects = self.effects.keys().copied();
         let effects = effects.filter(|id| pipeline::has_follower(*id));
-        let mut expected: Vec<_> = effects.map(pipeline::dedup_id).collect();
-        let mut outbox = self.outbox.clone();
+        let (relayed, at_once): (Vec<_>, Vec<_>) =
+            effects.partition(|id| pipeline::is_relayed(*id));
+        let relayed: BTreeSet<_> = relayed.into_iter().map(pipeline::dedup_id).collect();
+        let mut expected: Vec<_> = at_once.into_iter().map(pipeline::dedup_id).collect();
+        let of_relay = |name: &String| relayed.contains(name);
+        let (repeated, mut once): (Vec<_>, Vec<_>) =
+            self.outbox.iter().cloned().partition(of_relay);
         expected.sort_unstable();
-        outbox.sort_unstable();
-        outbox == expected
+        once.sort_unstable();
+        let there: BTreeSet<_> = repeated.into_iter().chain(self.waiting.clone()).collect();
+        once == expected && there == relayed
+    }
+
+    /// Whether nothing waits for a relay.
+    pub fn is_relayed(&self) -> bool {
+        self.waiting.is_empty()
     }
 }
 

@@ -6,22 +6,28 @@ use std::time::Duration;
 
 use onlyonce_core::driver::{KeyDigest, Scope, Transaction};
 use onlyonce_core::{
-    Builder, Context, DedupKey, Error, Failure, Json, Message, Pipeline, Report, RetryPolicy, State,
+    Builder, Context, DedupKey, Error, Failure, Json, Message, Pipeline, Relay, Report,
+    RetryPolicy, State,
 };
 use onlyonce_sqlite::rusqlite::{self, Connection, TransactionBehavior};
-use onlyonce_sqlite::{Config, Database, SqliteQueue, SqliteStore, SqliteTx};
+use onlyonce_sqlite::{Config, Database, SqliteOutbox, SqliteQueue, SqliteStore, SqliteTx};
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::notes::{Notebook, Watched};
 use super::trace::Note;
 use crate::error::failed;
 
 pub const QUEUE: &str = "work";
-/// Where a handler publishes in its transaction.
+/// Where a handler publishes in its transaction, at once or through the outbox.
 pub const OUTBOX: &str = "out";
 const CONSUMER: &str = "power";
 /// Of claims and of the queue.
 pub const LEASE: Duration = Duration::from_secs(1);
+
+/// How often a relay looks.
+const POLL: Duration = Duration::from_millis(4);
 
 const BALLAST: u8 = 0xff;
 
@@ -74,6 +80,11 @@ pub fn has_follower(id: u32) -> bool {
     id.is_multiple_of(5)
 }
 
+/// Whether it goes through the outbox.
+pub fn is_relayed(id: u32) -> bool {
+    id.is_multiple_of(10)
+}
+
 fn fails_once(id: u32) -> bool {
     id % 7 == 3
 }
@@ -103,7 +114,8 @@ pub async fn run(
         Mode::Transactional => {
             let outbox = SqliteQueue::open(config.clone().queue(OUTBOX)).await?;
             let builder = Pipeline::transactional(source, store).state(Arc::new(outbox));
-            settings(builder, idle).run(in_transaction).await
+            let work = settings(builder, idle).run(in_transaction);
+            beside_relay(config, work).await?
         }
         Mode::Idempotent => {
             let bank = Bank::open(&config.path).map_err(|error| failed("the bank", error))?;
@@ -117,6 +129,35 @@ pub async fn run(
     };
     let _: Report = ended?;
     Ok(())
+}
+
+/// Does this work with a relay beside it, and ends when the outbox is empty.
+async fn beside_relay<T>(config: &Config, work: impl Future<Output = T>) -> Result<T, Error> {
+    let outbox = SqliteOutbox::open(config.clone()).await?;
+    let sink = SqliteQueue::open(config.clone().queue(OUTBOX)).await?;
+    let database = outbox.database().clone();
+    let stop = CancellationToken::new();
+    let relay = Relay::new(outbox)
+        .to(OUTBOX, sink)
+        .lease(LEASE)
+        .poll(POLL)
+        .shutdown(stop.clone().cancelled_owned());
+    let relay = tokio::spawn(relay.run());
+    let ended = work.await;
+    while !relay.is_finished() && is_waiting(&database).await? {
+        sleep(POLL).await;
+    }
+    stop.cancel();
+    let relayed = relay.await;
+    relayed.map_err(|error| failed("the relay", error))??;
+    Ok(ended)
+}
+
+/// Whether something is in the outbox.
+async fn is_waiting(database: &Database) -> Result<bool, Error> {
+    let any = "SELECT EXISTS (SELECT 1 FROM onlyonce_outbox)";
+    let any = move |db: &Connection| db.query_row(any, [], |row| row.get(0));
+    database.with(any).await
 }
 
 fn settings<Tx: Transaction>(builder: Builder<Tx>, idle: Duration) -> Builder<Tx> {
@@ -150,7 +191,11 @@ async fn in_transaction(
     let sql = "INSERT INTO effects VALUES (?1)";
     tx.inner.execute(sql, [id]).await?;
     if has_follower(id) {
-        tx.inner.enqueue(&outbox, &[message(id)]).await?;
+        if is_relayed(id) {
+            tx.inner.publish(OUTBOX, message(id)).await?;
+        } else {
+            tx.inner.enqueue(&outbox, &[message(id)]).await?;
+        }
     }
     Ok(())
 }
