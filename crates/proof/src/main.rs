@@ -1,9 +1,9 @@
 //! Shows that the kernel keeps its promises, to whoever does not believe it.
 //!
 //! - `model`: every interleaving of a small model of the protocol, and the naive protocols that it rules out.
-//! - `simulate`: the real pipeline in virtual time, one seed deciding everything that goes wrong.
-//! - `mutants`: bugs planted in the pipeline, each of which the simulation must notice.
-//! - `crash`: real processes, killed at every await boundary, on SQLite and RabbitMQ.
+//! - `simulate`: the real pipeline in virtual time, with the relays of its outbox, one seed deciding everything that goes wrong.
+//! - `mutants`: bugs planted in the pipeline and the relay, each of which the simulation must notice.
+//! - `crash`: real processes, killed at every await boundary, on SQLite, RabbitMQ and PostgreSQL.
 //! - `power`: power failures at thousands of points, on what real processes wrote and did not sync.
 //!
 //! Each prints a summary line last and exits 1 when a promise breaks.
