@@ -231,8 +231,9 @@ impl SetAside {
 ///
 /// may be called concurrently and by many processes. None blocks the thread. Each tries once: the relay retries what is
 /// retryable, for as long as it takes, and ends with an error that is not. An error means that the call may or may not have been
-/// applied. Each may be repeated: what was applied before is not applied twice, but for the count of a failure. Dropping a future
-/// leaves the call applied as a whole or not at all.
+/// applied. Each may be repeated: what was applied before is not applied twice, but for the count of a failure, and for what was
+/// [requeued](Outbox::requeue) in between: that is delayed, or set aside, once more. Dropping a future leaves the call applied as a
+/// whole or not at all.
 #[async_trait]
 pub trait Outbox: Send + Sync + 'static {
     /// The outbox's name, for logs and errors. It never changes and holds no secret.
