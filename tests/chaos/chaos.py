@@ -189,7 +189,7 @@ class Run(Scenario):
 
     def hire(self, *more):
         self.hired += 1
-        return self.worker(os.path.join(self.folder, f"worker-{self.hired}.log"), *more)
+        self.workers.append(self.worker(os.path.join(self.folder, f"worker-{self.hired}.log"), *more))
 
     def retire(self, worker):
         """Adds up the counts of a worker that is gone now, if it was not before."""
@@ -200,7 +200,7 @@ class Run(Scenario):
 
     def replace(self, worker):
         self.retire(worker)
-        self.workers.append(self.hire())
+        self.hire()
 
     def supervise(self):
         """Replaces workers that ended by themselves: they cannot start while there is no broker. Ends a run that does not go
@@ -306,7 +306,8 @@ class Run(Scenario):
         for publisher in self.publishers:
             publisher.released = self.released
             publisher.start()
-        self.workers = [self.hire() for _ in range(self.WORKERS)]
+        for _ in range(self.WORKERS):
+            self.hire()
         for applied, action in events:
             self.wait_for(applied)
             action()
@@ -319,7 +320,8 @@ class Run(Scenario):
         self.supervise()
         self.settle()
         self.end()
-        self.workers = [self.hire("--drain-when-empty", str(self.IDLE)) for _ in range(self.WORKERS)]
+        for _ in range(self.WORKERS):
+            self.hire("--drain-when-empty", str(self.IDLE))
         for worker in self.workers:
             worker.report(STUCK + self.IDLE)
         self.end()

@@ -80,7 +80,7 @@ class Worker:
     def __init__(self, program, source, book, dead_letter, log, *more):
         arguments = ["work", "--source", source, "--store", book.url, "--dead-letter", dead_letter]
         arguments += ["--claim-lease", "2", "--report-every", "0.05", "--log", "info", *more]
-        self.log = log
+        self.source, self.log = source, log
         with open(log, "w", encoding="utf-8") as stderr:
             self.process = subprocess.Popen([program, *arguments], stdout=subprocess.PIPE, stderr=stderr, text=True)
         self.figures = {}

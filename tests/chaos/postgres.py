@@ -3,6 +3,10 @@
 through several workers at once; audits what became of them: each transfer once in the ledger, none missing, nothing left in the
 queue. Exit code 1 if not.
 
+With --queues the transfers go to several queues, each with its share of the workers; the queues have the same message ids for
+different transfers. With --one-identity they count as one queue, and the second message of a transfer may go to another of them than
+the first.
+
 With --events each transfer has an event, which the workers publish to another queue: its events must be there, each once but for
 repetitions with the same id, and those of an account in order.
 
@@ -36,6 +40,8 @@ def arguments():
     parser.add_argument("--url", required=True, help="AMQP URL without a query")
     parser.add_argument("--store", required=True, help="PostgreSQL URL without a query; the run makes a schema of its own there")
     parser.add_argument("--workers", type=int, default=4, help="how many there are at once")
+    parser.add_argument("--queues", type=int, default=1, help="among how many the transfers and the workers are divided")
+    parser.add_argument("--one-identity", action="store_true", help="the queues have their records in common")
     parser.add_argument("--groups", type=int, default=0, help="half of the transfers belong to one of this number of groups; 0: none")
     parser.add_argument("--events", action="store_true", help="workers publish an event for each transfer to another queue")
     parser.add_argument("--prefetch", type=int, default=200)
@@ -44,6 +50,8 @@ def arguments():
     parser.add_argument("--server-kill-cmd", default="", help="kills it and starts it again; needed unless --server-kills is 0")
     parser.add_argument("--server-restart-cmd", default="", help="needed unless --server-restarts is 0")
     options = parser.parse_args()
+    if options.workers < options.queues:
+        parser.error("each queue needs a worker")
     for name, count, command in [
         ("kill", options.server_kills, options.server_kill_cmd),
         ("restart", options.server_restarts, options.server_restart_cmd),
@@ -118,6 +126,25 @@ def check_events(messages, sent):
     return findings, len(messages) - len(seen)
 
 
+def divided(lines, sent, queues, as_one, rng):
+    """The messages of each queue, in lines as before. If the queues do not count `as_one`, each has all messages of its transfers, and
+    the same ids as the others."""
+    parts = [[[] for _ in lines] for _ in range(queues)]
+    places, ids = {}, [0] * queues
+    for number, line in enumerate(lines):
+        for message in line:
+            identity, _, properties = message
+            place = rng.randrange(queues)
+            if not as_one and identity in sent:
+                place = places.setdefault(identity, place)
+                # The messages of a transfer have their properties in common.
+                if properties.message_id == identity:
+                    ids[place] += 1
+                    properties.message_id = f"message-{ids[place]}"
+            parts[place][number].append(message)
+    return parts
+
+
 class Run(chaos.Run):
     def __init__(self, options, folder):
         super().__init__(options, folder)
@@ -125,10 +152,12 @@ class Run(chaos.Run):
         self.SPEED = options.workers * CONNECTIONS / DELAY
         name = f"chaos-{os.getpid()}-{options.seed}"
         self.book = Book(options.store, name.replace("-", "_"))
-        self.queue = rabbit.Queue(options.url, name)
+        self.identity = name
+        self.queues = [rabbit.Queue(options.url, f"{name}.{number}") for number in range(options.queues)]
         self.events_queue = rabbit.Queue(options.url, f"{name}.events") if options.events else None
         lines, self.sent, self.duplicates = rabbit.traffic(options, self.rng)
-        self.publishers = [rabbit.Publisher(self.queue, line) for line in lines]
+        parts = divided(lines, self.sent, options.queues, options.one_identity, self.rng)
+        self.publishers = [rabbit.Publisher(queue, line) for queue, lines in zip(self.queues, parts) for line in lines]
         self.counts |= {"server_kills": 0, "server_kills_during_work": 0, "server_restarts": 0}
         self.applied |= {"conflicts": 0, "failed": 0}
 
@@ -136,11 +165,18 @@ class Run(chaos.Run):
         order = {"group_header": rabbit.GROUP_HEADER} if self.options.groups else {}
         if self.events_queue:
             more = (*more, "--events", self.events_queue.of(self.events_queue.name, heartbeat="5s"))
+        if self.options.one_identity:
+            more = (*more, "--identity", self.identity)
+        sources = {
+            queue.of(queue.name, prefetch=self.options.prefetch, heartbeat="5s", **order): queue.of(queue.dead) for queue in self.queues
+        }
+        # The one with the fewest workers.
+        source = min(sources, key=[worker.source for worker in self.workers].count)
         return ledger.Worker(
             self.program,
-            self.queue.of(self.queue.name, prefetch=self.options.prefetch, heartbeat="5s", **order),
+            source,
             self.book,
-            self.queue.of(self.queue.dead),
+            sources[source],
             log,
             *("--prefetch", str(self.options.prefetch), "--concurrency", str(CONCURRENCY)),
             *("--delay-before", str(DELAY)),
@@ -161,7 +197,7 @@ class Run(chaos.Run):
         self.break_server("server_kills", self.options.server_kill_cmd)
 
     def verdict(self):
-        findings, dead_letters = rabbit.settled(self.queue, self.options.poison)
+        findings, dead_letters = rabbit.settled(self.queues, self.options.poison)
         findings["server_kills_missing"] = self.options.server_kills - self.counts["server_kills_during_work"]
         details = {"duplicates_sent": self.duplicates, "dead_letters": dead_letters}
         if self.events_queue:
@@ -172,9 +208,9 @@ class Run(chaos.Run):
         return findings, details
 
     def delete(self):
-        super().delete()
-        if self.events_queue:
-            self.events_queue.delete()
+        for queue in [*self.queues, self.events_queue]:
+            if queue:
+                queue.delete()
         if not self.options.keep:
             self.book.delete()
 

@@ -143,12 +143,12 @@ class Publisher(chaos.Publisher):
                 self.confirm(identity)
 
 
-def settled(queue, poison_messages):
-    """Whether nothing but the poison is left: findings, each of which must be zero, and the number of dead letters."""
-    dead = queue.drained(queue.dead)
+def settled(queues, poison_messages):
+    """Whether nothing but the poison is left in these queues: findings, each of which must be zero, and the number of dead letters."""
+    dead = [body for queue in queues for body in queue.drained(queue.dead)]
     expected = {poison(number)[0] for number in range(poison_messages)}
     findings = {
-        "left_in_queue": queue.depth(queue.name),
+        "left_in_queue": sum(queue.depth(queue.name) for queue in queues),
         "poison_not_set_aside": len(expected - set(dead)),
         "wrongly_set_aside": len(set(dead) - expected),
     }

@@ -85,7 +85,7 @@ class Run(chaos.Run):
         return lines.values()
 
     def verdict(self):
-        findings, dead_letters = rabbit.settled(self.queue, self.options.poison)
+        findings, dead_letters = rabbit.settled([self.queue], self.options.poison)
         findings["out_of_order"] = self.out_of_order(self.lines_in_order())
         return findings, {
             "queue_type": self.options.queue_type,

@@ -67,6 +67,9 @@ pub struct Work {
     /// Where messages go that cannot be processed; needed where the queue has no place for them.
     #[arg(long)]
     pub dead_letter: Option<String>,
+    /// Keep the queue's records under this identity. Queues under one identity have their records in common.
+    #[arg(long)]
+    pub identity: Option<String>,
     /// Publish an event for each transfer to the queue of this URL.
     #[arg(long, value_name = "URL")]
     pub events: Option<String>,

@@ -118,6 +118,9 @@ pub async fn settings<Tx: Transaction>(
         .prefetch(options.prefetch, 64 << 20)
         .claim_lease(options.claim_lease)
         .shutdown(crate::signal::terminated());
+    if let Some(identity) = &options.identity {
+        pipeline = pipeline.identity(identity);
+    }
     if let Some(url) = &options.dead_letter {
         pipeline = pipeline.dead_letter(onlyonce::sink(url).await?);
     }
