@@ -3,11 +3,13 @@
 
 mod conflicts;
 mod conformance;
+mod debezium;
 mod faults;
 mod handlers;
 mod looks;
 mod migrations;
 mod pruning;
+mod restores;
 mod servers;
 mod sharing;
 mod support;

@@ -16,10 +16,12 @@ use crate::support::{Scene, Work, write_effect};
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../localstack/postgres");
 
 /// A server in a folder of its own. It is stopped when this is dropped.
-struct Server {
-    dir: PathBuf,
-    url: String,
-    admin: String,
+pub(crate) struct Server {
+    pub(crate) dir: PathBuf,
+    pub(crate) url: String,
+    pub(crate) admin: String,
+    /// Where its programs are.
+    pub(crate) programs: PathBuf,
 }
 
 async fn script(arguments: &[&str]) -> String {
@@ -34,7 +36,7 @@ fn text(path: &Path) -> &str {
 }
 
 impl Server {
-    async fn start(folder: &tempfile::TempDir, name: &str, settings: &str) -> Self {
+    pub(crate) async fn start(folder: &tempfile::TempDir, name: &str, settings: &str) -> Self {
         let dir = folder.path().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("settings.conf"), settings).unwrap();
@@ -54,6 +56,7 @@ impl Server {
         Self {
             url: value("ONLYONCE_POSTGRES_URL"),
             admin: value("ONLYONCE_POSTGRES_ADMIN"),
+            programs: value("ONLYONCE_POSTGRES_BIN").into(),
             dir,
         }
     }
@@ -64,12 +67,19 @@ impl Server {
         Self::at(dir).await
     }
 
-    async fn call(&self, command: &str) {
+    pub(crate) async fn call(&self, command: &str) {
         script(&[command, text(&self.dir)]).await;
     }
 
-    async fn scene(&self) -> Scene {
+    pub(crate) async fn scene(&self) -> Scene {
         Scene::on(&self.url).await
+    }
+
+    /// The superuser's URL of the database in which scenes are.
+    pub(crate) fn database(&self) -> String {
+        let (server, _) = self.admin.rsplit_once('/').unwrap();
+        let (_, database) = self.url.rsplit_once('/').unwrap();
+        format!("{server}/{database}")
     }
 
     /// Waits until a standby has no connection to its primary.
@@ -98,7 +108,7 @@ impl Drop for Server {
     }
 }
 
-fn once(effects: &[String]) -> HashSet<&String> {
+pub(crate) fn once(effects: &[String]) -> HashSet<&String> {
     let once: HashSet<&String> = effects.iter().collect();
     assert_eq!(once.len(), effects.len(), "an effect is there twice");
     once
