@@ -29,6 +29,8 @@ set -euo pipefail
 name=$(basename "$0")
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/onlyonce
+# Where programs go that come from other registries than Debian's.
+installed=$cache
 end_signal=TERM
 # How to run a program as the server's user, for those of lib/user.sh.
 as_user=()

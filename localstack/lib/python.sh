@@ -17,7 +17,7 @@ find_python() {
 environment() {
     local label=$1 base=$2 home
     shift 2
-    home=$cache/$label-$(cksum <<<"$base $("$base" -V) $*" | cut -d' ' -f1)
+    home=$installed/$label-$(cksum <<<"$base $("$base" -V) $*" | cut -d' ' -f1)
     [ -e "$home" ] || alone "$label" make_environment "$base" "$home" "$@"
     echo "$home/bin/python"
 }
@@ -27,7 +27,10 @@ make_environment() {
     shift 2
     # Somebody else may have made it meanwhile.
     [ ! -e "$home" ] || return 0
+    mkdir -p "$installed"
     new=$(mktemp -d "$home.XXXXXX")
+    # Not only for whoever installs it.
+    chmod 755 "$new"
     if ! { virtual_environment "$base" "$new" && "$new/bin/pip" install "$@"; } >"$new.log" 2>&1; then
         tail -n 5 "$new.log" >&2
         rm -rf "$new"

@@ -20,3 +20,6 @@ hand_over() {
 }
 
 choose_user
+
+# What that user runs is installed where it can be reached, which a folder of root's own cannot.
+[ "$(id -u)" != 0 ] || installed=/var/cache/onlyonce
