@@ -9,12 +9,12 @@ from jobs import ROOT, Job, LeftOut
 
 
 class Broker:
-    """One that a script in localstack starts. An `optional` one may be left out where its programs cannot be had. The script of one
-    that `needs` another kind has the variables of that one."""
+    """One that a script in localstack starts, which has its name unless another one is given. An `optional` one may be left out where
+    its programs cannot be had. The script of one that `needs` another has the variables of that one."""
 
-    def __init__(self, name, kind, full=False, optional=False, needs=None):
+    def __init__(self, name, kind, full=False, optional=False, needs=None, script=None):
         self.name, self.kind, self.full, self.optional, self.needs = name, kind, full, optional, needs
-        self.script = os.path.join(ROOT, "localstack", name)
+        self.script = os.path.join(ROOT, "localstack", script or name)
         self.folder = None
         # What the tests look for.
         self.env = {}
@@ -26,7 +26,7 @@ class Broker:
         self.folder = os.path.join(job.plan.folder, "brokers", self.name)
         env = {}
         for broker in job.plan.brokers:
-            if broker.kind == self.needs:
+            if broker.name == self.needs:
                 env |= broker.env
         code = job.call(self.script, "start", self.folder, env=env, allowed=(0, 3) if self.optional else (0,))
         if code == 3:
@@ -40,7 +40,7 @@ class Broker:
 
     def job(self, starts):
         """`starts` are the jobs of those before it."""
-        needed = [start for broker, start in starts.items() if broker.kind == self.needs]
+        needed = [start for broker, start in starts.items() if broker.name == self.needs]
         return Job(f"start {self.name}", self.start, after=needed)
 
 

@@ -13,7 +13,13 @@ use tokio::process::Command;
 
 use crate::support::{Scene, Work, write_effect};
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../localstack/postgres");
+/// That of the version which the environment names.
+fn path_of_script() -> PathBuf {
+    std::env::var_os("ONLYONCE_POSTGRES_SCRIPT").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../localstack/postgres"),
+        PathBuf::from,
+    )
+}
 
 /// A server in a folder of its own. It is stopped when this is dropped.
 pub(crate) struct Server {
@@ -25,7 +31,8 @@ pub(crate) struct Server {
 }
 
 async fn script(arguments: &[&str]) -> String {
-    let output = Command::new(SCRIPT).args(arguments).output().await.unwrap();
+    let output = Command::new(path_of_script()).args(arguments).output();
+    let output = output.await.unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {errors}");
     String::from_utf8(output.stdout).unwrap()
@@ -101,7 +108,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let stop = std::process::Command::new(SCRIPT)
+        let stop = std::process::Command::new(path_of_script())
             .args(["stop", text(&self.dir)])
             .status();
         assert!(stop.is_ok_and(|status| status.success()) || std::thread::panicking());
