@@ -30,7 +30,7 @@
 //!
 //! # URLs
 //!
-//! `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, PostgreSQL 13 or newer. What is not given comes from where libpq looks:
+//! `postgres://USER:PASSWORD@HOST:PORT/DATABASE`, PostgreSQL 13 or newer; it was run on 13.23, 15.18 and 18.6. What is not given comes from where libpq looks:
 //! `PGPASSWORD`, `~/.pgpass` and so on (<https://www.postgresql.org/docs/current/libpq-envars.html>).
 //!
 //! | parameter | default | |
