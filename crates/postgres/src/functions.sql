@@ -9,10 +9,11 @@ CREATE OR REPLACE FUNCTION {begin_epoch}() RETURNS void LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock({lock}, 2);
-    IF NOT EXISTS (SELECT FROM {epoch}) THEN
+    IF NOT EXISTS (SELECT FROM {epoch} WHERE written_by = xmin AND server_started = pg_postmaster_start_time()) THEN
         -- Seconds since 1970, so that tokens rise over the restore of a backup, too.
         PERFORM setval('{token}', greatest((SELECT last_value >> 31 FROM {token}) + 1, extract(epoch FROM clock_timestamp())::bigint) << 31);
-        INSERT INTO {epoch} (began) VALUES (clock_timestamp());
+        DELETE FROM {epoch};
+        INSERT INTO {epoch} (server_started, written_by) VALUES (pg_postmaster_start_time(), pg_current_xact_id()::xid);
     END IF;
 END $$;
 
@@ -30,7 +31,7 @@ DECLARE
     _done uuid[]; _fingerprints_done uuid[]; _outcomes text[];
     _before bigint; _used bigint;
 BEGIN
-    IF NOT EXISTS (SELECT FROM {epoch}) THEN
+    IF NOT EXISTS (SELECT FROM {epoch} WHERE written_by = xmin AND server_started = pg_postmaster_start_time()) THEN
         RAISE EXCEPTION 'tokens may have been lost' USING ERRCODE = 'OO002';
     END IF;
     _before := nextval('{token}');

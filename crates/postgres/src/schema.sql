@@ -21,11 +21,14 @@ CREATE TABLE IF NOT EXISTS {claim} (
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_cost_delay = 0);
 
 -- Tokens, and what tells that the server has lost some: commits of claims are not waited for, so a crash or a failover can take back
--- the highest tokens that were given. It also empties this table, which is not logged, and then the sequence jumps ahead.
+-- the highest tokens that were given. It also empties this table, which is not logged, and then the sequence jumps ahead. So does
+-- the restore of a backup, in which the row may be: of a copy of the files it tells an earlier start of the server, of a dump another
+-- transaction than the one that wrote it.
 CREATE SEQUENCE IF NOT EXISTS {token};
 CREATE UNLOGGED TABLE IF NOT EXISTS {epoch} (
-    id    smallint PRIMARY KEY DEFAULT 0 CHECK (id = 0),
-    began timestamptz NOT NULL
+    id             smallint PRIMARY KEY DEFAULT 0 CHECK (id = 0),
+    server_started timestamptz NOT NULL,
+    written_by     xid NOT NULL
 );
 
 -- What took effect. A partition is written to for a third of the retention, and emptied as a whole when the last of its records

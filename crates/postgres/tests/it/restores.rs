@@ -10,7 +10,7 @@ use onlyonce_core::{Failure, Message, Pipeline, Relay, RelayReport, Report};
 use onlyonce_postgres::{PgStore, PgTx};
 use tokio::process::Command;
 
-use crate::servers::{Server, once};
+use crate::servers::{Server, once, token};
 use crate::support::{Scene, Work, number, write_effect};
 
 #[derive(Clone, Copy)]
@@ -224,4 +224,20 @@ async fn restored_backup_republishes_only_what_consumers_recognise() {
 #[ignore = "needs PostgreSQL: ./tests/run postgres"]
 async fn restored_dump_republishes_only_what_consumers_recognise() {
     restored(Backup::Dump).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs PostgreSQL: ./tests/run postgres"]
+async fn tokens_rise_over_a_restored_backup() {
+    for backup in [Backup::Files, Backup::Dump] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(&folder, "server", "").await;
+        let scene = server.scene().await;
+        token(&scene.store().await).await;
+        backup.take(&server).await;
+        let before = token(&scene.store().await).await;
+        backup.restore(&server).await;
+        let after = token(&scene.store().await).await;
+        assert!(after > before, "{after:?} after {before:?}");
+    }
 }

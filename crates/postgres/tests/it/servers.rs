@@ -192,7 +192,7 @@ fn some_claim() -> Claim {
     Claim::new(KeyDigest([9; 16]), Fingerprint::of(b"payload"))
 }
 
-async fn token(store: &PgStore) -> Token {
+pub(crate) async fn token(store: &PgStore) -> Token {
     let claimed = store
         .claim(Owner::random(), &[some_claim()], Duration::from_millis(1))
         .await;
