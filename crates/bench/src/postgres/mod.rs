@@ -3,6 +3,7 @@
 mod by_hand;
 mod counted;
 mod pipelines;
+mod records;
 
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,8 @@ use counted::Counted;
 /// Benchmarks onlyonce against loops by hand on one PostgreSQL server.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    #[command(subcommand)]
+    what: Option<What>,
     /// postgres://USER:PASSWORD@HOST:PORT/DATABASE
     #[arg(long, env = "ONLYONCE_POSTGRES_URL")]
     url: String,
@@ -36,6 +39,12 @@ pub(crate) struct Args {
     /// Tries of a message that comes alone.
     #[arg(long, default_value_t = 101)]
     alone: usize,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// A store that has many records already: claims, messages, pruning, size.
+    Records(records::Args),
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -66,6 +75,9 @@ struct Sample {
 
 /// Runs everything.
 pub(crate) async fn compare_all(args: &Args) -> Result<(), Error> {
+    if let Some(What::Records(records)) = &args.what {
+        return records::measure_all(args, records).await;
+    }
     for accounts in [args.accounts, 10] {
         compare(args, accounts).await?;
     }
