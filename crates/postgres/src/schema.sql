@@ -32,7 +32,8 @@ CREATE UNLOGGED TABLE IF NOT EXISTS {epoch} (
 );
 
 -- What took effect. A partition is written to for a third of the retention, and emptied as a whole when the last of its records
--- has expired, so that nothing has to be deleted or vacuumed.
+-- has expired, so that nothing has to be deleted or vacuumed. A vacuum that only inserts call for is not done: it would be in the way
+-- of emptying the partition.
 CREATE TABLE IF NOT EXISTS {record} (
     key         uuid NOT NULL,
     fingerprint uuid NOT NULL,
@@ -49,21 +50,21 @@ CREATE TABLE IF NOT EXISTS {slot} (
 );
 
 CREATE TABLE IF NOT EXISTS {record_0} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (0)
-    WITH (autovacuum_analyze_scale_factor = 0.5);
+    WITH (autovacuum_analyze_scale_factor = 0.5, autovacuum_vacuum_insert_threshold = -1);
 CREATE TABLE IF NOT EXISTS {record_1} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (1)
-    WITH (autovacuum_analyze_scale_factor = 0.5);
+    WITH (autovacuum_analyze_scale_factor = 0.5, autovacuum_vacuum_insert_threshold = -1);
 CREATE TABLE IF NOT EXISTS {record_2} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (2)
-    WITH (autovacuum_analyze_scale_factor = 0.5);
+    WITH (autovacuum_analyze_scale_factor = 0.5, autovacuum_vacuum_insert_threshold = -1);
 CREATE TABLE IF NOT EXISTS {record_3} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (3)
-    WITH (autovacuum_analyze_scale_factor = 0.5);
+    WITH (autovacuum_analyze_scale_factor = 0.5, autovacuum_vacuum_insert_threshold = -1);
 CREATE TABLE IF NOT EXISTS {record_4} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (4)
-    WITH (autovacuum_analyze_scale_factor = 0.5);
+    WITH (autovacuum_analyze_scale_factor = 0.5, autovacuum_vacuum_insert_threshold = -1);
 CREATE TABLE IF NOT EXISTS {record_5} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (5)
-    WITH (autovacuum_analyze_scale_factor = 0.5);
+    WITH (autovacuum_analyze_scale_factor = 0.5, autovacuum_vacuum_insert_threshold = -1);
 CREATE TABLE IF NOT EXISTS {record_6} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (6)
-    WITH (autovacuum_analyze_scale_factor = 0.5);
+    WITH (autovacuum_analyze_scale_factor = 0.5, autovacuum_vacuum_insert_threshold = -1);
 CREATE TABLE IF NOT EXISTS {record_7} PARTITION OF {record} (PRIMARY KEY (key)) FOR VALUES IN (7)
-    WITH (autovacuum_analyze_scale_factor = 0.5);
+    WITH (autovacuum_analyze_scale_factor = 0.5, autovacuum_vacuum_insert_threshold = -1);
 
 -- A row in it forbids to commit without records: see `share`. It is gone when it is written.
 CREATE UNLOGGED TABLE IF NOT EXISTS {shared} (
