@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use onlyonce::driver::{Delivery, Disposition, ReceiveLimits, Settlement, Source as _};
+use onlyonce::driver::{Delivery, Disposition, ReceiveLimits, Settlement, Source};
 use onlyonce::memory::MemoryQueue;
 use onlyonce::postgres::sqlx::{self, AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::Mutex;
@@ -59,7 +59,7 @@ async fn apply(
     Ok(())
 }
 
-async fn ack(queue: &MemoryQueue, deliveries: Vec<Delivery>) {
+async fn ack(queue: &impl Source, deliveries: Vec<Delivery>) {
     let acks: Vec<Settlement> = deliveries
         .into_iter()
         .map(|delivery| Settlement::new(delivery.receipt, Disposition::Ack))
@@ -74,7 +74,7 @@ fn limits(messages: usize) -> ReceiveLimits {
 async fn handle(
     bench: &Bench,
     conn: &Mutex<PgConnection>,
-    queue: &MemoryQueue,
+    queue: &impl Source,
     delivery: Delivery,
 ) -> Result<(), Error> {
     let (id, body) = text(&delivery);
@@ -88,7 +88,8 @@ pub(crate) async fn one_by_one(
     queue: MemoryQueue,
     args: &Args,
 ) -> Result<(), Error> {
-    let connections = connections(bench, args.concurrency).await?;
+    let count = args.pool.unwrap_or(args.concurrency);
+    let connections = connections(bench, count).await?;
     let workers = connections.into_iter().map(|conn| {
         let queue = queue.clone();
         async move {
@@ -101,7 +102,7 @@ pub(crate) async fn one_by_one(
             }
         }
     });
-    let mut workers = stream::iter(workers).buffer_unordered(args.concurrency);
+    let mut workers = stream::iter(workers).buffer_unordered(count);
     while let Some(done) = workers.next().await {
         done?;
     }
@@ -171,12 +172,10 @@ pub(crate) async fn alone(bench: &Bench, told: Told, args: &Args) -> Result<(), 
     let mut left = args.alone;
     while left > 0 {
         let deliveries = told
-            .queue
             .receive(ReceiveLimits::new(1, Duration::from_secs(1)))
             .await?;
         for delivery in deliveries {
-            handle(bench, &conn, &told.queue, delivery).await?;
-            let _ = told.sender.send(());
+            handle(bench, &conn, &told, delivery).await?;
             left -= 1;
         }
     }

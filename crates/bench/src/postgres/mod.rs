@@ -4,6 +4,7 @@ mod by_hand;
 mod counted;
 mod pipelines;
 mod records;
+mod told;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use onlyonce::{Message, postgres};
 use crate::Error;
 use crate::measure::{Summary, ratio};
 use counted::Counted;
+use told::Told;
 
 /// Benchmarks onlyonce against loops by hand on one PostgreSQL server.
 #[derive(clap::Args)]
@@ -30,9 +32,12 @@ pub(crate) struct Args {
     /// Rounds; each runs every variant once.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Handlers at the same time, and connections of the loops by hand.
+    /// Handlers at the same time.
     #[arg(long, default_value_t = 64)]
     concurrency: usize,
+    /// Connections of the loop by hand: as many as handlers, if it is not said.
+    #[arg(long)]
+    pool: Option<usize>,
     /// Accounts where they are random.
     #[arg(long, default_value_t = 10_000)]
     accounts: usize,
@@ -180,12 +185,6 @@ async fn alone(args: &Args) -> Result<(), Error> {
         );
     }
     Ok(())
-}
-
-/// A queue that tells when a message is settled.
-pub(crate) struct Told {
-    pub(crate) queue: MemoryQueue,
-    pub(crate) sender: tokio::sync::mpsc::UnboundedSender<()>,
 }
 
 /// A schema with accounts, reached by a way that counts round trips.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use onlyonce::driver::Source;
 use onlyonce::memory::MemoryQueue;
 use onlyonce::postgres::sqlx::{self, AssertSqlSafe};
 use onlyonce::postgres::{Config, PgStore, PgTx};
@@ -20,7 +21,7 @@ struct Work {
 
 async fn pipeline(
     bench: &Bench,
-    queue: MemoryQueue,
+    queue: impl Source,
     args: &Args,
     update: String,
 ) -> Result<Builder<PgTx>, Error> {
@@ -91,21 +92,10 @@ pub(crate) async fn batches(bench: &Bench, queue: MemoryQueue, args: &Args) -> R
 }
 
 pub(crate) async fn alone(bench: &Bench, told: Told, args: &Args) -> Result<(), Error> {
-    let Told { queue, sender } = told;
-    let pipeline = pipeline(bench, queue.clone(), args, update(bench)).await?;
-    let counters = pipeline.counters();
-    let all = args.alone as u64;
-    let watch = async move {
-        let mut settled = 0;
-        while settled < all {
-            if counters.report().settled > settled {
-                settled += 1;
-                let _ = sender.send(());
-            }
-            // A timer would be a millisecond late.
-            tokio::task::yield_now().await;
-        }
-    };
-    pipeline.shutdown(watch).run(add).await?;
+    let pipeline = pipeline(bench, told, args, update(bench)).await?;
+    pipeline
+        .stop_when_idle(Duration::from_secs(1))
+        .run(add)
+        .await?;
     Ok(())
 }

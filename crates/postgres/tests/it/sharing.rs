@@ -105,6 +105,25 @@ async fn a_handler_that_commits_takes_no_neighbour_with_it() {
 
 #[tokio::test]
 #[ignore = "needs a server: ./tests/run postgres"]
+async fn a_handler_that_checks_all_constraints_at_once_passes_by_itself() {
+    let scene = Scene::new().await;
+    let work = Work::of(&scene, MANY).connections(1).attempts(2);
+    let handler = async |body: String, tx: &mut PgTx| {
+        let n = number(&body);
+        write_effect(body, tx).await?;
+        if n % 100 == 99 {
+            let check = sqlx::raw_sql("SET CONSTRAINTS ALL IMMEDIATE");
+            check.execute(&mut **tx).await?;
+        }
+        Ok::<_, Failure>(())
+    };
+    let done = work.run(handler).await;
+    assert_eq!(done.report.applied, MANY);
+    assert_eq!(done.effects, all_once(|_| false));
+}
+
+#[tokio::test]
+#[ignore = "needs a server: ./tests/run postgres"]
 async fn a_key_that_comes_twice_is_done_once_also_in_one_commit() {
     let scene = Scene::new().await;
     let work = Work::of(&scene, MANY).duplicates(MANY).connections(1);
