@@ -182,5 +182,6 @@ variables() {
     echo "ONLYONCE_POSTGRES_KILL=$(printf '%q ' "$here/$name" crash "$dir")"
     ! in_docker || return 0
     echo "ONLYONCE_POSTGRES_SCRIPT=$here/$name"
+    find_server && echo "ONLYONCE_POSTGRES_CLIENTS=$clients"
     echo "ONLYONCE_POSTGRES_PID=$(cat "$dir/pid")"
 }

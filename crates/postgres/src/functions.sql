@@ -10,8 +10,9 @@ SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock({lock}, 2);
     IF NOT EXISTS (SELECT FROM {epoch} WHERE written_by = xmin AND server_started = pg_postmaster_start_time()) THEN
-        -- Seconds since 1970, so that tokens rise over the restore of a backup, too.
-        PERFORM setval('{token}', greatest((SELECT last_value >> 31 FROM {token}) + 1, extract(epoch FROM clock_timestamp())::bigint) << 31);
+        -- Hundredths of seconds since 1970, so that tokens rise over the restore of a backup, too.
+        PERFORM setval('{token}',
+            greatest((SELECT last_value >> 24 FROM {token}) + 1, floor(extract(epoch FROM clock_timestamp()) * 100)::bigint) << 24);
         DELETE FROM {epoch};
         INSERT INTO {epoch} (server_started, written_by) VALUES (pg_postmaster_start_time(), pg_current_xact_id()::xid);
     END IF;

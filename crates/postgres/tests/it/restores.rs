@@ -36,7 +36,7 @@ impl Backup {
         let place = self.place(server);
         match self {
             Self::Dump => {
-                let mut dump = Command::new(server.programs.join("pg_dump"));
+                let mut dump = Command::new(server.clients.join("pg_dump"));
                 dump.arg("--format=custom").arg("--file").arg(&place);
                 call(dump.arg("--dbname").arg(server.database())).await;
             }
@@ -59,7 +59,7 @@ impl Backup {
                 ] {
                     Scene::sql_at(&server.admin, sql).await;
                 }
-                let mut restore = Command::new(server.programs.join("pg_restore"));
+                let mut restore = Command::new(server.clients.join("pg_restore"));
                 restore.arg("--exit-on-error").arg("--dbname");
                 call(restore.arg(server.database()).arg(place)).await;
             }

@@ -26,8 +26,8 @@ pub(crate) struct Server {
     pub(crate) dir: PathBuf,
     pub(crate) url: String,
     pub(crate) admin: String,
-    /// Where its programs are.
-    pub(crate) programs: PathBuf,
+    /// Where the clients are that know it.
+    pub(crate) clients: PathBuf,
 }
 
 async fn script(arguments: &[&str]) -> String {
@@ -63,7 +63,7 @@ impl Server {
         Self {
             url: value("ONLYONCE_POSTGRES_URL"),
             admin: value("ONLYONCE_POSTGRES_ADMIN"),
-            programs: value("ONLYONCE_POSTGRES_BIN").into(),
+            clients: value("ONLYONCE_POSTGRES_CLIENTS").into(),
             dir,
         }
     }
