@@ -245,23 +245,24 @@ impl PgTx {
 
     /// Commits with all records that were to be made with it; all who share it are told.
     async fn commit_all(mut self) -> Result<(), Error> {
-        let records = std::mem::take(&mut self.carrier_mut().records);
-        let commit = self.commit_with(&records, !records.is_empty());
+        let records = self.carrier().records.clone();
+        let commit = self.commit_with(&records);
         match self.run(commit).await {
-            Err(failed) if is_record_s(&failed, &records) => self.not_committed(failed).await,
+            Err(failed) if is_of_records(&failed, &records) => self.not_committed(failed).await,
             result => self.committed(result.map(drop)),
         }
     }
 
     /// Makes these records, if any, and commits.
-    fn commit_with(&self, records: &[Completion], is_shared: bool) -> String {
+    fn commit_with(&self, records: &[Completion]) -> String {
         let record = match records {
             [] => String::new(),
             records => format!("{}; ", self.record(records)),
         };
-        let recorded = match is_shared {
-            true => "SET LOCAL onlyonce.recorded = 'yes'; ",
-            false => "",
+        // Else the server refuses the commit: see `keep`.
+        let recorded = match self.carrier().records.is_empty() {
+            true => "",
+            false => "SET LOCAL onlyonce.recorded = 'yes'; ",
         };
         format!("{record}{recorded}{}", self.home.commit)
     }
@@ -335,13 +336,12 @@ impl PgTx {
     }
 
     async fn record_and_commit(mut self, last: &[Completion]) -> Result<Result<(), Fenced>, Error> {
-        let of_others = std::mem::take(&mut self.carrier_mut().records);
-        let records = [&*of_others, last].concat();
-        let commit = self.commit_with(&records, !of_others.is_empty());
+        let records = [&*self.carrier().records, last].concat();
+        let commit = self.commit_with(&records);
         self.carrier_mut().note(last);
         match self.run(commit).await {
-            Err(failed) if is_record_s(&failed, &records) => {
-                if !of_others.is_empty() {
+            Err(failed) if is_of_records(&failed, &records) => {
+                if !self.carrier().records.is_empty() {
                     return self.not_committed(failed).await.map(Ok);
                 }
                 let savepoint = self.carrier().savepoint;
@@ -541,7 +541,7 @@ impl PgTx {
 }
 
 /// Whether it was the making of these records that the server refused, not the commit behind it.
-fn is_record_s(failed: &Failed, records: &[Completion]) -> bool {
+fn is_of_records(failed: &Failed, records: &[Completion]) -> bool {
     !records.is_empty() && failed.done == 0 && failed.error.as_database_error().is_some()
 }
 
