@@ -14,6 +14,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// After how long a way of running them is judged by what it gets done.
 const TRIAL: Duration = Duration::from_millis(300);
+/// For how long one shared transaction at a time may keep all others waiting.
+pub(crate) const STALLED: Duration = Duration::from_millis(500);
 /// For how long after a change conflicts may be of transactions that began before it.
 const GRACE: Duration = Duration::from_millis(100);
 
@@ -36,8 +38,9 @@ pub(crate) enum Mode {
 pub(crate) struct Contention {
     mode: Mode,
     since: Instant,
-    /// How many messages were committed since.
+    /// How many messages were committed since, and when the last one was, or else when the mode began.
     messages: u32,
+    last: Instant,
     /// How many a second were, when they ran singly.
     singly: Option<f64>,
     pause: Duration,
@@ -52,6 +55,7 @@ impl Contention {
             mode: Mode::AllShared,
             since: now,
             messages: 0,
+            last: now,
             singly: None,
             pause: PAUSE,
             paused_until: now,
@@ -92,6 +96,7 @@ impl Contention {
         } else if others_wait {
             self.most = (self.most * 2).min(MOST);
         }
+        self.last = now;
         let lasted = now.duration_since(self.since);
         if took <= lasted {
             self.messages = self.messages.saturating_add(messages);
@@ -109,6 +114,14 @@ impl Contention {
                 self.change(now, Mode::Single);
             }
             _ => {}
+        }
+    }
+
+    /// Somebody waits to begin a transaction: it may be that the only one there may be takes long.
+    pub(crate) fn waits(&mut self, now: Instant) {
+        if self.mode == Mode::OneShared && now.duration_since(self.last) >= STALLED {
+            self.singly = Some(f64::INFINITY);
+            self.change(now, Mode::Single);
         }
     }
 
@@ -131,7 +144,7 @@ impl Contention {
 
     fn change(&mut self, now: Instant, mode: Mode) {
         tracing::debug!(before = ?self.mode, now = ?mode, pause = ?self.pause, "transactions run in another way");
-        (self.mode, self.since, self.messages) = (mode, now, 0);
+        (self.mode, self.since, self.messages, self.last) = (mode, now, 0, now);
     }
 }
 
@@ -232,6 +245,19 @@ mod tests {
         let mut scene = Scene::after_trial(100);
         assert_eq!(scene.later(GRACE).conflict(), Mode::Single);
         assert_eq!(scene.later(QUICK).commit(1, QUICK).0, Mode::Single);
+    }
+
+    #[test]
+    fn a_long_transaction_does_not_keep_the_others_waiting() {
+        let mut scene = Scene::after_trial(1);
+        for _ in 0..2 {
+            scene.later(STALLED / 2);
+            scene.0.waits(scene.1);
+            assert_eq!(scene.commit(10, QUICK).0, Mode::OneShared);
+        }
+        scene.later(STALLED);
+        scene.0.waits(scene.1);
+        assert_eq!(scene.0.mode(), Mode::Single);
     }
 
     #[test]

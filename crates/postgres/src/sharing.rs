@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use onlyonce_core::driver::{Completion, KeyDigest};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::connections::{Connections, Lent};
-use crate::contention::{Contention, MOST, Mode};
+use crate::contention::{Contention, MOST, Mode, STALLED};
 
 /// For how long a transaction that is shared takes in more.
 const OPEN: Duration = Duration::from_millis(20);
@@ -136,9 +136,15 @@ impl Sharing {
     }
 
     async fn own(&self) -> Result<(Place, OwnedSemaphorePermit), sqlx::Error> {
-        let permit = Arc::clone(&self.places).acquire_owned().await;
+        let permit = loop {
+            let permit = Arc::clone(&self.places).acquire_owned();
+            match timeout(STALLED, permit).await {
+                Ok(permit) => break permit.map_err(|_| sqlx::Error::PoolClosed)?,
+                Err(_) => self.learn(|waiting| waiting.contention.waits(Instant::now())),
+            }
+        };
         let place = Place {
-            permit: Some(permit.map_err(|_| sqlx::Error::PoolClosed)?),
+            permit: Some(permit),
             waiting: Arc::clone(&self.waiting),
         };
         Ok((place, self.connections.permit().await?))
