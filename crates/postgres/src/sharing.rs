@@ -161,15 +161,14 @@ impl Sharing {
         carrier: &Carrier,
         more: &[Completion],
     ) -> Option<oneshot::Sender<Carrier>> {
-        let most = lock(&self.waiting).contention.most_since(carrier.began);
-        if carrier.joined.len() + 1 >= most
+        let mut waiting = lock(&self.waiting);
+        if carrier.joined.len() + 1 >= waiting.contention.most_since(carrier.began)
             || carrier.savepoint + 1 >= MOST
             || carrier.began.elapsed() >= OPEN
             || carrier.is_full(more)
         {
             return None;
         }
-        let mut waiting = lock(&self.waiting);
         loop {
             let next = waiting.queue.pop_front()?;
             if !next.is_closed() {
