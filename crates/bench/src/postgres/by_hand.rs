@@ -9,6 +9,7 @@ use onlyonce::memory::MemoryQueue;
 use onlyonce::postgres::sqlx::{self, AssertSqlSafe, Connection as _, PgConnection};
 use tokio::sync::Mutex;
 
+use super::pipelines::update;
 use super::{Args, Bench, Told};
 use crate::Error;
 
@@ -46,11 +47,7 @@ async fn apply(
         .execute(&mut *tx)
         .await?;
     if new.rows_affected() == 1 {
-        let update = format!(
-            "UPDATE {}.account SET cents = cents + 1 WHERE id = $1",
-            bench.schema
-        );
-        sqlx::query(AssertSqlSafe(update))
+        sqlx::query(AssertSqlSafe(update(bench)))
             .bind(account)
             .execute(&mut *tx)
             .await?;

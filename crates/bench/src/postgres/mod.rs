@@ -257,6 +257,13 @@ impl Bench {
         Ok(counts.fetch_one(&mut conn).await?)
     }
 
+    /// Drops all of it.
+    async fn end(&self, conn: &mut PgConnection) -> Result<(), Error> {
+        let drop = format!("DROP SCHEMA {} CASCADE", self.schema);
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(conn).await?;
+        Ok(())
+    }
+
     /// Whether each message took effect once.
     async fn check(&self, messages: usize) -> Result<(), Error> {
         let mut conn = PgConnection::connect(&self.direct).await?;
@@ -264,10 +271,7 @@ impl Bench {
         let sum: i64 = sqlx::query_scalar(AssertSqlSafe(sum))
             .fetch_one(&mut conn)
             .await?;
-        let drop = format!("DROP SCHEMA {} CASCADE", self.schema);
-        sqlx::raw_sql(AssertSqlSafe(drop))
-            .execute(&mut conn)
-            .await?;
+        self.end(&mut conn).await?;
         match usize::try_from(sum) == Ok(messages) {
             true => Ok(()),
             false => Err(format!("{sum} effects of {messages} messages").into()),

@@ -62,7 +62,8 @@ async fn add_all(
     Ok(())
 }
 
-fn update(bench: &Bench) -> String {
+/// The effect: one more on an account.
+pub(crate) fn update(bench: &Bench) -> String {
     format!(
         "UPDATE {}.account SET cents = cents + 1 WHERE id = $1",
         bench.schema

@@ -13,6 +13,7 @@ use onlyonce::driver::{
 use onlyonce::postgres::sqlx::{self, AssertSqlSafe, Connection as _, PgConnection};
 use onlyonce::postgres::{Config, PgStore};
 
+use super::pipelines::update;
 use super::{Args as Server, Bench};
 use crate::Error;
 
@@ -132,12 +133,8 @@ impl Stored {
             return Err(format!("the key is not new: {answer:?}").into());
         };
         let mut tx = self.store.begin().await?;
-        let update = format!(
-            "UPDATE {}.account SET cents = cents + 1 WHERE id = $1",
-            self.bench.schema
-        );
         let account = self.bench.account(&n.to_string());
-        sqlx::query(AssertSqlSafe(update))
+        sqlx::query(AssertSqlSafe(update(&self.bench)))
             .bind(account)
             .execute(&mut *tx)
             .await?;
@@ -169,12 +166,7 @@ impl Stored {
     }
 
     async fn end(self) -> Result<(), Error> {
-        let drop = format!("DROP SCHEMA {} CASCADE", self.bench.schema);
-        let mut conn = self.connect().await?;
-        sqlx::raw_sql(AssertSqlSafe(drop))
-            .execute(&mut conn)
-            .await?;
-        Ok(())
+        self.bench.end(&mut self.connect().await?).await
     }
 }
 
